@@ -1,0 +1,12 @@
+"""Train, compare and publish grids of dataset x architecture x variant x seed. Names are imported when first used."""
+
+import importlib
+
+_HOMES = {"build_model": "resnests.models"}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'resnests' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
