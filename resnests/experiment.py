@@ -34,12 +34,11 @@ def run_experiment(
 ) -> str:
     """Train `config` from its latest checkpoint to its end, into its run directory; returns the status on record.
 
-    The caller owns the directory. An exception is recorded as failed and raised again.
+    The caller owns the directory, and cleared it if trainer.overwrite is set. An exception is recorded as failed and
+    raised again.
     """
     device = torch.device(device)
     directory = RunDirectory.of(config)
-    if config.trainer.overwrite:
-        directory.clear()
     directory.write_config(config)
     record = new_record(config, collect(device))
     directory.write_record(record)
