@@ -127,7 +127,8 @@ def fit(
 
 def _train_epoch(model, optimizer, pipeline, precision, state: State, hooks: Hooks, progress: _Progress) -> None:
     device = next(model.parameters()).device
-    totals = _zeros(device) + torch.tensor(state.totals, device=device)
+    totals = _zeros(device)
+    totals += torch.tensor(state.totals, dtype=totals.dtype, device=device)
     started, earlier = time.perf_counter(), state.epoch_seconds
     try:
         batches = pipeline.batches(state.epoch, state.step)
