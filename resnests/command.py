@@ -9,7 +9,6 @@ from hydra.core.config_store import ConfigStore
 
 from resnests.config import Config, UserError
 
-
 SWEEPER = "hydra_plugins.resnests_sweeper.grid_sweeper.GridSweeper"
 
 

@@ -160,6 +160,11 @@ class RunDirectory:
         except Timeout:
             return True
 
+    def tidy(self) -> None:
+        """Remove the temporary files of writers that were killed; for the owner alone."""
+        for path in self.path.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Forget what an earlier attempt left, but for its log and the lock."""
         names = ("record.json", "history.csv", "progress.json", "model.pt")

@@ -80,9 +80,12 @@ class Stop:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _handle(self, *_: object) -> None:
+    def _handle(self, number: int, frame: object) -> None:
         self.signals += 1
         self.set()
+        outer = self._previous[number]
+        if isinstance(getattr(outer, "__self__", None), Stop):  # a job in the process of its sweep
+            outer(number, frame)
 
     def set(self) -> None:
         if self.file is not None:
@@ -327,8 +330,8 @@ def _exit_status(runs: Sequence[Run], interrupted: bool) -> int:
 def _discard(directory: RunDirectory) -> None:
     """Remove what a run left that never began."""
     with suppress(OSError):
-        for name in ("run.log", "progress.json", "run.lock"):
-            directory.file(name).unlink(missing_ok=True)
+        for path in directory.path.iterdir():
+            path.unlink()
         directory.path.rmdir()
         for parent in list(directory.path.parents)[:4]:
             parent.rmdir()

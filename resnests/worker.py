@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 class Worker:
     def __init__(self) -> None:
-        self.stopping = threading.Event()
+        self.stopping, self.over = threading.Event(), threading.Event()
         self.progress: dict[str, Any] = {"state": "waiting", "pid": os.getpid()}
 
     def stop(self, *_: Any) -> None:
@@ -46,12 +46,14 @@ class Worker:
         self.stop()
 
     def beat(self, directory: RunDirectory) -> None:
-        while True:
-            try:
-                directory.write_progress(self.progress)
-            except OSError as error:  # a full disk must not end a training that may still finish
-                log.warning("no sign of life written: %s", error)
-            threading.Event().wait(HEARTBEAT)
+        while not self.over.wait(HEARTBEAT):
+            self.show(directory)
+
+    def show(self, directory: RunDirectory) -> None:
+        try:
+            directory.write_progress(self.progress)
+        except OSError as error:  # a full disk must not end a training that may still finish
+            log.warning("no sign of life written: %s", error)
 
     def work(self, job: dict[str, Any]) -> int:
         config, allocation = config_from(job["config"]), Allocation(**job["allocation"])
@@ -63,13 +65,21 @@ class Worker:
             return BUSY
         if directory.status() in FINAL:
             return 0
-        threading.Thread(target=self.beat, args=(directory,), daemon=True).start()
-        held = lease(allocation, str(directory.path), config.devices.wait, self.stopping.is_set)
-        if held is None:
-            return INTERRUPTED
-        self.report({"state": "starting", "device": " ".join(held.names)})
-        os.environ.update(held.environment())
-        return self._train(config, allocation)
+        directory.tidy()
+        self.show(directory)
+        heart = threading.Thread(target=self.beat, args=(directory,), daemon=True)
+        heart.start()
+        try:
+            held = lease(allocation, str(directory.path), config.devices.wait, self.stopping.is_set)
+            if held is None:
+                return INTERRUPTED
+            self.report({"state": "starting", "device": " ".join(held.names)})
+            self.show(directory)
+            os.environ.update(held.environment())
+            return self._train(config, allocation)
+        finally:
+            self.over.set()
+            heart.join()
 
     def _train(self, config: Config, allocation: Allocation) -> int:
         if config.trainer.deterministic:
@@ -81,7 +91,6 @@ class Worker:
         torch.set_num_threads(allocation.threads)
         device = "cuda:0" if allocation.kind == "cuda" else allocation.kind
         status = run_experiment(config, device, self.stopping.is_set, self.report)
-        self.report({"state": status})
         return INTERRUPTED if status == "interrupted" else 0
 
 
