@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from resnests.config import UserError
 from resnests.record import RunDirectory, write_atomic
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,27 @@ def save_weights(path: Path, model: torch.nn.Module) -> None:
     """A plain state dict of CPU tensors under the official names, contiguous whatever the layout in training."""
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     write_atomic(path, _serialise(weights))
+
+
+def load_weights(path: Path, model: torch.nn.Module) -> None:
+    """Put the state dict in `path` into `model`; a UserError lists every name and shape that does not fit."""
+    try:
+        weights = read_torch(path)
+    except UnsoundCheckpoint as error:
+        raise UserError(f"weights={path}: {error}") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise UserError(f"weights={path}: expected a plain state dict of tensors")
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in weights]
+    problems += [f"{name} is not part of this network" for name in weights if name not in own]
+    problems += [
+        f"{name} is {tuple(value.shape)} instead of {tuple(own[name].shape)}"
+        for name, value in weights.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    if problems:
+        raise UserError(f"weights={path}: expected the names and shapes of arch and variant, but {'; '.join(problems)}")
+    model.load_state_dict(weights)
 
 
 def read_torch(path: Path, device: torch.device | str = "cpu") -> Any:

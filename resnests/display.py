@@ -54,7 +54,9 @@ class View:
     def outcome(self) -> str:
         if self.status == "complete":
             took = duration(self.record["seconds"])
-            return f"test {self.record['test_accuracy']:.2f}% after {self.record['epochs']} epochs, {took}"
+            given = self.run.config.task == "evaluate"
+            origin = "of given weights" if given else f"after {self.record['epochs']} epochs"
+            return f"test {self.record['test_accuracy']:.2f}% {origin}, {took}"
         return f"{self.record.get('error') or ''}"
 
 

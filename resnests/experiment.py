@@ -13,15 +13,16 @@ from typing import Any
 
 import torch
 
-from resnests.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from resnests.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from resnests.config import Config, recipe_hash
 from resnests.data import load
 from resnests.models import count_parameters, initial_model
+from resnests.official import digest, weights_file
 from resnests.optim import build_optimizer
 from resnests.pipelines import Images, build_pipeline
 from resnests.provenance import collect
 from resnests.record import METRICS, RunDirectory, new_record
-from resnests.train import Diverged, Hooks, Interrupted, State, fit
+from resnests.train import Diverged, Hooks, Interrupted, State, evaluate, fit
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,9 @@ def run_experiment(
     directory.write_config(config)
     record = new_record(config, collect(device))
     directory.write_record(record)
+    work = _evaluate if config.task == "evaluate" else _train
     try:
-        _train(config, directory, device, record, should_stop, report)
+        work(config, directory, device, record, should_stop, report)
         record["status"] = "complete"
     except Interrupted:
         record["status"] = "interrupted"
@@ -100,6 +102,24 @@ def _train(config: Config, directory: RunDirectory, device: torch.device, record
     finally:
         record |= _peak_memory(device)
     save_weights(directory.file("model.pt"), model)
+
+
+def _evaluate(config: Config, directory: RunDirectory, device: torch.device, record: dict, should_stop, report) -> None:
+    """Test accuracy of given weights: ours or official, which have the same names."""
+    report({"state": "loading"})
+    _set_numerics(config, device)
+    path = weights_file(config)
+    model = initial_model(config.arch, config.variant.head, config.dataset.num_classes, config.seed)
+    load_weights(path, model)
+    record |= {"parameters": count_parameters(model), "weights": str(path), "weights_sha256": digest(path)}
+    model.to(device, memory_format=_memory_format(config, device))
+    test = Images(load(config.dataset).test, config.dataset, device)
+    report({"state": "evaluating"})
+    started = time.perf_counter()
+    loss, accuracy = evaluate(model, test, config.trainer.precision, should_stop)
+    seconds = time.perf_counter() - started
+    record |= {"test_loss": loss, "test_accuracy": accuracy, "seconds": round(seconds, 3)}
+    record |= {"images_per_second": round(len(test) / seconds, 2), **_peak_memory(device)}
 
 
 def _resume(directory: RunDirectory, identity: dict, model, optimizer, device: torch.device) -> State:

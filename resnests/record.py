@@ -182,6 +182,7 @@ def new_record(config: Config, provenance: dict[str, Any]) -> dict[str, Any]:
     """The record of a run that starts now."""
     return {
         "schema": SCHEMA,
+        "task": config.task,
         "status": "running",
         "dataset": config.dataset.name,
         "arch": config.arch.name,
@@ -216,7 +217,8 @@ def parse_record(text: bytes) -> dict[str, Any]:
     if record["status"] not in STATUSES:
         raise BrokenRecord(f"unknown status {record['status']!r}")
     if record["status"] == "complete":
-        for key in (*METRICS, "parameters"):
+        evaluated = record.get("task") == "evaluate"  # given weights have no training of ours
+        for key in (*(METRICS[2:] if evaluated else METRICS), "parameters"):
             value = record.get(key)
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise BrokenRecord(f"{key} of a complete run is {value!r}")

@@ -29,6 +29,7 @@ from resnests.config import Config, UserError, config_dict
 from resnests.data import is_ready
 from resnests.devices import Allocation, allocate
 from resnests.display import Display
+from resnests.official import digest, export, weights_file
 from resnests.record import FINAL, RunDirectory, new_record
 from resnests.worker import BUSY, USER_ERROR
 
@@ -55,10 +56,16 @@ class Run:
     def action(self) -> str:
         """What the next launch would do: skip, resume or run."""
         status = self.directory.status()
-        if status in FINAL and not self.config.trainer.overwrite:
+        if status in FINAL and not self.config.trainer.overwrite and not self._is_outdated():
             return "skip"
         resumable = self.directory.file("checkpoint.pt").exists() and not self.config.trainer.overwrite
         return "resume" if resumable else "run"
+
+    def _is_outdated(self) -> bool:
+        """Whether weights were evaluated that are others by now."""
+        if self.config.task != "evaluate":
+            return False
+        return self.directory.read_record().get("weights_sha256") != digest(weights_file(self.config))
 
 
 class Stop:
@@ -66,8 +73,9 @@ class Stop:
 
     SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR2")
 
-    def __init__(self, file: Path | None = None) -> None:
-        self.file, self.signals, self.parent = file, 0, os.getppid()
+    def __init__(self, file: Path | None = None, parent: int | None = None) -> None:
+        self.file, self.signals = file, 0
+        self.parent = parent if parent == os.getppid() else None  # the sweep, where this is a process of its launcher
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Stop:
@@ -94,7 +102,7 @@ class Stop:
 
     @property
     def orphaned(self) -> bool:
-        return os.getppid() != self.parent
+        return self.parent is not None and os.getppid() != self.parent
 
     def requested(self) -> bool:
         return self.signals > 0 or self.orphaned or (self.file is not None and self.file.exists())
@@ -127,7 +135,8 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
             child.kill()
         with suppress(subprocess.TimeoutExpired):
             child.wait(POLL)
-    child.stdin.close()
+    with suppress(BrokenPipeError):
+        child.stdin.close()
     _conclude(run, child.returncode)
     return child.returncode
 
@@ -169,6 +178,9 @@ def last_line(directory: RunDirectory) -> str:
 def check(configs: Sequence[Config]) -> list[Run]:
     """The runs of `configs`; raises a UserError where they cannot work here, before anything is written."""
     runs = [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]
+    for config in configs:
+        if config.task == "evaluate":
+            weights_file(config)
     for config in {c.trainer.device + c.trainer.precision: c for c in configs}.values():
         allocate(config, 1)
     for root in {Path(c.runs_dir) for c in configs}:
@@ -201,6 +213,8 @@ def drive(configs: Sequence[Config], launch: Callable[[list[int], Allocation], N
     `launch` returns when the runs that it was given have ended; it may raise when a process of the launcher died.
     """
     runs = check(configs)
+    if configs[0].task == "export":
+        return _export(runs)
     allocation = allocate(configs[0], len(runs))
     if configs[0].sweep.dry_run:
         _print_plan(runs, allocation)
@@ -215,7 +229,12 @@ def drive(configs: Sequence[Config], launch: Callable[[list[int], Allocation], N
     try:
         with Stop(folder / "stop") as stop, Display(runs, todo, allocation) as display:
             os.environ["RESNESTS_SWEEP"] = json.dumps(
-                {"host": socket.gethostname(), "stop": str(stop.file), "allocation": asdict(allocation)}
+                {
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "stop": str(stop.file),
+                    "allocation": asdict(allocation),
+                }
             )
             os.environ["RESNESTS_COMMAND"] = _command()
             _rounds(todo, lambda some: launch([run.index for run in some], allocation), stop, display)
@@ -223,6 +242,18 @@ def drive(configs: Sequence[Config], launch: Callable[[list[int], Allocation], N
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return _exit_status(runs, interrupted)
+
+
+def _export(runs: Sequence[Run]) -> int:
+    """Copy every run's weights, or say why not; 1 where any is missing."""
+    missing = 0
+    for run in runs:
+        try:
+            print(f"{run.label}: {export(run.config)}")
+        except UserError as error:
+            missing += 1
+            print(f"not exported: {error}", file=sys.stderr)
+    return 1 if missing else 0
 
 
 def _rounds(todo: list[Run], launch: Callable[[list[Run]], None], stop: Stop, display: Display) -> None:
@@ -271,23 +302,27 @@ def job(config: Config) -> str | None:
     run, sweep = Run(config, RunDirectory.of(config)), json.loads(os.environ.get("RESNESTS_SWEEP", "{}"))
     here = sweep.get("host") == socket.gethostname()
     allocation = Allocation(**sweep["allocation"]) if here else allocate(config, 1)
-    with Stop(Path(sweep["stop"]) if here else None) as stop:
-        if here and not Path(sweep["stop"]).parent.is_dir():
-            return None  # the sweep is gone
+    with Stop(Path(sweep["stop"]), sweep["pid"]) if here else Stop() as stop:
         code = run_child(run, allocation, stop)
+        if stop.orphaned:
+            os._exit(1)  # the launcher's process would wait for its next run forever
         if code not in (0, BUSY) and config.sweep.fail_fast:
             stop.set()
     return run.directory.status()
 
 
 def _overwrite(runs: Sequence[Run]) -> None:
+    """Clear what is to start afresh although it was finished, or at the user's wish."""
     for run in runs:
-        if run.config.trainer.overwrite and run.directory.path.is_dir():
+        redo = run.config.trainer.overwrite or run.directory.status() in FINAL
+        if redo and run.directory.path.is_dir():
             try:
                 with run.directory.owner().acquire(blocking=False):
                     run.directory.clear()
             except Timeout:
-                raise UserError(f"trainer.overwrite=true: {run.directory.path} is being trained right now") from None
+                raise UserError(
+                    f"{run.directory.path}: cannot start afresh, as it is being trained right now"
+                ) from None
 
 
 def _say_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:

@@ -16,10 +16,10 @@ import sys
 import threading
 from typing import Any
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from resnests.config import Config, UserError, config_from
-from resnests.devices import Allocation, lease
+from resnests.devices import Allocation, Lease, lease
 from resnests.record import FINAL, RunDirectory
 
 # Exit statuses, beside 0 for a final status on record and 1 for a failure.
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 class Worker:
     def __init__(self) -> None:
         self.stopping, self.over = threading.Event(), threading.Event()
+        self.owner: FileLock | None = None
+        self.held: Lease | None = None
         self.progress: dict[str, Any] = {"state": "waiting", "pid": os.getpid()}
 
     def stop(self, *_: Any) -> None:
@@ -58,9 +60,9 @@ class Worker:
     def work(self, job: dict[str, Any]) -> int:
         config, allocation = config_from(job["config"]), Allocation(**job["allocation"])
         directory = RunDirectory.of(config)
-        owner = directory.owner()
+        self.owner = directory.owner()
         try:
-            owner.acquire(blocking=False)
+            self.owner.acquire(blocking=False)
         except Timeout:
             return BUSY
         if directory.status() in FINAL:
@@ -70,12 +72,12 @@ class Worker:
         heart = threading.Thread(target=self.beat, args=(directory,), daemon=True)
         heart.start()
         try:
-            held = lease(allocation, str(directory.path), config.devices.wait, self.stopping.is_set)
-            if held is None:
+            self.held = lease(allocation, str(directory.path), config.devices.wait, self.stopping.is_set)
+            if self.held is None:
                 return INTERRUPTED
-            self.report({"state": "starting", "device": " ".join(held.names)})
+            self.report({"state": "starting", "device": " ".join(self.held.names)})
             self.show(directory)
-            os.environ.update(held.environment())
+            os.environ.update(self.held.environment())
             return self._train(config, allocation)
         finally:
             self.over.set()
@@ -94,9 +96,8 @@ class Worker:
         return INTERRUPTED if status == "interrupted" else 0
 
 
-def main() -> int:
+def main(worker: Worker) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    worker = Worker()
     for name in ("SIGTERM", "SIGINT", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), worker.stop)
@@ -124,4 +125,8 @@ def _read_line() -> bytes:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    worker = Worker()
+    code = main(worker)
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)  # An orderly end would release the locks while torch still gives back the device.

@@ -27,6 +27,7 @@ from helpers import REPOSITORY, TINY, history
 from resnests.checkpoint import read_torch
 from resnests.record import RunDirectory, find_runs
 
+SECOND_SWEEPS: list[Sweep] = []
 GRID = ("variant=standard,a_resnest", "seed=0,1")
 RUNS = 4
 
@@ -106,7 +107,7 @@ def interrupt_sweep(sweep: Sweep, _folder: Path) -> bool:
 
 
 def second_sweep(_sweep: Sweep, folder: Path) -> bool:
-    Sweep(folder)
+    SECOND_SWEEPS.append(Sweep(folder))
     return True
 
 
@@ -174,6 +175,8 @@ def _after(fault, sweep: Sweep, folder: Path) -> bool:
 
 def finish(folder: Path, tries: int = 6) -> int:
     """The same command until it reports success; how often it was given."""
+    while SECOND_SWEEPS:
+        SECOND_SWEEPS.pop().wait()
     for count in range(1, tries + 1):
         if Sweep(folder).wait() == 0:
             return count

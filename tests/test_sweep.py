@@ -69,7 +69,7 @@ def test_retries_try_failed_runs_again_within_the_sweep(tmp_path):
     done = run_command("-m", *TINY, "dataset.num_classes=3", "seed=0", "sweep.retries=2", cwd=tmp_path)
     assert done.returncode == 1
     (run,) = find_runs(tmp_path / "runs")
-    assert run.file("run.log").read_text().count("the run failed") == 3
+    assert run.file("run.log").read_text().count("dataset.num_classes=3: expected") == 3
 
 
 def test_a_killed_training_is_on_record_with_its_signal_and_resumes(tmp_path):

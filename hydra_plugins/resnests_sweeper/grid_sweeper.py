@@ -34,7 +34,8 @@ class GridSweeper(BasicSweeper):
 
         def launch(indices: list[int], allocation) -> None:
             if hasattr(self.launcher, "joblib"):
-                self.launcher.joblib["n_jobs"] = allocation.concurrent
+                # One run a job: joblib would bundle runs where it finds the first ones short.
+                self.launcher.joblib |= {"n_jobs": allocation.concurrent, "batch_size": 1}
             for returned in self.launcher.launch([jobs[i] for i in indices], initial_job_idx=0):
                 _ = returned.return_value  # raises what a job could not put on record
 
