@@ -183,9 +183,7 @@ class Trainer:
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "checkpoint_every", "eval_every"):
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "at least 1")
-        require(
-            self.precision in PRECISIONS, "trainer.precision", self.precision, f"one of {', '.join(PRECISIONS)}"
-        )
+        require(self.precision in PRECISIONS, "trainer.precision", self.precision, f"one of {', '.join(PRECISIONS)}")
         kind, _, index = self.device.partition(":")
         ok = kind in ("auto", "cpu", "cuda", "mps") and (not index or (kind == "cuda" and index.isdigit()))
         require(ok and not self.device.endswith(":"), "trainer.device", self.device, "auto, cpu, cuda, cuda:N or mps")

@@ -124,6 +124,18 @@ class RunDirectory:
         writer.writerows(rows)
         write_atomic(self.file("history.csv"), text.getvalue().encode())
 
+    def read_history(self, columns: tuple[str, ...] = HISTORY) -> dict[str, list[float]]:
+        """The named columns, a value per epoch, nan where nothing was measured; raises BrokenRecord."""
+        try:
+            header, *lines = self.file("history.csv").read_text().splitlines()
+            cells = zip(*(line.split(",") for line in lines), strict=True) if lines else ([] for _ in header.split(","))
+            table = dict(zip(header.split(","), cells, strict=True))
+            return {name: [float(value) if value else math.nan for value in table[name]] for name in columns}
+        except OSError as error:
+            raise BrokenRecord(f"history.csv: {error.strerror}") from error
+        except (ValueError, KeyError) as error:
+            raise BrokenRecord(f"history.csv is no table of {', '.join(columns)} ({error})") from error
+
     def write_progress(self, progress: dict[str, Any]) -> None:
         write_atomic(self.file("progress.json"), json.dumps(progress | {"time": time.time()}).encode())
 
