@@ -20,11 +20,11 @@ LEVEL = 0.95
 BASELINE = "standard"
 
 
-def significant(number: float, digits: int = 2) -> str:
+def millions(number: float, digits: int = 2) -> str:
     """A count of parameters in millions with two significant digits, as in the paper: 11M, 8.7M, 9.0M, 0.27M."""
-    millions = float(f"{number / 1e6:.{digits - 1}e}")
-    decimals = max(0, digits - 1 - math.floor(math.log10(millions))) if millions else 0
-    return f"{millions:.{decimals}f}M"
+    rounded = float(f"{number / 1e6:.{digits - 1}e}")
+    decimals = max(0, digits - 1 - math.floor(math.log10(rounded))) if rounded else 0
+    return f"{rounded:.{decimals}f}M"
 
 
 def cell_statistics(runs: pd.DataFrame) -> pd.DataFrame:
@@ -95,7 +95,7 @@ def against_paper(cells: pd.DataFrame) -> pd.DataFrame:
             continue
         published, size = PUBLISHED[dataset, arch, variant]
         inside = cell["low"] <= published <= cell["high"] if cell["n"] > 1 else None
-        same = significant(cell["parameters"]) == size
+        same = millions(cell["parameters"]) == size
         values = {"published": published, "difference": cell["mean"] - published, "inside": inside}
         rows.append(
             dict(zip(CELL, key, strict=True)) | cell | values | {"published_parameters": size, "same_parameters": same}
@@ -114,8 +114,8 @@ def at_best_epoch(runs: pd.DataFrame) -> pd.DataFrame:
     without = complete[complete["weights"].notna() | ~(complete["dataset.val_fraction"] > 0)]
     if len(without):
         raise UserError(
-            f"--epoch best: {len(without)} of {len(complete)} complete runs have no held-out split to choose an epoch by, "
-            f"such as {without['path'].iloc[0]}; choosing by the test set would flatter it. "
+            f"--epoch best: {len(without)} of {len(complete)} complete runs have no held-out split, such as "
+            f"{without['path'].iloc[0]}; an epoch that the test set chose would flatter it. "
             "Train with dataset.val_fraction=0.1, or leave the last epoch"
         )
     columns = ("epoch", "val_accuracy", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
