@@ -2,7 +2,7 @@
 
 import importlib
 
-_HOMES = {"build_model": "resnests.models"}
+_HOMES = {"build_model": "resnests.models", "load_runs": "resnests.runs"}
 __all__ = sorted(_HOMES)
 
 

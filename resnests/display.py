@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -115,7 +116,7 @@ class Display:
             self.say(f"{view.status} {count}/{self.total} {label}: {view.outcome()}".rstrip(": "))
 
     def _tell_epochs(self, view: View) -> None:
-        rows = view.run.directory.read_history()
+        rows = view.run.directory.history_rows()
         if rows and not view.shown_epochs and view.record.get("status") == RUNNING and begun_before(rows, view):
             view.shown_epochs = len(rows)
         for row in rows[view.shown_epochs :]:
@@ -159,16 +160,16 @@ class Display:
         return left / self.allocation.concurrent
 
 
-def begun_before(rows: list[dict[str, Any]], view: View) -> bool:
+def begun_before(rows: list[dict[str, float]], view: View) -> bool:
     """Whether a first look finds rows of an earlier attempt, which that attempt has shown."""
     return view.progress.get("state") in ("waiting", "starting", "loading")
 
 
-def epoch_line(row: dict[str, Any], epochs: int) -> str:
+def epoch_line(row: dict[str, float], epochs: int) -> str:
     """An epoch of history.csv as one line."""
-    test = f", test loss {row['test_loss']:.4f} {row['test_accuracy']:.2f}%" if row.get("test_loss") is not None else ""
+    test = "" if math.isnan(row["test_loss"]) else f", test loss {row['test_loss']:.4f} {row['test_accuracy']:.2f}%"
     return (
-        f"epoch {row['epoch']}/{epochs}: lr {row['lr']:g}, train loss {row['train_loss']:.4f} "
+        f"epoch {row['epoch']:.0f}/{epochs}: lr {row['lr']:g}, train loss {row['train_loss']:.4f} "
         f"{row['train_accuracy']:.2f}%{test}, {row['seconds']:.1f} s, {row['images_per_second']:.0f} images/s"
     )
 

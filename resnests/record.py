@@ -125,14 +125,25 @@ class RunDirectory:
         writer.writerows(rows)
         write_atomic(self.file("history.csv"), text.getvalue().encode())
 
-    def read_history(self) -> list[dict[str, Any]]:
-        """The rows of history.csv as numbers, None where nothing was measured; [] where there is no sound file."""
+    def read_history(self, columns: tuple[str, ...] = HISTORY) -> dict[str, list[float]]:
+        """The named columns, a value per epoch, nan where nothing was measured; raises BrokenRecord."""
         try:
-            with open(self.file("history.csv"), newline="") as file:
-                rows = list(csv.DictReader(file))
-            return [{key: _number(key, text) for key, text in row.items()} for row in rows]
-        except (OSError, ValueError, TypeError):
+            header, *lines = self.file("history.csv").read_text().splitlines()
+            cells = zip(*(line.split(",") for line in lines), strict=True) if lines else ([] for _ in header.split(","))
+            table = dict(zip(header.split(","), cells, strict=True))
+            return {name: [float(value) if value else math.nan for value in table[name]] for name in columns}
+        except OSError as error:
+            raise BrokenRecord(f"history.csv: {error.strerror}") from error
+        except (ValueError, KeyError) as error:
+            raise BrokenRecord(f"history.csv is no table of {', '.join(columns)} ({error})") from error
+
+    def history_rows(self) -> list[dict[str, float]]:
+        """The rows of history.csv so far, nan where nothing was measured; [] where there is no sound file."""
+        try:
+            table = self.read_history()
+        except BrokenRecord:
             return []
+        return [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
 
     def write_progress(self, progress: dict[str, Any]) -> None:
         write_atomic(self.file("progress.json"), json.dumps(progress | {"time": time.time()}).encode())
@@ -170,12 +181,6 @@ class RunDirectory:
         names = ("record.json", "history.csv", "progress.json", "model.pt")
         for name in (*names, "checkpoint.pt", "checkpoint.previous.pt"):
             self.file(name).unlink(missing_ok=True)
-
-
-def _number(key: str, text: str) -> float | int | None:
-    if text == "":
-        return None
-    return int(text) if key == "epoch" else float(text)
 
 
 def new_record(config: Config, provenance: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import socket
 import time
@@ -70,10 +71,10 @@ def test_a_running_record_is_believed_as_far_as_its_process_lives(directory):
 def test_a_history_is_read_as_it_was_written(directory):
     rows = [{"epoch": 1, "lr": 0.1, "train_loss": 1 / 3, "train_accuracy": 50.0, "seconds": 1.5}]
     directory.write_history(rows)
-    (read,) = directory.read_history()
-    assert {key: value for key, value in read.items() if value is not None} == rows[0]
+    (read,) = directory.history_rows()
+    assert {key: value for key, value in read.items() if not math.isnan(value)} == rows[0]
     directory.file("history.csv").write_text("epoch,lr\n1,torn")
-    assert directory.read_history() == []
+    assert directory.history_rows() == []
 
 
 def test_infinite_numbers_never_reach_a_record(directory):

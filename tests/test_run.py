@@ -137,7 +137,7 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number):
     long = (*TINY, "trainer.epochs=60")
     command = [sys.executable, str(REPOSITORY / "run.py"), *long]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: any(len(run.read_history()) > 2 for run in find_runs(tmp_path)))
+    wait_for(lambda: any(len(run.history_rows()) > 2 for run in find_runs(tmp_path)))
     asked = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)

@@ -74,7 +74,7 @@ def test_retries_try_failed_runs_again_within_the_sweep(tmp_path):
 
 def test_a_killed_training_is_on_record_with_its_signal_and_resumes(tmp_path):
     sweep = Sweep(tmp_path)
-    while not any(len(run.read_history()) > 1 for run in find_runs(tmp_path / "runs")):
+    while not any(len(run.history_rows()) > 1 for run in find_runs(tmp_path / "runs")):
         time.sleep(0.05)
     doomed = sweep.children("training")[0]
     doomed.kill()
