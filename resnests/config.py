@@ -220,8 +220,8 @@ class Config:
     variant: Variant
     optimizer: Optimizer
     pipeline: Pipeline
-    trainer: Trainer
     seed: int
+    trainer: Trainer = field(default_factory=Trainer)
     devices: Devices = field(default_factory=Devices, metadata={"free": True})
     sweep: Sweep = field(default_factory=Sweep, metadata={"free": True})
     runs_dir: str = free("runs")

@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from resnests.config import Config, config_dict, config_from, recipe_hash, recipe_values
@@ -124,6 +125,15 @@ class RunDirectory:
         writer.writerows(rows)
         write_atomic(self.file("history.csv"), text.getvalue().encode())
 
+    def read_history(self) -> list[dict[str, Any]]:
+        """The rows of history.csv as numbers, None where nothing was measured; [] where there is no sound file."""
+        try:
+            with open(self.file("history.csv"), newline="") as file:
+                rows = list(csv.DictReader(file))
+            return [{key: _number(key, text) for key, text in row.items()} for row in rows]
+        except (OSError, ValueError, TypeError):
+            return []
+
     def write_progress(self, progress: dict[str, Any]) -> None:
         write_atomic(self.file("progress.json"), json.dumps(progress | {"time": time.time()}).encode())
 
@@ -135,11 +145,32 @@ class RunDirectory:
             return {}
         return progress if isinstance(progress, dict) else {}
 
+    def owner(self) -> FileLock:
+        """The lock that a process holds while the directory is its own."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.file("run.lock"))
+
+    def is_owned(self) -> bool:
+        """Whether some living process owns the directory."""
+        if not self.path.is_dir():
+            return False
+        try:
+            with self.owner().acquire(blocking=False):
+                return False
+        except Timeout:
+            return True
+
     def clear(self) -> None:
         """Forget what an earlier attempt left, but for its log and the lock."""
         names = ("record.json", "history.csv", "progress.json", "model.pt")
         for name in (*names, "checkpoint.pt", "checkpoint.previous.pt"):
             self.file(name).unlink(missing_ok=True)
+
+
+def _number(key: str, text: str) -> float | int | None:
+    if text == "":
+        return None
+    return int(text) if key == "epoch" else float(text)
 
 
 def new_record(config: Config, provenance: dict[str, Any]) -> dict[str, Any]:
