@@ -19,6 +19,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -135,3 +136,17 @@ def _processor() -> str:
         return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
     except OSError:
         return f"{platform.machine()} {platform.processor()} {platform.node()}"
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what this process frees, rather than return large blocks to the system at once.
+
+    Otherwise every activation of every step is mapped, zeroed and faulted in page by page again: wrn16_8 then trains at
+    0.6 to 0.7 times the speed. It can take a third more memory, so it is for processes that do nothing but train.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl has not
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap as well
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap never shrinks

@@ -1,6 +1,9 @@
 """The fused batch norm + relu against PyTorch's own operations: the same numbers to rounding."""
 
 import copy
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -184,3 +187,26 @@ def test_the_library_is_built_once(tmp_path, monkeypatch, compiled):
     monkeypatch.setattr(kernels.subprocess, "run", lambda *a, **k: pytest.fail("compiled again"))
     assert kernels._build() == first
     assert list((tmp_path / "resnests").iterdir()) == [first]
+
+
+PAGE_FAULTS = """
+import resource, sys, torch
+from resnests.kernels import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults():
+    torch.zeros(50_000_000, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+first = faults()
+print(faults() - first)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_used_again_without_page_faults():
+    def page_faults(mode):
+        command = [sys.executable, "-c", PAGE_FAULTS, mode]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    assert page_faults("return") > 20
+    assert page_faults("keep") < 20
