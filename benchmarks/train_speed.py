@@ -29,6 +29,7 @@ from benchmarks.process import REPOSITORY, Process, interleaved, ratio, table, t
 from benchmarks.subjects import Spec
 
 TRAIN, EVALUATED = 50_000, {"official": 50_000, "usual": 10_000, "ours": 10_000}
+TABLES = ("training", "concurrency", "start-up")
 STEPS = {"resnet20": 10, "resnet110": 3}  # a turn; other networks are so large that one step is enough
 
 
@@ -155,16 +156,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dataset", default="fashion_mnist", help="a file of conf/dataset")
     parser.add_argument("--root", default="data", help="where that data set is")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="on a CPU; default: all")
     options = parser.parse_args()
     on_gpu = options.device.startswith("cuda")
     options.precision = options.precision or (["fp32", "tf32", "bf16"] if on_gpu else ["fp32", "bf16"])
     print(machine(), flush=True)
     if on_gpu:
         return gpu.report(options)
-    for arch in options.arch:
-        print(f"\n{chr(10).join(part + chr(10) for part in measure(arch, options))}", flush=True)
-    print(concurrency_table(options), flush=True)
-    print(f"\n{start_up_table()}")
+    if "training" in options.tables:
+        for arch in options.arch:
+            print("", *measure(arch, options), sep="\n\n", flush=True)
+    if "concurrency" in options.tables:
+        print(f"\n{concurrency_table(options)}", flush=True)
+    if "start-up" in options.tables:
+        print(f"\n{start_up_table()}")
 
 
 if __name__ == "__main__":
