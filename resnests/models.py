@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from resnests.config import HEADS, Arch, UserError
+from resnests.kernels import norm_relu
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
@@ -44,13 +44,13 @@ class Block(nn.Module):
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C_in, H, W) -> the features v and the shortcut, both (N, C_out, H/stride, W/stride)."""
-        y = F.relu(self.bn1(x))
-        v = F.relu(self.bn2(self.conv1(y)))
+        y, x = norm_relu(x, self.bn1)
+        v, _ = norm_relu(self.conv1(y), self.bn2)
         return v, x if self.projection is None else self.projection(y)
 
     def forward(self, x: Tensor) -> Tensor:
         v, shortcut = self.features(x)
-        return self.conv2(v) + shortcut
+        return self.conv2(v).add_(shortcut)
 
 
 class ResNet(nn.Module):
@@ -78,10 +78,10 @@ class ResNet(nn.Module):
         for stage in self.stage:
             for block in stage:
                 x = block(x)
-        if self.head != "resnest":
-            x = self.final_bn(x)
         if self.head == "standard":
-            x = F.relu(x)
+            x, _ = norm_relu(x, self.final_bn)
+        elif self.head == "bn_resnest":
+            x = self.final_bn(x)
         return self.linear(pool(x))
 
 
@@ -112,7 +112,7 @@ class AResNEst(nn.Module):
                 v, shortcut = block.features(x)
                 logits = logits + head(pool(v))
                 if block.conv2 is not None:
-                    x = block.conv2(v) + shortcut
+                    x = block.conv2(v).add_(shortcut)
         return logits
 
 

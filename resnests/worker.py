@@ -89,7 +89,10 @@ class Worker:
         import torch
 
         from resnests.experiment import run_experiment
+        from resnests.kernels import keep_freed_memory
 
+        if allocation.kind == "cpu":
+            keep_freed_memory()
         torch.set_num_threads(allocation.threads)
         device = "cuda:0" if allocation.kind == "cuda" else allocation.kind
         status = run_experiment(config, device, self.stopping.is_set, self.report)
