@@ -1,4 +1,4 @@
-"""One page with everything: tables, figures, runs with their configurations and provenance. Needs no network, no script."""
+"""One page with everything: tables, figures, runs and their provenance. Needs no network and no script."""
 
 from __future__ import annotations
 
