@@ -137,7 +137,7 @@ class Display:
             table.add_column(name, justify="left" if name in ("run", "device", "") else "right", no_wrap=True)
         for view in running:
             table.add_row(*_cells(view))
-        return Group(*([Text(headline + tail)] if self.total > 1 else []), table)
+        return Group(*([Text(headline + tail)] if self.total > 1 else []), *([table] if running else []))
 
     def _seconds_left(self, running: list[View]) -> float | None:
         """Pending runs are taken to last as long as those of their architecture, or else as those known."""
