@@ -20,7 +20,7 @@ from resnests.devices import Allocation
 from resnests.record import BrokenRecord
 
 if TYPE_CHECKING:
-    from resnests.sweep import Run
+    from resnests.child import Run
 
 INTERVAL = 0.5  # seconds between two looks at the files
 PENDING, WAITING, RUNNING = "pending", "waiting", "running"

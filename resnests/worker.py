@@ -1,6 +1,6 @@
 """The process of one training: owns its directory and its device for as long as it lives.
 
-    python -m resnests.worker < job.json      # one line, see sweep.run_child; kept open by the parent
+    python -m resnests.worker < job.json      # one line, see child.run_child; kept open by the parent
 
 It leases before it imports torch, so that torch sees only its device and threads. Its standard input is its parent's
 sign of life: when that closes, or on SIGTERM, SIGINT or SIGUSR2, it writes a checkpoint at the next step and ends.
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 class Worker:
     def __init__(self) -> None:
         self.stopping, self.over = threading.Event(), threading.Event()
+        self.showing = threading.Lock()
         self.owner: FileLock | None = None
         self.held: Lease | None = None
         self.progress: dict[str, Any] = {"state": "waiting", "pid": os.getpid()}
@@ -53,7 +54,8 @@ class Worker:
 
     def show(self, directory: RunDirectory) -> None:
         try:
-            directory.write_progress(self.progress)
+            with self.showing:
+                directory.write_progress(self.progress)
         except OSError as error:  # a full disk must not end a training that may still finish
             log.warning("no sign of life written: %s", error)
 

@@ -11,10 +11,10 @@ from helpers import run_command, tiny
 from rich.console import Console
 from trees import add_run
 
+from resnests.child import Run
 from resnests.devices import Allocation
 from resnests.display import Display, duration
 from resnests.record import RunDirectory, new_record
-from resnests.sweep import Run
 
 ME = {"host": socket.gethostname(), "pid": os.getpid(), "process_started": psutil.Process().create_time()}
 PROGRESS = {

@@ -10,8 +10,8 @@ import pytest
 from faults import FAULTS, Sweep, campaign
 from helpers import REPOSITORY, TINY, run_command, tiny
 
+from resnests.child import Run, Stop, prepare_data, run_child
 from resnests.record import RunDirectory, find_runs
-from resnests.sweep import Run, prepare_data, run_child
 
 
 def statuses(root) -> dict[str, str]:
@@ -153,7 +153,6 @@ def test_a_full_disk_costs_the_run_but_no_file(tmp_path):
 
 def test_a_child_that_dies_before_it_has_a_record_gets_one(tmp_path, monkeypatch):
     from resnests.devices import allocate
-    from resnests.sweep import Stop
 
     monkeypatch.setattr(sys, "executable", "/bin/false")
     run = Run(tiny(f"runs_dir={tmp_path}"), RunDirectory.of(tiny(f"runs_dir={tmp_path}")))
