@@ -197,8 +197,8 @@ if sys.argv[1] == "keep":
 def faults():
     torch.zeros(50_000_000, dtype=torch.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-first = faults()
-print(faults() - first)
+counts = [faults() for _ in range(20)]
+print(min(after - before for before, after in zip(counts, counts[1:])))  # the first holes may be too small
 """
 
 
@@ -208,5 +208,4 @@ def test_freed_memory_is_used_again_without_page_faults():
         command = [sys.executable, "-c", PAGE_FAULTS, mode]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    assert page_faults("return") > 20
-    assert page_faults("keep") < 20
+    assert page_faults("keep") < 20 < page_faults("return")
