@@ -1,4 +1,4 @@
-"""One page with everything: tables, figures, runs with their configurations and provenance. Needs no network, no script."""
+"""One page with tables, figures, and runs with configuration and provenance, that needs no network and no script."""
 
 from __future__ import annotations
 
