@@ -83,9 +83,9 @@ def common_recipe(runs: pd.DataFrame) -> str:
     rates = {row: _learning_rates(group) for row, group in trained.groupby("row") if "optimizer.lr=" not in row}
     if len(set(rates.values())) == 1:
         parts.append(next(iter(rates.values())))
-    else:
-        parts += [f"in {row}: {rate}" for row, rate in rates.items()]
-    return ", ".join(filter(None, parts))
+        rates = {}
+    common = ", ".join(filter(None, parts))
+    return "; ".join([common, *(f"{row}: {rate}" for row, rate in rates.items())])
 
 
 def _learning_rates(row: pd.DataFrame) -> str:
