@@ -20,6 +20,7 @@ EXAMPLES = """examples:
   python aggregate.py --compare standard               differences to Standard, paired by seed
   python aggregate.py --compare paper                  beside the published numbers
   python aggregate.py --output tables.tex              LaTeX; .md, .csv (one row a run) and .html (the report) too
+  python aggregate.py --status --watch                 how far a sweep is, seen from another terminal
   python aggregate.py sweeps/today --output results/   everything, with the figures as PNG, PDF and CSV
 """
 
@@ -43,11 +44,19 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--epoch", choices=("last", "best"), default="last", help="best: of the highest accuracy on a held-out split"
     )
+    made.add_argument("--status", action="store_true", help="instead of tables, how far every cell is")
+    made.add_argument("--watch", action="store_true", help="with --status: again every two seconds, until Ctrl-C")
     return made
 
 
 def main() -> None:
     arguments = parser().parse_args()
+    if arguments.watch and not arguments.status:
+        raise UserError("--watch goes with --status")
+    if arguments.status:
+        from resnests.status import show
+
+        return show(arguments.runs, arguments.watch)
     plan = export.plan(arguments.output, arguments.format, arguments.statistic, arguments.compare, arguments.epoch)
     runs, warnings = read_runs(arguments.runs)
     if arguments.epoch == "best":

@@ -22,7 +22,19 @@ SOURCES = ("cifar10", "cifar100", "fashion_mnist", "digits")
 HEADS = ("standard", "resnest", "bn_resnest", "a_resnest")
 PIPELINES = ("tensor", "torchvision")
 OPTIMIZERS = ("sgd", "adamw")
+TASKS = ("train", "evaluate", "export")
 PRECISIONS = ("fp32", "tf32", "bf16")
+# What matters to the numbers of given weights; `weights` itself joins them.
+EVALUATION_KEYS = (
+    "dataset.source",
+    "dataset.num_classes",
+    "dataset.mean",
+    "dataset.std",
+    "dataset.test_limit",
+    "arch.",
+    "variant.",
+    "trainer.precision",
+)
 MAX_SEED = 2**32 - 1
 
 
@@ -220,13 +232,22 @@ class Config:
     variant: Variant
     optimizer: Optimizer
     pipeline: Pipeline
-    trainer: Trainer
     seed: int
+    trainer: Trainer = field(default_factory=Trainer)
     devices: Devices = field(default_factory=Devices, metadata={"free": True})
     sweep: Sweep = field(default_factory=Sweep, metadata={"free": True})
     runs_dir: str = free("runs")
+    task: str = free("train")
+    weights: str | None = free(None)  # to evaluate: a file, or a folder in the official scheme; to export to: a folder
 
     def __post_init__(self) -> None:
+        require(self.task in TASKS, "task", self.task, f"one of {', '.join(TASKS)}")
+        require(
+            self.weights is None or self.task != "train",
+            "weights",
+            self.weights,
+            "null, as task=train starts from its seed",
+        )
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")
 
 
@@ -251,6 +272,9 @@ def recipe_values(config: Config) -> dict[str, Any]:
     values = _identifying(config, "")
     for key in ("seed", "dataset.name", "arch.name", "variant.name"):
         del values[key]
+    if config.task == "evaluate":
+        values = {key: value for key, value in values.items() if key.startswith(EVALUATION_KEYS)}
+        values |= {"task": "evaluate", "weights": config.weights}
     return values
 
 

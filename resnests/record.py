@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from resnests.config import Config, config_dict, config_from, recipe_hash, recipe_values
@@ -136,6 +137,14 @@ class RunDirectory:
         except (ValueError, KeyError) as error:
             raise BrokenRecord(f"history.csv is no table of {', '.join(columns)} ({error})") from error
 
+    def history_rows(self) -> list[dict[str, float]]:
+        """The rows of history.csv so far, nan where nothing was measured; [] where there is no sound file."""
+        try:
+            table = self.read_history()
+        except BrokenRecord:
+            return []
+        return [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+
     def write_progress(self, progress: dict[str, Any]) -> None:
         write_atomic(self.file("progress.json"), json.dumps(progress | {"time": time.time()}).encode())
 
@@ -146,6 +155,26 @@ class RunDirectory:
         except (OSError, ValueError):
             return {}
         return progress if isinstance(progress, dict) else {}
+
+    def owner(self) -> FileLock:
+        """The lock that a process holds while the directory is its own."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.file("run.lock"))
+
+    def is_owned(self) -> bool:
+        """Whether some living process owns the directory."""
+        if not self.path.is_dir():
+            return False
+        try:
+            with self.owner().acquire(blocking=False):
+                return False
+        except Timeout:
+            return True
+
+    def tidy(self) -> None:
+        """Remove the temporary files of writers that were killed; for the owner alone."""
+        for path in self.path.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Forget what an earlier attempt left, but for its log and the lock."""
@@ -158,6 +187,7 @@ def new_record(config: Config, provenance: dict[str, Any]) -> dict[str, Any]:
     """The record of a run that starts now."""
     return {
         "schema": SCHEMA,
+        "task": config.task,
         "status": "running",
         "dataset": config.dataset.name,
         "arch": config.arch.name,
@@ -192,7 +222,8 @@ def parse_record(text: bytes) -> dict[str, Any]:
     if record["status"] not in STATUSES:
         raise BrokenRecord(f"unknown status {record['status']!r}")
     if record["status"] == "complete":
-        for key in (*METRICS, "parameters"):
+        evaluated = record.get("task") == "evaluate"  # given weights have no training of ours
+        for key in (*(METRICS[2:] if evaluated else METRICS), "parameters"):
             value = record.get(key)
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise BrokenRecord(f"{key} of a complete run is {value!r}")

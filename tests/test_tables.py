@@ -172,6 +172,15 @@ def test_given_weights_are_marked_and_never_averaged_with_trained_ones(tmp_path)
     assert any(note.startswith("† evaluated from given weights") for note in made.notes)
 
 
+def test_two_folders_of_given_weights_are_two_rows(tmp_path):
+    for folder, accuracy in (("/official", 92.0), ("/mine", 90.0)):
+        record = {"weights": f"{folder}/CIFAR10_seed=0/last_model.pt", "weights_sha256": folder}
+        trees.add_run(tmp_path, accuracy, task="evaluate", weights=folder, record=record)
+    rows = body(table(tmp_path))
+    assert rows["ResNet-20, given weights, weights=/official"]["Standard"] == "92.00% (0.27M)†"
+    assert rows["ResNet-20, given weights, weights=/mine"]["Standard"] == "90.00% (0.27M)†"
+
+
 def test_a_seed_or_a_file_of_weights_counts_once(tmp_path):
     trees.add_run(tmp_path / "a", 90, provenance={"started": "2025-01-01"})
     trees.add_run(tmp_path / "b", 95, provenance={"started": "2025-01-02"})

@@ -1,0 +1,253 @@
+"""What is measured, each in a process of its own that works one turn at a time when it is told to.
+
+python -m benchmarks.subjects '{"kind": "ours", "arch": "resnet20", ...}'   # then lines such as `train 10`
+
+A turn is timed inside the process and answered with one line of JSON; between turns the process is idle, so that the
+turns of several subjects can be interleaved and all of them see the same state of the machine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from omegaconf import OmegaConf
+from torch.nn import functional as F
+
+from resnests.config import Dataset, Optimizer
+from resnests.data import Split, load
+from resnests.kernels import keep_freed_memory
+from resnests.models import build_model, conf_dir
+from resnests.optim import build_optimizer
+from resnests.pipelines import Images, TensorPipeline
+from resnests.train import evaluate, train_steps
+
+BATCH = 128
+
+
+@dataclass
+class Spec:
+    kind: str  # ours, usual, official or convolutions
+    arch: str
+    precision: str = "fp32"
+    device: str = "cpu"
+    threads: int = 1
+    compile: str = ""  # a mode of torch.compile; empty: eager
+    dataset: str = "fashion_mnist"
+    root: str = "data"
+
+
+def read_conf(group: str, name: str, schema: type):
+    path = conf_dir() / group / f"{name}.yaml"
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(path)))
+
+
+class Subject:
+    """A network in training, and turns of it that give images per second."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec, self.device = spec, torch.device(spec.device)
+        self.dataset = read_conf("dataset", spec.dataset, Dataset)
+        self.dataset.root, self.dataset.train_limit = spec.root, 50_000
+        torch.manual_seed(0)
+        self.model = build_model(spec.arch, "standard", self.dataset.num_classes).to(self.device)
+
+    def timed(self, steps: Iterator[int], count: int) -> float:
+        """Images per second over the next `count` items of `steps`, which are numbers of images."""
+        started = time.perf_counter()
+        images = sum(itertools.islice(steps, count))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return images / (time.perf_counter() - started)
+
+    def train(self, count: int) -> float:
+        return self.timed(self.training, count)
+
+    def evaluate(self, count: int) -> float:
+        self.model.eval()
+        with torch.no_grad():
+            return self.timed(self.evaluation, count)
+
+
+class Ours(Subject):
+    """What `python run.py` does: tensor pipeline, channels last, this package's loop."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        tf32 = spec.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cudnn.benchmark = True
+        splits = load(self.dataset)
+        self.model.to(memory_format=torch.channels_last)
+        optimizer = build_optimizer(read_conf("optimizer", "sgd", Optimizer), self.model.parameters())
+        self.pipeline = TensorPipeline(splits.train, self.dataset, 4, BATCH, 0, self.device)
+        self.test = Images(splits.test, self.dataset, self.device)
+        self.part = Images(splits.test.take(slice(2000)), self.dataset, self.device)
+        self.batches = itertools.chain.from_iterable(self.pipeline.batches(epoch) for epoch in itertools.count(1))
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
+        network = torch.compile(self.model, mode=spec.compile) if spec.compile else self.model
+        self.training = train_steps(network, optimizer, self.batches, spec.precision, totals)
+
+    def evaluate(self, count: int) -> float:
+        started = time.perf_counter()
+        split = self.test if self.device.type == "cuda" else self.part
+        evaluate(self.model, split, self.spec.precision)
+        return len(split) / (time.perf_counter() - started)
+
+    def augment(self, count: int) -> float:
+        return self.timed((len(labels) for _, labels in self.batches), count)
+
+
+class Baseline(Subject):
+    """PIL transforms in worker processes, contiguous fp32, .item() every step.
+
+    usual: two workers, the test set evaluated. official: one worker, anomaly detection, and what it evaluates is the
+    augmented training set.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        splits = load(self.dataset)
+        official = spec.kind == "official"
+        self.workers = 1 if official else 2
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+        )
+        self.training = self.train_forever(self.loader(splits.train, augment=True))
+        self.evaluation = self.evaluate_forever(
+            self.loader(splits.train, augment=True) if official else self.loader(splits.test, augment=False)
+        )
+        torch.autograd.set_detect_anomaly(official)
+
+    def loader(self, split: Split, augment: bool) -> torch.utils.data.DataLoader:
+        from torchvision import transforms
+
+        steps = [transforms.ToTensor(), transforms.Normalize(self.dataset.mean, self.dataset.std)]
+        if augment:
+            crop = transforms.RandomCrop(32, padding=4, padding_mode="reflect")
+            steps = [crop, transforms.RandomHorizontalFlip(), *steps]
+        images = PilImages(split, transforms.Compose(steps))
+        return torch.utils.data.DataLoader(
+            images, BATCH, shuffle=augment, num_workers=self.workers, pin_memory=self.device.type == "cuda"
+        )
+
+    def train_forever(self, loader) -> Iterator[int]:
+        for images, labels in endless(loader):
+            self.model.train()
+            images, labels = images.to(self.device), labels.to(self.device)
+            logits = self.model(images)
+            loss = F.cross_entropy(logits, labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            loss.item(), (logits.argmax(1) == labels).sum().item()
+            yield len(labels)
+
+    def evaluate_forever(self, loader) -> Iterator[int]:
+        for images, labels in endless(loader):
+            images, labels = images.to(self.device), labels.to(self.device)
+            logits = self.model(images)
+            F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).sum().item()
+            yield len(labels)
+
+
+def endless(loader) -> Iterator:
+    while True:
+        yield from loader
+
+
+class PilImages(torch.utils.data.Dataset):
+    def __init__(self, split: Split, transform) -> None:
+        self.split, self.transform = split, transform
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int):
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.split.images[index])), int(self.split.labels[index])
+
+
+class Convolutions:
+    """Every convolution of a step alone: forward, backward by data and by weight, channels last."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.device = torch.device(spec.device)
+        model = build_model(spec.arch).to(self.device)
+        self.calls: dict[tuple, int] = {}
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.register_forward_hook(self.note)
+        with torch.no_grad():
+            model(torch.zeros(1, 3, 32, 32, device=self.device))
+        dtype = torch.bfloat16 if spec.precision == "bf16" else torch.float32
+        self.layers = [(self.tensors(key, dtype), count) for key, count in self.calls.items()]
+
+    def note(self, layer, inputs, output) -> None:
+        first = layer.in_channels == 3  # nobody wants the gradient of the images
+        key = (inputs[0].shape[1:], layer.weight.shape, layer.stride, layer.padding, first)
+        self.calls[key] = self.calls.get(key, 0) + 1
+
+    def tensors(self, key: tuple, dtype: torch.dtype):
+        shape, weight_shape, stride, padding, first = key
+        layout = {"memory_format": torch.channels_last}
+        x = torch.randn(BATCH, *shape, device=self.device).to(dtype).contiguous(**layout)
+        w = (torch.randn(weight_shape, device=self.device) / 10).to(dtype).contiguous(**layout)
+        dy = torch.randn_like(F.conv2d(x, w, None, stride, padding))
+        return x, w, dy, stride, padding, first
+
+    def train(self, count: int) -> float:
+        """Images per second of all convolutions of a step together; for each layer the median of three times."""
+        return BATCH / sum(times * self.seconds(*layer) for layer, times in self.layers)
+
+    def seconds(self, x, w, dy, stride, padding, first) -> float:
+        def backward(*wanted: bool):
+            return torch.ops.aten.convolution_backward(
+                dy, x, w, None, stride, padding, [1, 1], False, [0, 0], 1, [*wanted, False]
+            )
+
+        parts = [lambda: F.conv2d(x, w, None, stride, padding), lambda: backward(False, True)]
+        if not first:
+            parts.append(lambda: backward(True, False))
+        return sum(statistics.median(self.clock(part) for _ in range(3)) for part in parts)
+
+    def clock(self, function) -> float:
+        started = time.perf_counter()
+        function()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+
+KINDS = {"ours": Ours, "usual": Baseline, "official": Baseline, "convolutions": Convolutions}
+
+
+def main() -> None:
+    spec = Spec(**json.loads(sys.argv[1]))
+    torch.set_num_threads(spec.threads)
+    if spec.kind in ("ours", "convolutions") and spec.device == "cpu":
+        keep_freed_memory()  # as resnests.worker does
+    subject = KINDS[spec.kind](spec)
+    for line in sys.stdin:
+        action, count = line.split()
+        rate = getattr(subject, action)(int(count))
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"rate": rate, "memory": memory, "device_memory": device_memory(spec)}), flush=True)
+    os._exit(0)  # endless loaders need no orderly end
+
+
+def device_memory(spec: Spec) -> int:
+    return torch.cuda.max_memory_allocated() if spec.device.startswith("cuda") else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Plugin of Hydra: the sweeper of resnests."""

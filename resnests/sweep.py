@@ -1,0 +1,372 @@
+"""From checked configurations to finished runs: what to do, in child processes, again where that helps. No torch.
+
+The run directories are the only truth: what was done, what failed and why is read from them, so that any death of any
+process leaves nothing to repair and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filelock import Timeout
+
+from resnests.config import Config, UserError, config_dict
+from resnests.data import is_ready
+from resnests.devices import Allocation, allocate
+from resnests.display import Display
+from resnests.official import digest, export, weights_file
+from resnests.record import FINAL, RunDirectory, new_record
+from resnests.worker import BUSY, USER_ERROR
+
+POLL = 0.2  # seconds
+MAX_CRASHES = 5  # of the launcher, one after the other, with no run reaching its end
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration, its place on disk, and its number in the sweep."""
+
+    config: Config
+    directory: RunDirectory
+    index: int = 0
+
+    @property
+    def label(self) -> str:
+        c = self.config
+        return f"{c.dataset.name}/{c.arch.name}/{c.variant.name} seed={c.seed}"
+
+    @property
+    def action(self) -> str:
+        """What the next launch would do: skip, resume or run."""
+        status = self.directory.status()
+        if status in FINAL and not self.config.trainer.overwrite and not self._is_outdated():
+            return "skip"
+        resumable = self.directory.file("checkpoint.pt").exists() and not self.config.trainer.overwrite
+        return "resume" if resumable else "run"
+
+    def _is_outdated(self) -> bool:
+        """Whether weights were evaluated that are others by now."""
+        if self.config.task != "evaluate":
+            return False
+        return self.directory.read_record().get("weights_sha256") != digest(weights_file(self.config))
+
+
+class Stop:
+    """Whether to stop: by a signal to this process, or by a file that a process of the same sweep made."""
+
+    SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR2")
+
+    def __init__(self, file: Path | None = None, parent: int | None = None) -> None:
+        self.file, self.signals = file, 0
+        self.parent = parent if parent == os.getppid() else None  # the sweep, where this is a process of its launcher
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (getattr(signal, name) for name in self.SIGNALS if hasattr(signal, name)):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.signals += 1
+        self.set()
+        outer = self._previous[number]
+        if isinstance(getattr(outer, "__self__", None), Stop):  # a job in the process of its sweep
+            outer(number, frame)
+
+    def set(self) -> None:
+        if self.file is not None:
+            with suppress(OSError):
+                self.file.touch()
+
+    @property
+    def orphaned(self) -> bool:
+        return self.parent is not None and os.getppid() != self.parent
+
+    def requested(self) -> bool:
+        return self.signals > 0 or self.orphaned or (self.file is not None and self.file.exists())
+
+
+def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
+    """Train `run` in a fresh process and wait for it; its exit status. Its end is on record whatever it was."""
+    if stop.requested():
+        return 0
+    run.directory.path.mkdir(parents=True, exist_ok=True)
+    with open(run.directory.file("run.log"), "ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "resnests.worker"],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONPATH": _python_path(), "RESNESTS_COMMAND": _command()},
+            start_new_session=True,  # Ctrl-C reaches the parent, which asks once for a checkpoint
+        )
+    job = {"config": config_dict(run.config), "allocation": asdict(allocation)}
+    with suppress(BrokenPipeError):  # it died at once: the exit status tells
+        child.stdin.write(json.dumps(job).encode() + b"\n")
+        child.stdin.flush()
+    asked = False
+    while child.poll() is None:
+        if stop.requested() and not asked:
+            child.terminate()
+            asked = True
+        if stop.signals > 1:
+            child.kill()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(POLL)
+    with suppress(BrokenPipeError):
+        child.stdin.close()
+    _conclude(run, child.returncode)
+    return child.returncode
+
+
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+
+
+def _command() -> str:
+    return os.environ.get("RESNESTS_COMMAND", " ".join(sys.argv))
+
+
+def _conclude(run: Run, code: int) -> None:
+    """Put on record how a child ended that could not do so itself."""
+    if code in (0, BUSY):
+        return
+    directory = run.directory
+    with suppress(Timeout, OSError), directory.owner().acquire(blocking=False):
+        status = directory.status()
+        if code == USER_ERROR and status is None:
+            return
+        if status in (None, "running"):
+            record = directory.read_record() if status else new_record(run.config, {"host": socket.gethostname()})
+            if code < 0:
+                record |= {"status": "killed", "error": f"killed by {signal.Signals(-code).name}"}
+            else:
+                record |= {"status": "failed", "error": last_line(directory)}
+            directory.write_record(record)
+
+
+def last_line(directory: RunDirectory) -> str:
+    """The last line of run.log that says something."""
+    with suppress(OSError):
+        lines = directory.file("run.log").read_text(errors="replace").splitlines()
+        return next((line for line in reversed(lines) if line.strip()), "no output")
+    return "no log"
+
+
+def check(configs: Sequence[Config]) -> list[Run]:
+    """The runs of `configs`; raises a UserError where they cannot work here, before anything is written."""
+    runs = [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]
+    for config in configs:
+        if config.task == "evaluate":
+            weights_file(config)
+    for config in {c.trainer.device + c.trainer.precision: c for c in configs}.values():
+        allocate(config, 1)
+    for root in {Path(c.runs_dir) for c in configs}:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=root).close()
+        except OSError as error:
+            raise UserError(f"runs_dir={root}: expected a directory that can be written ({error.strerror})") from error
+    return list({run.directory.path: run for run in reversed(runs)}.values())[::-1]
+
+
+def prepare_data(runs: Sequence[Run]) -> None:
+    """Fetch and check each data set once, before the runs; in a process of its own, as that may take torchvision."""
+    for dataset in {
+        json.dumps(asdict(run.config.dataset), sort_keys=True): run.config.dataset for run in runs
+    }.values():
+        if is_ready(dataset):
+            continue
+        command = [sys.executable, "-m", "resnests.data", json.dumps(asdict(dataset))]
+        done = subprocess.run(
+            command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": _python_path()}
+        )
+        if done.returncode:
+            raise UserError(done.stderr.strip().splitlines()[-1])
+
+
+def drive(configs: Sequence[Config], launch: Callable[[list[int], Allocation], None]) -> int:
+    """Bring every one of `configs` to its end with `launch(indices into configs, allocation)`; the exit status.
+
+    `launch` returns when the runs that it was given have ended; it may raise when a process of the launcher died.
+    """
+    runs = check(configs)
+    if configs[0].task == "export":
+        return _export(runs)
+    allocation = allocate(configs[0], len(runs))
+    if configs[0].sweep.dry_run:
+        _print_plan(runs, allocation)
+        return 0
+    todo = [run for run in runs if run.action != "skip"]
+    _say_skipped(runs, todo)
+    if not todo:
+        return _exit_status(runs, interrupted=False)
+    prepare_data(todo)
+    _overwrite(todo)
+    folder = Path(tempfile.mkdtemp(prefix="resnests-sweep-"))
+    try:
+        with Stop(folder / "stop") as stop, Display(runs, todo, allocation) as display:
+            os.environ["RESNESTS_SWEEP"] = json.dumps(
+                {
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "stop": str(stop.file),
+                    "allocation": asdict(allocation),
+                }
+            )
+            os.environ["RESNESTS_COMMAND"] = _command()
+            _rounds(todo, lambda some: launch([run.index for run in some], allocation), stop, display)
+            interrupted = stop.signals > 0
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return _exit_status(runs, interrupted)
+
+
+def _export(runs: Sequence[Run]) -> int:
+    """Copy every run's weights, or say why not; 1 where any is missing."""
+    missing = 0
+    for run in runs:
+        try:
+            print(f"{run.label}: {export(run.config)}")
+        except UserError as error:
+            missing += 1
+            print(f"not exported: {error}", file=sys.stderr)
+    return 1 if missing else 0
+
+
+def _rounds(todo: list[Run], launch: Callable[[list[Run]], None], stop: Stop, display: Display) -> None:
+    """Launch what is to do, until nothing is left that another try could finish."""
+    attempts: Counter[Path] = Counter()
+    crashes = 0
+    while todo and not stop.requested():
+        try:
+            launch(todo)
+            crashed = False
+        except Exception as error:  # the launcher's own: a run's are on its record
+            display.say(f"the launcher lost a process ({type(error).__name__}): going on with what is left")
+            log.debug("launcher", exc_info=True)
+            crashed = True
+        ended = [run for run in todo if run.directory.status() in FINAL]
+        crashes = crashes + 1 if crashed and not ended else 0
+        if crashes == MAX_CRASHES:
+            display.say(f"the launcher lost a process {crashes} times in a row: giving up")
+            return
+        todo = [run for run in todo if _is_worth_another(run, attempts, crashed, stop)]
+        while todo and all(run.directory.is_owned() for run in todo) and not stop.requested():
+            time.sleep(POLL)  # another sweep trains them: what it does not finish is ours
+
+
+def _is_worth_another(run: Run, attempts: Counter[Path], crashed: bool, stop: Stop) -> bool:
+    if run.directory.is_owned():
+        return True
+    status, options = run.directory.status(), run.config.sweep
+    if status in FINAL:
+        return False
+    if status == "running":  # nobody owns it: its process went with the launcher's
+        _conclude(run, -signal.SIGKILL)
+    if crashed:
+        return True
+    attempts[run.directory.path] += 1
+    return status in ("failed", "killed") and attempts[run.directory.path] <= options.retries
+
+
+def run_single(config: Config) -> int:
+    """Train one configuration; the exit status."""
+    return drive([config], lambda _indices, _allocation: job(config))
+
+
+def job(config: Config) -> str | None:
+    """One run, as a launcher starts it in a process of its choice; returns the status on record."""
+    run, sweep = Run(config, RunDirectory.of(config)), json.loads(os.environ.get("RESNESTS_SWEEP", "{}"))
+    here = sweep.get("host") == socket.gethostname()
+    allocation = Allocation(**sweep["allocation"]) if here else allocate(config, 1)
+    with Stop(Path(sweep["stop"]), sweep["pid"]) if here else Stop() as stop:
+        code = run_child(run, allocation, stop)
+        if stop.orphaned:
+            os._exit(1)  # the launcher's process would wait for its next run forever
+        if code not in (0, BUSY) and config.sweep.fail_fast:
+            stop.set()
+    return run.directory.status()
+
+
+def _overwrite(runs: Sequence[Run]) -> None:
+    """Clear what is to start afresh although it was finished, or at the user's wish."""
+    for run in runs:
+        redo = run.config.trainer.overwrite or run.directory.status() in FINAL
+        if redo and run.directory.path.is_dir():
+            try:
+                with run.directory.owner().acquire(blocking=False):
+                    run.directory.clear()
+            except Timeout:
+                raise UserError(
+                    f"{run.directory.path}: cannot start afresh, as it is being trained right now"
+                ) from None
+
+
+def _say_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:
+    skipped = len(runs) - len(todo)
+    if len(runs) == 1 and skipped:
+        print(f"{runs[0].label}: {runs[0].directory.status()} already, in {runs[0].directory.path}")
+    elif skipped:
+        print(f"{skipped} of {len(runs)} runs are finished already")
+    if skipped and not todo:
+        print("nothing to do; trainer.overwrite=true would start afresh")
+
+
+def _print_plan(runs: Sequence[Run], allocation: Allocation) -> None:
+    for run in runs:
+        print(f"{run.action:7} {run.label}  {run.directory.path}")
+    count = Counter(run.action for run in runs)
+    slots = f"{allocation.concurrent} at once on {allocation.kind}, {allocation.threads} thread(s) each"
+    print(f"{count['run']} to run, {count['resume']} to resume, {count['skip']} to skip; {slots}")
+
+
+def _exit_status(runs: Sequence[Run], interrupted: bool) -> int:
+    """Say what is not complete and why; 0 where everything is, 130 after a signal, else 1."""
+    open_runs = [run for run in runs if run.directory.status() != "complete"]
+    for run in open_runs:
+        directory = run.directory
+        status = directory.status()
+        reason = directory.read_record()["error"] if status else None
+        if status is None and directory.file("run.log").exists():
+            status, reason = "not started", last_line(directory)
+            _discard(directory)
+        tail = "" if status in (None, "not started") else f"; see {directory.file('run.log')}"
+        print(f"{status or 'not started'}: {run.label}{f': {reason}' if reason else ''}{tail}", file=sys.stderr)
+    if not open_runs:
+        return 0
+    if len(runs) > 1:
+        print(f"{len(open_runs)} of {len(runs)} runs are not complete; the same command goes on", file=sys.stderr)
+    return 130 if interrupted else 1
+
+
+def _discard(directory: RunDirectory) -> None:
+    """Remove what a run left that never began."""
+    with suppress(OSError):
+        for path in directory.path.iterdir():
+            path.unlink()
+        directory.path.rmdir()
+        for parent in list(directory.path.parents)[:4]:
+            parent.rmdir()

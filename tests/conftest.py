@@ -1,0 +1,14 @@
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Small networks are fastest on one core, and sums come out in one order."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_slots(tmp_path_factory, monkeypatch):
+    """Trainings elsewhere on the machine neither wait for the tests nor hold them up."""
+    monkeypatch.setenv("RESNESTS_LOCK_DIR", str(tmp_path_factory.mktemp("slots")))

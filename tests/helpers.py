@@ -1,0 +1,51 @@
+"""What several test files need: configurations as the command line composes them, and the command line itself."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from resnests.command import register
+from resnests.config import Config, config_from
+
+REPOSITORY = Path(__file__).parent.parent
+TINY = (
+    "dataset=digits",
+    "dataset.train_limit=96",
+    "dataset.test_limit=40",
+    "arch=resnet8",
+    "arch.name=tiny",
+    "arch.blocks=[1,1]",
+    "arch.widths=[4,8]",
+    "trainer.epochs=2",
+    "trainer.batch_size=32",
+)
+TIMES = ("seconds", "images_per_second")
+
+
+def make_config(*overrides: str) -> Config:
+    """The Config of `python run.py <overrides>`."""
+    register()
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return config_from(compose("config", list(overrides)))
+
+
+def tiny(*overrides: str) -> Config:
+    """A run of about a second."""
+    return make_config(*TINY, *overrides)
+
+
+def run_command(*arguments: str, cwd: Path, script: str = "run.py", **kwargs) -> subprocess.CompletedProcess:
+    """The command line as a user has it, in a directory of their own."""
+    command = [sys.executable, str(REPOSITORY / script), *arguments]
+    kwargs.setdefault("env", os.environ | kwargs.pop("environment", {}))
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, **kwargs)
+
+
+def history(directory: Path) -> list[dict[str, str]]:
+    """The rows of history.csv, less what a clock measured."""
+    with open(directory / "history.csv", newline="") as file:
+        return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]

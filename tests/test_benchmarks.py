@@ -1,0 +1,34 @@
+"""The benchmark runs to its end and fills its tables. What it measures here, in one step, is noise."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import gpu
+from benchmarks.process import ratio, table
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def test_training_tables_have_every_subject_and_no_missing_ratio():
+    options = ["--arch", "resnet8", "--precision", "fp32", "--threads", "1", "--rounds", "1", "--tables", "training"]
+    command = [sys.executable, "-m", "benchmarks.train_speed", *options, "--dataset", "digits"]
+    output = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in output.splitlines() if line.startswith("|")}
+    assert {"official", "usual", "ours fp32", "fp32"} <= rows.keys()
+    assert rows["official"][3].strip() == rows["usual"][4].strip() == "1.00x"
+    assert all(float(cell.strip().rstrip("x")) > 0 for cell in rows["ours fp32"])
+    assert float(rows["fp32"][1].strip().rstrip("%")) > 0
+
+
+def test_ratios_compare_within_a_round():
+    assert ratio([10, 100, 30], [5, 50, 10]) == 2
+
+
+def test_tables_are_markdown():
+    assert table(["", "x"], [["a", "1"]]) == "|  | x |\n| --- | ---: |\n| a | 1 |"
+
+
+def test_flops_of_a_step_are_three_times_those_of_the_forward_pass_less_the_stem():
+    # resnet20 forward: 40.8 million multiply-additions an image; the stem needs no gradient of the images.
+    assert 3 * 2 * 40.0e6 < gpu.step_flops("resnet20") < 3 * 2 * 41.5e6

@@ -1,0 +1,175 @@
+"""run.py as a user has it: exit statuses, messages, files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import REPOSITORY, TINY, history, run_command
+
+from resnests.record import find_runs
+
+
+def only_run(root):
+    (run,) = find_runs(root / "runs")
+    return run
+
+
+def test_help_is_written_for_a_person_and_imports_no_torch(tmp_path):
+    done = run_command("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for word in (
+        "python run.py -m experiment=paper",
+        "variant: a_resnest, bn_resnest, resnest, standard",
+        "seed=0,1,2",
+    ):
+        assert word in done.stdout
+    command = [sys.executable, "-X", "importtime", str(REPOSITORY / "run.py"), "--help"]
+    imported = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stderr
+    assert "hydra" in imported
+    assert " torch\n" not in imported
+
+
+def test_one_run_and_the_same_command_again(tmp_path):
+    first = run_command(*TINY, "seed=3", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert [line.split(":")[0] for line in first.stdout.splitlines() if line.startswith("epoch")] == [
+        "epoch 1/2",
+        "epoch 2/2",
+    ]
+    run = only_run(tmp_path)
+    assert run.read_record()["status"] == "complete"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+    stamp = run.file("record.json").stat().st_mtime_ns
+    second = run_command(*TINY, "seed=3", cwd=tmp_path)
+    assert second.returncode == 0
+    assert "complete already" in second.stdout
+    assert run.file("record.json").stat().st_mtime_ns == stamp
+    third = run_command(*TINY, "seed=3", "trainer.overwrite=true", cwd=tmp_path)
+    assert third.returncode == 0
+    assert run.file("record.json").stat().st_mtime_ns > stamp
+
+
+def test_a_runs_configuration_runs_again_as_it_is(tmp_path):
+    assert run_command(*TINY, "variant=resnest", "optimizer=sgd_cosine", cwd=tmp_path).returncode == 0
+    run = only_run(tmp_path)
+    place = (f"--config-path={run.path}", "--config-name=config")
+    again = run_command(*place, cwd=tmp_path)
+    assert "complete already" in again.stdout, again.stderr
+    elsewhere = run_command(*place, "runs_dir=other", cwd=tmp_path)
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    (copy,) = find_runs(tmp_path / "other")
+    assert copy.path.parts[-5:] == run.path.parts[-5:]
+    assert history(copy.path) == history(run.path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["arch=resnet21"], "Could not find 'arch/resnet21'"),
+        (["variant=foo"], "Could not find 'variant/foo'"),
+        (["dataset=imagenet"], "Could not find 'dataset/imagenet'"),
+        (["trainer.epoch=3"], "Key 'epoch' not in 'Trainer'"),
+        (["trainer.epochs=many"], "Value 'many' of type 'str' could not be converted to Integer"),
+        (["trainer.epochs=1.5"], "Value '1.5' of type 'float' could not be converted to Integer"),
+        (["optimizer.lr=fast"], "Value 'fast' of type 'str' could not be converted to Float"),
+        (["seed=one"], "could not be converted to Integer"),
+        (["trainer.epochs=0"], "error: trainer.epochs=0: expected at least 1"),
+        (["seed=-1"], "error: seed=-1: expected"),
+        (["trainer.precision=fp8"], "error: trainer.precision=fp8: expected one of fp32, tf32, bf16"),
+        (["trainer.device=gpu"], "error: trainer.device=gpu: expected auto, cpu, cuda, cuda:N or mps"),
+        (["trainer.device='cuda:99'"], "error: trainer.device=cuda:99: expected"),
+        (["-m", "seed=0,1,-5"], "error: seed=-5: expected"),
+        (["-m", "trainer.precision=fp32,fp8"], "error: trainer.precision=fp8"),
+        (["-m", "variant=standard,foo"], "Could not find 'variant/foo'"),
+        (["-m", "trainer.epochs=1,x"], "Value 'x' of type 'str' could not be converted to Integer"),
+    ],
+)
+def test_bad_input_is_named_before_anything_happens(tmp_path, arguments, said):
+    multirun, values = (["-m"], arguments[1:]) if arguments[0] == "-m" else ([], arguments)
+    done = run_command(*multirun, *TINY, *values, cwd=tmp_path)
+    assert done.returncode != 0
+    assert said in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert not list(find_runs(tmp_path))
+    assert not any(tmp_path.rglob("seed=*"))
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    done = run_command(*TINY, "runs_dir=file/runs", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "error: runs_dir=file/runs: expected a directory that can be written" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_missing_images_stop_a_sweep_before_its_first_run(tmp_path):
+    done = run_command("-m", "dataset=cifar10", "dataset.download=false", "seed=0,1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cifar-10-python.tar.gz (MD5 c58f30108f718f92721af3b95e74349a)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not any(tmp_path.rglob("seed=*"))
+
+
+def test_dry_run_tells_and_starts_nothing(tmp_path):
+    assert run_command(*TINY, cwd=tmp_path).returncode == 0
+    done = run_command("-m", *TINY, "seed=0,1", "sweep.dry_run=true", cwd=tmp_path)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("skip    digits/tiny/standard seed=0")
+    assert lines[1].startswith("run     digits/tiny/standard seed=1")
+    assert lines[2].startswith("1 to run, 0 to resume, 1 to skip")
+    assert len(list(find_runs(tmp_path))) == 1
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number):
+    long = (*TINY, "trainer.epochs=60")
+    command = [sys.executable, str(REPOSITORY / "run.py"), *long]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: any(len(run.history_rows()) > 2 for run in find_runs(tmp_path)))
+    asked = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert time.monotonic() - asked < 10
+    assert process.returncode == 130
+    assert "interrupted: digits/tiny/standard seed=0" in errors
+    run = only_run(tmp_path)
+    assert run.read_record()["status"] == "interrupted"
+    assert not run.is_owned()
+    done = run_command(*long, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "resuming" in run.file("run.log").read_text()
+    whole = run_command(*long, "runs_dir=whole", cwd=tmp_path)
+    assert whole.returncode == 0
+    (reference,) = find_runs(tmp_path / "whole")
+    assert history(run.path) == history(reference.path)
+
+
+def test_a_device_that_is_taken_is_not_waited_for_when_asked(tmp_path):
+    from resnests.devices import Allocation, lease
+
+    slots = [f"cpu-{i}" for i in range(256)]
+    held = lease(Allocation("cpu", slots, [], len(slots), 1, 1), "somebody else's run")
+    done = run_command(*TINY, "trainer.device=cpu", "devices.wait=false", cwd=tmp_path)
+    held.release()
+    assert done.returncode == 1
+    assert f"by process {os.getpid()}" in done.stderr
+    assert "somebody else's run" in done.stderr
+    assert not any(tmp_path.rglob("seed=*"))
+
+
+def test_the_record_is_json_that_other_tools_read(tmp_path):
+    assert run_command(*TINY, cwd=tmp_path).returncode == 0
+    record = json.loads(only_run(tmp_path).file("record.json").read_text())
+    assert record["provenance"]["command"].endswith(" ".join(TINY))
