@@ -48,6 +48,8 @@ def plan(output: str | None, form: str | None, statistic: str | None, compare: l
     """The checked wishes of a command line; raises UserError where they contradict each other."""
     path = Path(output) if output else None
     everything = path is not None and (path.is_dir() or output.endswith("/") or (not path.suffix and form is None))
+    if path is not None and not everything and not path.parent.is_dir():
+        raise UserError(f"--output {output}: there is no directory {path.parent}")
     if everything and form is not None:
         raise UserError(
             f"--format {form} with --output {output}: a directory gets every format; name a file, or no format"

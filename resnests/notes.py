@@ -66,13 +66,17 @@ def lines(
     if runs["given"].any():
         notes.append("† evaluated from given weights; how they were trained is not on record here.")
     notes += [f"‡ {cell_name(key)} mixes code: {versions}." for key, versions in mixed.items()]
-    for key, trouble in sorted(troubles.items()):
+    alike: dict[tuple[str, str, str, str], list[str]] = {}
+    for key, trouble in troubles.items():
         for status in UNFINISHED:
             by_reason: dict[str, list[int]] = {}
             for seed, why in trouble.get(status, {}).items():
                 by_reason.setdefault(why, []).append(seed)
             for why, seeds in by_reason.items():
-                notes.append(f"{cell_name(key)}: {seed_list(seeds)} {status}{f' ({why})' if why else ''}.")
+                alike.setdefault((key[2], status, seed_list(seeds), why), []).append(cell_name((*key[:2], "", key[3])))
+    for (row, status, seeds, why), cells in sorted(alike.items()):
+        reason = f" ({why})" if why else ""
+        notes.append(f"{status.capitalize()}{f', {row}' if row else ''}: {seeds} of {', '.join(cells)}{reason}.")
     if any("diverged" in trouble for trouble in troubles.values()):
         notes.append("Diverged runs are counted, never averaged.")
     return notes

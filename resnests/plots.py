@@ -19,7 +19,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from resnests.published import ARCHS, PUBLISHED, VARIANTS, arch_label, dataset_label, in_order, variant_label
 from resnests.record import BrokenRecord, RunDirectory
@@ -117,6 +117,7 @@ def _curves(data: pd.DataFrame) -> Drawing:
     loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     loss.yaxis.set_minor_formatter(NullFormatter())
     accuracy.set(ylabel="Test accuracy (%)", xlabel="Epoch")
+    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
     settled = data.loc[
         data["epoch"] > 0.1 * data["epoch"].max(), "test_accuracy_mean"
     ]  # early chaos would hide the end
@@ -126,7 +127,8 @@ def _curves(data: pd.DataFrame) -> Drawing:
     name = _name(dataset, row_name(arch, row))
     _finish(figure, name, [_handle(*item) for item in looks.items()])
     low, high = data["n"].min(), data["n"].max()
-    title = f"Learning curves, {name}: mean of {low if low == high else f'{low} to {high}'} seeds"
+    seeds = f"mean of {low} to {high} seeds" if low < high else f"mean of {high} seeds" if high > 1 else "one seed"
+    title = f"Learning curves, {name}: {seeds}"
     title += ", band of one sample standard deviation to either side" if high > 1 else ""
     return Drawing(_key("curves", dataset, arch, row), title, figure, data)
 

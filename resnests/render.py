@@ -19,7 +19,7 @@ _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$", "±": r"$\pm$",
     "†": r"\textsuperscript{$\dagger$}", "‡": r"\textsuperscript{$\ddagger$}", "—": "---", "Δ": r"$\Delta$",
-    "≠": r"$\neq$", '"': "''",
+    "≠": r"$\neq$", "[": "{[}", '"': "''",
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def html_table(table: Table) -> str:
     """A table with its caption and notes, for a page that has a style of its own."""
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in table.header)
     body = "\n".join(
-        f'<tr><th scope="row">{html.escape(first)}</th>' + "".join(f"<td>{html.escape(c)}</td>" for c in rest) + "</tr>"
+        f'<tr><th scope="row">{_html_cell(first)}</th>' + "".join(f"<td>{_html_cell(c)}</td>" for c in rest) + "</tr>"
         for first, *rest in table.rows
     )
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
@@ -65,7 +65,7 @@ def tex(text: str) -> str:
 
 
 def _latex_table(table: Table) -> str:
-    lines = [" & ".join(map(tex, line)) + r" \\" for line in table.rows]
+    lines = [" & ".join(map(_latex_cell, line)) + r" \\" for line in table.rows]
     notes = "".join(f"{tex(note)}\\par\n" for note in table.notes)
     label = re.sub(r"[^a-z0-9]+", "-", table.key.lower())
     return (
@@ -78,6 +78,20 @@ def _latex_table(table: Table) -> str:
         + (f"\\par\\medskip\\raggedright\\footnotesize\n{notes}" if notes else "")
         + "\\end{table}\n"
     )
+
+
+def _pieces(cell: str) -> list[str]:
+    """The lines in which a narrow page sets a cell, such as "WRN-16-8," and "trainer.epochs=10"."""
+    return re.split(r"(?<=,) | (?=\[\d+ [a-z])", cell) if len(cell) > 24 else [cell]
+
+
+def _latex_cell(cell: str) -> str:
+    pieces = list(map(tex, _pieces(cell)))
+    return pieces[0] if len(pieces) == 1 else "\\begin{tabular}[t]{@{}l@{}}" + r" \\ ".join(pieces) + "\\end{tabular}"
+
+
+def _html_cell(cell: str) -> str:
+    return "<br>".join(map(html.escape, _pieces(cell)))
 
 
 def _markdown_cell(text: str) -> str:

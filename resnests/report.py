@@ -1,4 +1,4 @@
-"""One page with everything: tables, figures, runs and their provenance. Needs no network and no script."""
+"""One page with tables, figures, and runs with configuration and provenance, that needs no network and no script."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resnests.tables import Table
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 70rem; margin: 0 auto; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 76rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
 h3 { font-size: 1.05rem; margin-bottom: .3rem; }
 .wide { overflow-x: auto; }

@@ -7,6 +7,7 @@ splits a row. A variant with several learning rates does: then each rate other t
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -83,9 +84,9 @@ def common_recipe(runs: pd.DataFrame) -> str:
     rates = {row: _learning_rates(group) for row, group in trained.groupby("row") if "optimizer.lr=" not in row}
     if len(set(rates.values())) == 1:
         parts.append(next(iter(rates.values())))
-    else:
-        parts += [f"in {row}: {rate}" for row, rate in rates.items()]
-    return ", ".join(filter(None, parts))
+        rates = {}
+    common = ", ".join(filter(None, parts))
+    return "; ".join([common, *(f"{row}: {rate}" for row, rate in rates.items())])
 
 
 def _learning_rates(row: pd.DataFrame) -> str:
@@ -112,19 +113,20 @@ def _labels(recipes: pd.DataFrame) -> list[str]:
         recipe = recipes.loc[index]
         parts = ["given weights"] if recipe["given"] else []
         for key in sorted(keys[recipe["arch"]]):
-            shown = recipe.get(key)  # the configuration holds defaults too, but not those of a later version
-            parts.append(f"{key}={value.get(key, 'default') if pd.isna(shown) else shown}")
+            default = recipe.get(key)  # the configuration holds defaults too, but not those of a later version
+            parts.append(f"{key}={value[key] if key in value else 'default' if pd.isna(default) else default}")
         labels.append(", ".join([*parts, *rates[index]]))
     return labels
 
 
 def _row_values(recipe: dict[str, Any]) -> dict[str, Any]:
     """What separates rows: the recipe's values without those in which variants differ by nature."""
-    values = {
-        key: text(value) for key, value in json.loads(recipe["recipe_values"]).items() if not key.startswith(_FREE)
-    }
-    if recipe["given"]:  # how given weights were trained is not on record
+    recorded = json.loads(recipe["recipe_values"])
+    values = {key: text(value) for key, value in recorded.items() if not key.startswith(_FREE)}
+    if recipe["given"]:  # how given weights were trained is not on record; two folders of them are two rows
+        folder = "weights" in recorded and Path(recorded["weights"]).name != Path(recipe["weights"]).name
         values = {key: value for key, value in values.items() if key.startswith(_OF_EVALUATION)}
+        values["weights"] = recorded["weights"] if folder else "single files"
     return values
 
 

@@ -18,14 +18,8 @@ COLUMNS = (
     "path", "dataset", "arch", "variant", "seed", "recipe", "status", "weights", "weights_sha256", "parameters",
     "epochs", "epoch", *METRICS, "seconds", "images_per_second", "error", "recipe_values",
 )  # fmt: skip
-_LABELS = (
-    "dataset.name",
-    "arch.name",
-    "variant.name",
-    "seed",
-    "task",
-    "weights",
-)  # of the configuration, and columns already
+# Keys of the configuration that are columns already.
+_LABELS = ("dataset.name", "arch.name", "variant.name", "seed", "task", "weights")
 
 
 def load_runs(root: Path | str = "runs") -> pd.DataFrame:

@@ -32,7 +32,7 @@ def cell_statistics(runs: pd.DataFrame) -> pd.DataFrame:
     groups = runs[runs["status"] == "complete"].groupby(CELL, sort=False)
     cells = groups["test_accuracy"].agg(["count", "mean", "std", "median", "min", "max"])
     cells = cells.rename(columns={"count": "n"})
-    return cells.join(groups["parameters"].first())
+    return cells.join(groups["parameters"].first().astype(float))
 
 
 def with_interval(cells: pd.DataFrame) -> pd.DataFrame:
