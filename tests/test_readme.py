@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 
 import pytest
 from helpers import REPOSITORY, run_command
@@ -10,6 +11,11 @@ README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 RUNS = sorted({line for line in LINES if line.startswith("python run.py")})
+
+
+def test_every_block_is_valid_shell():
+    for block in BLOCKS:
+        subprocess.run(["bash", "-n", "-c", block], check=True)
 
 
 def test_the_readme_has_the_two_commands_that_set_everything_up():
