@@ -24,7 +24,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from resnests.child import POLL, Run, Stop, command_line, conclude, last_line, prepare_data, run_child
-from resnests.config import Config, UserError
+from resnests.config import Config, UserError, require
 from resnests.devices import Allocation, allocate
 from resnests.display import Display
 from resnests.official import export, weights_file
@@ -39,7 +39,15 @@ log = logging.getLogger(__name__)
 def check(configs: Sequence[Config]) -> list[Run]:
     """The runs of `configs`; raises a UserError where they cannot work here, before anything is written."""
     runs = [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]
+    first = configs[0]
     for config in configs:
+        for key, value, shared in (
+            ("task", config.task, first.task),
+            ("trainer.device", config.trainer.device, first.trainer.device),
+            ("devices", config.devices, first.devices),
+            ("sweep", config.sweep, first.sweep),
+        ):
+            require(value == shared, key, value, f"one value for the whole sweep, such as {shared}")
         if config.task == "evaluate":
             weights_file(config)
     for config in {c.trainer.device + c.trainer.precision: c for c in configs}.values():

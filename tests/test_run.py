@@ -84,6 +84,7 @@ def test_a_runs_configuration_runs_again_as_it_is(tmp_path):
         (["trainer.device='cuda:99'"], "error: trainer.device=cuda:99: expected"),
         (["-m", "seed=0,1,-5"], "error: seed=-5: expected"),
         (["-m", "trainer.precision=fp32,fp8"], "error: trainer.precision=fp8"),
+        (["-m", "devices.slots=1,2"], "expected one value for the whole sweep"),
         (["-m", "variant=standard,foo"], "Could not find 'variant/foo'"),
         (["-m", "trainer.epochs=1,x"], "Value 'x' of type 'str' could not be converted to Integer"),
     ],
