@@ -33,7 +33,7 @@ def make_tree(root: Path, runs: int) -> int:
 
 
 def measure(label: str, *arguments: str) -> None:
-    """Run aggregate.py and print its wall time in seconds and its own peak memory in MB."""
+    """Run aggregate.py and print its wall and processor time, and its own peak memory."""
     start = time.perf_counter()
     command = [sys.executable, str(ROOT / "aggregate.py"), *arguments]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -42,7 +42,9 @@ def measure(label: str, *arguments: str) -> None:
     if child.returncode:
         sys.exit(f"{' '.join(command)}: exit status {child.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024
-    print(f"  {label:<34} {time.perf_counter() - start:6.1f} s {usage.ru_maxrss * unit / 1e6:6.0f} MB", flush=True)
+    wall, processor = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    memory = usage.ru_maxrss * unit / 1e6
+    print(f"  {label:<34} {wall:6.1f} s ({processor:.1f} s of processor) {memory:6.0f} MB", flush=True)
 
 
 def main() -> None:

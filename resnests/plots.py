@@ -113,17 +113,7 @@ def _curves(data: pd.DataFrame) -> Drawing:
     for variant, curve in data.groupby("variant", sort=False):
         _curve(loss, curve, "train_loss", looks[variant])
         _curve(accuracy, curve, "test_accuracy", looks[variant])
-    loss.set(yscale="log", ylabel="Training loss")
-    loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    loss.yaxis.set_minor_formatter(NullFormatter())
-    accuracy.set(ylabel="Test accuracy (%)", xlabel="Epoch")
-    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
-    settled = data.loc[
-        data["epoch"] > 0.1 * data["epoch"].max(), "test_accuracy_mean"
-    ]  # early chaos would hide the end
-    top = data["test_accuracy_mean"].max()
-    margin = 0.08 * (top - settled.min()) + 0.2
-    accuracy.set_ylim(settled.min() - margin, top + margin)
+    _scale(loss, accuracy, data)
     name = _name(dataset, row_name(arch, row))
     _finish(figure, name, [_handle(*item) for item in looks.items()])
     low, high = data["n"].min(), data["n"].max()
@@ -131,6 +121,22 @@ def _curves(data: pd.DataFrame) -> Drawing:
     title = f"Learning curves, {name}: {seeds}"
     title += ", band of one sample standard deviation to either side" if high > 1 else ""
     return Drawing(_key("curves", dataset, arch, row), title, figure, data)
+
+
+def _scale(loss: Axes, accuracy: Axes, data: pd.DataFrame) -> None:
+    """Axes that show the end of training; the first tenth of the epochs may leave the panel of accuracies."""
+    loss.set(ylabel="Training loss")
+    if data["train_loss_mean"].max() > 8 * data["train_loss_mean"].min():
+        loss.set(yscale="log")
+        loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        loss.yaxis.set_minor_formatter(NullFormatter())
+    accuracy.set(ylabel="Test accuracy (%)", xlabel="Epoch")
+    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
+    mean, spread = data["test_accuracy_mean"], data["test_accuracy_std"].fillna(0)
+    settled = data["epoch"] > 0.1 * data["epoch"].max()
+    low, high = (mean - spread)[settled].min(), (mean + spread)[settled].max()
+    margin = 0.05 * (high - low) + 0.2
+    accuracy.set_ylim(low - margin, high + margin)
 
 
 def _curve(axes: Axes, curve: pd.DataFrame, metric: str, look: dict[str, Any]) -> None:
@@ -188,7 +194,10 @@ def _parameters(cells: pd.DataFrame) -> Drawing:
         axes.plot(size, cell["published"], **look, markerfacecolor="none", markersize=7)
         axes.plot(size, cell["mean"], **look)
     axes.set(xscale="log", xlabel="Parameters (millions)", ylabel="Test accuracy (%)")
-    axes.margins(x=0.2, y=0.14)
+    axes.margins(y=0.14)
+    sizes = cells["parameters"] / 1e6
+    room = max(1.8, (sizes.max() / sizes.min()) ** 0.25)  # for the names, however close the sizes are
+    axes.set_xlim(sizes.min() / room, sizes.max() * room)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
