@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--format", choices=export.FORMATS, help="format, where the file's ending does not say it")
     shown = "; ".join(f"{name}: {meaning}" for name, meaning in STATISTICS.items())
-    made.add_argument("--statistic", choices=STATISTICS, help=f"what the cells show. {shown} (default: mean)")
+    made.add_argument(
+        "--statistic", choices=STATISTICS, help=f"what the cells show. {shown} (default: mean)".replace("%", "%%")
+    )
     made.add_argument(
         "--compare", choices=export.COMPARISONS, action="append", help="add a table of differences (may be given twice)"
     )

@@ -145,3 +145,8 @@ def test_output_that_is_cut_off_is_no_traceback(tree):
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout == "<!DOCTYPE "
     assert "Traceback" not in done.stderr
+
+
+def test_help_lists_every_option():
+    text = aggregate("--help").stdout
+    assert all(option in text for option in ("--statistic", "--compare", "--output", "--epoch", "--status", "--watch"))
