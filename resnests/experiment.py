@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from resnests.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
-from resnests.config import Config, recipe_hash
+from resnests.config import Config
 from resnests.data import load
 from resnests.models import count_parameters, initial_model
 from resnests.official import digest, weights_file
 from resnests.optim import build_optimizer
 from resnests.pipelines import Images, build_pipeline
 from resnests.provenance import collect
+from resnests.recipe import recipe_hash
 from resnests.record import METRICS, RunDirectory, new_record
 from resnests.train import Diverged, Hooks, Interrupted, State, evaluate, fit
 

@@ -29,7 +29,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from resnests.config import Config, config_dict, config_from, recipe_hash, recipe_values
+from resnests.config import Config, config_dict, config_from
+from resnests.recipe import recipe_hash, recipe_values
 
 SCHEMA = 1
 # complete and diverged are final: the same command would only compute the same again.

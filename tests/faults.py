@@ -160,7 +160,7 @@ def hurt_until(folder: Path, faults: list[str]) -> None:
         elif fault(sweep, folder) or (
             fault is damage_file and kill_sweep(sweep, folder) and _after(fault, sweep, folder)
         ):
-            faults.pop(0)
+            print(f"{faults.pop(0)}; {len(faults)} faults to go", flush=True)
         sweep.wait()
 
 
