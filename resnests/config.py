@@ -1,7 +1,7 @@
 """The typed configuration: one dataclass tree, checked when it is built.
 
-A field marked `free` decides where, how fast or how verbosely a run happens, never which numbers come out: it is no part
-of a run's identity (recipe.py). The defaults here are, so they must never change.
+A field marked `free` decides where, how fast or how verbosely a run happens, never which numbers come out: it is no
+part of a run's identity (recipe.py). The defaults here are, so they must never change.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resnests.devices import Allocation
-from resnests.record import BrokenRecord
+from resnests.record import FINAL, BrokenRecord
 
 if TYPE_CHECKING:
     from resnests.child import Run
@@ -96,7 +96,7 @@ class Display:
     def _refresh(self) -> None:
         for view in self.views:
             before = view.status
-            if view.is_over and not view.run.directory.is_owned():
+            if view.status in FINAL:
                 continue
             view.update(self.started)
             self._tell(view, before)
