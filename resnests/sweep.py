@@ -68,6 +68,7 @@ def drive(configs: Sequence[Config], launch: Callable[[list[int], Allocation], N
     """
     runs = check(configs)
     if configs[0].task == "export":
+        require(not configs[0].sweep.dry_run, "sweep.dry_run", True, "false, as task=export trains nothing")
         return _export(runs)
     allocation = allocate(configs[0], len(runs))
     if configs[0].sweep.dry_run:
@@ -119,7 +120,8 @@ def _rounds(todo: list[Run], launch: Callable[[list[Run]], None], stop: Stop, di
             launch(todo)
             crashed = False
         except Exception as error:  # the launcher's own: a run's are on its record
-            display.say(f"the launcher lost a process ({type(error).__name__}): going on with what is left")
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            display.say(f"the launcher lost a process ({reason}): going on with what is left")
             log.debug("launcher", exc_info=True)
             crashed = True
         ended = [run for run in todo if run.directory.status() in FINAL]
@@ -218,6 +220,8 @@ def _exit_status(runs: Sequence[Run], interrupted: bool) -> int:
 
 def _discard(directory: RunDirectory) -> None:
     """Remove what a run left that never began."""
+    if any(directory.file(name).exists() for name in ("record.json", "checkpoint.pt", "checkpoint.previous.pt")):
+        return  # it did begin, and its record was damaged since
     with suppress(OSError):
         for path in directory.path.iterdir():
             path.unlink()

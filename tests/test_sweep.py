@@ -11,6 +11,7 @@ from faults import FAULTS, Sweep, campaign
 from helpers import REPOSITORY, TINY, run_command, tiny
 
 from resnests.child import Run, Stop, prepare_data, run_child
+from resnests.devices import Allocation, allocate, lease
 from resnests.record import RunDirectory, find_runs
 
 
@@ -152,8 +153,6 @@ def test_a_full_disk_costs_the_run_but_no_file(tmp_path):
 
 
 def test_a_child_that_dies_before_it_has_a_record_gets_one(tmp_path, monkeypatch):
-    from resnests.devices import allocate
-
     monkeypatch.setattr(sys, "executable", "/bin/false")
     run = Run(tiny(f"runs_dir={tmp_path}"), RunDirectory.of(tiny(f"runs_dir={tmp_path}")))
     with Stop() as stop:
@@ -172,3 +171,15 @@ def test_data_is_prepared_once_for_a_sweep(tmp_path, monkeypatch):
     configs = [tiny("dataset.source=cifar10", f"seed={seed}", f"runs_dir={tmp_path}") for seed in range(5)]
     prepare_data([Run(config, RunDirectory.of(config)) for config in configs])
     assert len(started) == 1
+
+
+def test_a_run_with_a_damaged_record_that_could_not_start_keeps_its_checkpoint(tmp_path):
+    directory = RunDirectory.of(tiny(f"runs_dir={tmp_path / 'runs'}"))
+    directory.path.mkdir(parents=True)
+    for name in ("record.json", "checkpoint.pt"):
+        directory.file(name).write_bytes(b"torn")
+    held = lease(Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run")
+    done = run_command(*TINY, "trainer.device=cpu", "devices.wait=false", cwd=tmp_path)
+    held.release()
+    assert done.returncode == 1
+    assert directory.file("checkpoint.pt").exists()
