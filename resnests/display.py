@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from resnests.devices import Allocation
 from resnests.record import FINAL, BrokenRecord
+from resnests.text import duration, epoch_line
 
 if TYPE_CHECKING:
     from resnests.child import Run
@@ -67,6 +67,8 @@ class Display:
     def __init__(self, runs: Sequence[Run], todo: Sequence[Run], allocation: Allocation) -> None:
         self.total, self.skipped, self.allocation = len(runs), len(runs) - len(todo), allocation
         self.views = [View(run) for run in todo]
+        if len(self.views) == 1:
+            self.views[0].shown_epochs = len(todo[0].directory.history_rows())  # of the attempt that is resumed
         self.console = Console(highlight=False, soft_wrap=True)
         self.started = time.time()
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
@@ -117,8 +119,6 @@ class Display:
 
     def _tell_epochs(self, view: View) -> None:
         rows = view.run.directory.history_rows()
-        if rows and not view.shown_epochs and view.record.get("status") == RUNNING and begun_before(rows, view):
-            view.shown_epochs = len(rows)
         for row in rows[view.shown_epochs :]:
             self.say(epoch_line(row, view.run.config.trainer.epochs))
         view.shown_epochs = max(view.shown_epochs, len(rows))
@@ -158,28 +158,6 @@ class Display:
                 some = known.get(view.run.config.arch.name, everything)
                 left += sum(some) / len(some)
         return left / self.allocation.concurrent
-
-
-def begun_before(rows: list[dict[str, float]], view: View) -> bool:
-    """Whether a first look finds rows of an earlier attempt, which that attempt has shown."""
-    return view.progress.get("state") in ("waiting", "starting", "loading")
-
-
-def epoch_line(row: dict[str, float], epochs: int) -> str:
-    """An epoch of history.csv as one line."""
-    test = "" if math.isnan(row["test_loss"]) else f", test loss {row['test_loss']:.4f} {row['test_accuracy']:.2f}%"
-    return (
-        f"epoch {row['epoch']:.0f}/{epochs}: lr {row['lr']:g}, train loss {row['train_loss']:.4f} "
-        f"{row['train_accuracy']:.2f}%{test}, {row['seconds']:.1f} s, {row['images_per_second']:.0f} images/s"
-    )
-
-
-def duration(seconds: float) -> str:
-    """1.2 s, 3:05 min or 26:00 h."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02} h"
 
 
 def _cells(view: View) -> list[Any]:

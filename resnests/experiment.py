@@ -23,6 +23,7 @@ from resnests.pipelines import Images, build_pipeline
 from resnests.provenance import collect
 from resnests.recipe import recipe_hash
 from resnests.record import METRICS, RunDirectory, new_record
+from resnests.text import epoch_line
 from resnests.train import Diverged, Hooks, Interrupted, State, evaluate, fit
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def _train(config: Config, directory: RunDirectory, device: torch.device, record
     def epoch_done(state: State) -> None:
         _note(record, state)
         directory.write_history(state.history)
-        log.info("%s", _line(state.history[-1], config.trainer.epochs))
+        log.info("%s", epoch_line(state.history[-1], config.trainer.epochs))
         if (state.epoch - 1) % config.trainer.checkpoint_every == 0 or state.epoch > config.trainer.epochs:
             save(state)
 
@@ -158,14 +159,6 @@ def _note(record: dict, state: State) -> None:
         record["seconds"] = round(sum(row["seconds"] for row in state.history), 3)
         speeds = [row["images_per_second"] for row in state.history]
         record["images_per_second"] = round(len(speeds) / sum(1 / speed for speed in speeds), 2)
-
-
-def _line(row: dict[str, Any], epochs: int) -> str:
-    test = f", test {row['test_loss']:.4f} {row['test_accuracy']:.2f}%" if "test_loss" in row else ""
-    return (
-        f"epoch {row['epoch']}/{epochs}: lr {row['lr']:g}, train {row['train_loss']:.4f} {row['train_accuracy']:.2f}%"
-        f"{test}, {row['images_per_second']:.0f} images/s"
-    )
 
 
 def _peak_memory(device: torch.device) -> dict[str, int]:

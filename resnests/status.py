@@ -12,11 +12,11 @@ from rich.table import Table
 
 from resnests import notes
 from resnests.config import UserError
-from resnests.display import duration
 from resnests.published import ARCHS, VARIANTS, dataset_label, in_order, variant_label
 from resnests.record import RunDirectory
 from resnests.rows import drop_copies, in_row_order, label_rows, row_name
 from resnests.runs import read_runs
+from resnests.text import duration
 
 INTERVAL = 2.0  # seconds between two looks of --watch
 

@@ -13,8 +13,9 @@ from trees import add_run
 
 from resnests.child import Run
 from resnests.devices import Allocation
-from resnests.display import Display, duration
+from resnests.display import Display
 from resnests.record import RunDirectory, new_record
+from resnests.text import duration
 
 ME = {"host": socket.gethostname(), "pid": os.getpid(), "process_started": psutil.Process().create_time()}
 PROGRESS = {

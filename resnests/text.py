@@ -1,0 +1,24 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+
+def epoch_line(row: dict[str, float], epochs: int) -> str:
+    """An epoch of record.HISTORY as one line."""
+    test = ""
+    if not math.isnan(row.get("test_loss", math.nan)):
+        test = f", test loss {row['test_loss']:.4f} {row['test_accuracy']:.2f}%"
+    return (
+        f"epoch {row['epoch']:.0f}/{epochs}: lr {row['lr']:g}, train loss {row['train_loss']:.4f} "
+        f"{row['train_accuracy']:.2f}%{test}, {row['seconds']:.1f} s, {row['images_per_second']:.0f} images/s"
+    )
+
+
+def duration(seconds: float) -> str:
+    """1.2 s, 3:05 min or 26:00 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02} h"
