@@ -170,9 +170,11 @@ class Pipeline:
 class Trainer:
     epochs: int = 200
     batch_size: int = 128
-    precision: str = "fp32"
+    precision: str = (
+        "fp32"  # the paper's; bf16 trains faster, to the same accuracy within seeds (benchmarks/RESULTS.md)
+    )
     device: str = free("auto")
-    channels_last: bool | None = free(None)  # null: wherever it was measured to be faster
+    channels_last: bool | None = free(None)  # null: on CPU, where it is 1.2 to 1.3x as fast, and CUDA
     deterministic: bool = free(False)  # only kernels that give the same bits every time
     checkpoint_every: int = free(1)  # epochs
     eval_every: int = free(1)  # epochs; the last one is always evaluated
@@ -191,7 +193,7 @@ class Trainer:
 class Devices:
     slots: int | None = None  # runs at once; null: as many as the machine has slots
     runs_per_gpu: int = 1
-    cpu_slots: int | None = None  # runs at once where there is no GPU; null: one per core
+    cpu_slots: int | None = None  # runs at once where there is no GPU; null: one per core, the fastest for small nets
     wait: bool = True  # false: fail at once where every slot is taken
 
     def __post_init__(self) -> None:
