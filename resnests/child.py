@@ -34,11 +34,12 @@ class Run:
     config: Config
     directory: RunDirectory
     index: int = 0
+    differs: str = ""  # what tells it from other runs of the sweep with the same names and seed
 
     @property
     def label(self) -> str:
         c = self.config
-        return f"{c.dataset.name}/{c.arch.name}/{c.variant.name} seed={c.seed}"
+        return f"{c.dataset.name}/{c.arch.name}/{c.variant.name} seed={c.seed} {self.differs}".rstrip()
 
     @property
     def action(self) -> str:

@@ -15,10 +15,11 @@ import socket
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from operator import attrgetter
 from pathlib import Path
 
 from filelock import Timeout
@@ -28,6 +29,7 @@ from resnests.config import Config, UserError, require
 from resnests.devices import Allocation, allocate
 from resnests.display import Display
 from resnests.official import export, weights_file
+from resnests.recipe import recipe_values
 from resnests.record import FINAL, RunDirectory
 from resnests.worker import BUSY
 
@@ -58,7 +60,24 @@ def check(configs: Sequence[Config]) -> list[Run]:
             tempfile.TemporaryFile(dir=root).close()
         except OSError as error:
             raise UserError(f"runs_dir={root}: expected a directory that can be written ({error.strerror})") from error
-    return list({run.directory.path: run for run in reversed(runs)}.values())[::-1]
+    unique = list({run.directory.path: run for run in reversed(runs)}.values())[::-1]
+    return _told_apart(unique)
+
+
+def _told_apart(runs: list[Run]) -> list[Run]:
+    """`runs`, in whose labels stand the values in which those of the same names and seed differ."""
+    groups: dict[str, list[dict]] = defaultdict(list)
+    for run in runs:
+        groups[run.label].append(recipe_values(run.config))
+    told = []
+    for run in runs:
+        values = groups[run.label]
+        keys = {key for some in values for key in some if any(other.get(key) != some[key] for other in values)}
+        named = {key.removesuffix("name") for key in keys if key.endswith(".name")}  # a name says all of its group
+        keys = {key for key in keys if key.endswith(".name") or not key.startswith(tuple(named))}
+        differs = " ".join(f"{key}={attrgetter(key)(run.config)}" for key in sorted(keys))
+        told.append(replace(run, differs=differs))
+    return told
 
 
 def drive(configs: Sequence[Config], launch: Callable[[list[int], Allocation], None]) -> int:

@@ -50,10 +50,10 @@ def test_what_happens_to_one_run_costs_that_run_only(tmp_path):
     found = [run.read_record() for run in find_runs(tmp_path / "runs")]
     assert sorted(record["status"] for record in found) == ["complete", "diverged", "failed", "failed"]
     assert "3 of 4 runs are not complete" in done.stderr
-    assert "failed: digits/tiny/standard seed=0" in done.stderr
+    assert "failed: digits/tiny/standard seed=0 dataset.num_classes=3 optimizer.lr=0.1" in done.stderr
     assert "dataset.num_classes=3: expected at least 10" in done.stderr
     assert "run.log" in done.stderr
-    assert "diverged: digits/tiny/standard seed=0: train loss is" in done.stderr
+    assert "seed=0 dataset.num_classes=10 optimizer.lr=1e+30: train loss is" in done.stderr
     again = run_command("-m", *TINY, *grid, cwd=tmp_path)
     assert "2 of 4 runs are finished already" in again.stdout  # failed ones are tried again, diverged ones are not
 
