@@ -98,13 +98,15 @@ def visible_gpus() -> list[str]:
 
 
 def select_visible(uuids: list[str], visible: str | None) -> list[str]:
-    """What CUDA makes of CUDA_VISIBLE_DEVICES: indices or UUID prefixes, up to the first that does not exist."""
+    """What CUDA makes of CUDA_VISIBLE_DEVICES: indices, UUID prefixes or MIG slices, up to the first that is not there."""
     if visible is None:
         return uuids
     chosen = []
     for item in visible.replace(" ", "").split(","):
         matches = [uuids[int(item)]] if item.isdigit() and int(item) < len(uuids) else []
-        if not item.isdigit() and item:
+        if item.startswith("MIG-"):  # a slice of a GPU, which NVML lists below its GPU only
+            matches = [item]
+        elif not item.isdigit() and item:
             matches = [uuid for uuid in uuids if uuid.startswith(item)]
         if len(matches) != 1:
             break

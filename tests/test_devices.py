@@ -23,6 +23,7 @@ GPUS = ["GPU-aaa1", "GPU-aaa2", "GPU-bbb3"]
         ("GPU-bbb", [GPUS[2]]),
         ("GPU-aaa", []),  # ambiguous, as CUDA takes it
         ("1,7,0", [GPUS[1]]),  # CUDA stops at the first that does not exist
+        ("MIG-1234", ["MIG-1234"]),
         ("", []),
         ("-1", []),
     ],
