@@ -98,7 +98,7 @@ def visible_gpus() -> list[str]:
 
 
 def select_visible(uuids: list[str], visible: str | None) -> list[str]:
-    """What CUDA makes of CUDA_VISIBLE_DEVICES: indices, UUID prefixes, MIG slices, up to the first that is not there."""
+    """What CUDA makes of CUDA_VISIBLE_DEVICES: indices, UUID prefixes, MIG slices, up to the first not there."""
     if visible is None:
         return uuids
     chosen = []
