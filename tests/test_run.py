@@ -133,10 +133,20 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+LONG = (*TINY, "trainer.epochs=40")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The directory of a run of LONG."""
+    root = tmp_path_factory.mktemp("whole")
+    assert run_command(*LONG, cwd=root).returncode == 0
+    return only_run(root)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number):
-    long = (*TINY, "trainer.epochs=60")
-    command = [sys.executable, str(REPOSITORY / "run.py"), *long]
+def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number, uninterrupted):
+    command = [sys.executable, str(REPOSITORY / "run.py"), *LONG]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: any(len(run.history_rows()) > 2 for run in find_runs(tmp_path)))
     asked = time.monotonic()
@@ -148,13 +158,10 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number):
     run = only_run(tmp_path)
     assert run.read_record()["status"] == "interrupted"
     assert not run.is_owned()
-    done = run_command(*long, cwd=tmp_path)
+    done = run_command(*LONG, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming" in run.file("run.log").read_text()
-    whole = run_command(*long, "runs_dir=whole", cwd=tmp_path)
-    assert whole.returncode == 0
-    (reference,) = find_runs(tmp_path / "whole")
-    assert history(run.path) == history(reference.path)
+    assert history(run.path) == history(uninterrupted.path)
 
 
 def test_a_device_that_is_taken_is_not_waited_for_when_asked(tmp_path):
