@@ -7,7 +7,6 @@ one core: a run of t threads leases t of them, so that the threads of all runs t
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import random
@@ -16,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import joblib
@@ -37,9 +36,6 @@ class Allocation:
     take: int
     concurrent: int
     threads: int  # for each run, its data worker included
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
 
 
 def allocate(config: Config, runs: int) -> Allocation:

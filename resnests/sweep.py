@@ -211,9 +211,10 @@ def _say_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:
 
 
 def _print_plan(runs: Sequence[Run], allocation: Allocation) -> None:
-    for run in runs:
-        print(f"{run.action:7} {run.label}  {run.directory.path}")
-    count = Counter(run.action for run in runs)
+    actions = [run.action for run in runs]
+    for action, run in zip(actions, runs, strict=True):
+        print(f"{action:7} {run.label}  {run.directory.path}")
+    count = Counter(actions)
     slots = f"{allocation.concurrent} at once on {allocation.kind}, {allocation.threads} thread(s) each"
     print(f"{count['run']} to run, {count['resume']} to resume, {count['skip']} to skip; {slots}")
 
