@@ -25,7 +25,7 @@ class UnsoundCheckpoint(ValueError):
 def save_checkpoint(directory: RunDirectory, state: dict[str, Any]) -> None:
     """Write `state`, and keep the checkpoint before it as a second line of defence."""
     data = _serialise(state)
-    current, fresh = directory.file("checkpoint.pt"), directory.file("checkpoint.new.pt")
+    current, fresh = directory.file("checkpoint.pt"), directory.file(".checkpoint.tmp")
     write_atomic(fresh, data)
     if current.exists():
         os.replace(current, directory.file("checkpoint.previous.pt"))

@@ -126,3 +126,6 @@ save_checkpoint(RunDirectory(sys.argv[1]), {"identity": {"recipe": "abc", "seed"
         done = subprocess.run([sys.executable, "-c", program, str(directory.path), str(renames)], check=False)
         assert done.returncode == -9
         assert load(directory) is not None
+        directory.tidy()
+        left = {path.name for path in directory.path.iterdir()}
+        assert left <= {"checkpoint.pt", "checkpoint.previous.pt"}
