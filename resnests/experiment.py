@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from resnests.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
-from resnests.config import Config
+from resnests.config import Config, UserError
 from resnests.data import load
 from resnests.models import count_parameters, initial_model
 from resnests.official import digest, weights_file
@@ -57,7 +57,8 @@ def run_experiment(
         for name in ("checkpoint.pt", "checkpoint.previous.pt"):
             directory.file(name).unlink(missing_ok=True)
     except BaseException as error:
-        record |= {"status": "failed", "error": traceback.format_exception_only(error)[-1].strip()}
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        record |= {"status": "failed", "error": f"{kind}{error}"}
         raise
     finally:
         record["provenance"]["ended"] = time.time()
@@ -120,6 +121,8 @@ def _evaluate(config: Config, directory: RunDirectory, device: torch.device, rec
     started = time.perf_counter()
     loss, accuracy = evaluate(model, test, config.trainer.precision, should_stop)
     seconds = time.perf_counter() - started
+    if not math.isfinite(loss):
+        raise UserError(f"weights={path}: their test loss is {loss}, expected weights that give finite logits")
     record |= {"test_loss": loss, "test_accuracy": accuracy, "seconds": round(seconds, 3)}
     record |= {"images_per_second": round(len(test) / seconds, 2), **_peak_memory(device)}
 

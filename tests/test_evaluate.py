@@ -117,3 +117,15 @@ def test_a_truncated_file_of_weights_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(UserError, match=r"model.pt: it is cut short, corrupt or foreign"):
         load_weights(path, model)
+
+
+def test_weights_that_give_no_finite_loss_are_a_failure_with_a_reason(tmp_path):
+    model = build_model("resnet20")
+    with torch.no_grad():
+        model.linear.bias.fill_(float("nan"))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    done = run_command(*EVALUATE, "weights=model.pt", "dataset.test_limit=20", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "weights=model.pt: their test loss is nan" in done.stderr
+    (run,) = find_runs(tmp_path / "runs")
+    assert run.status() == "failed"
