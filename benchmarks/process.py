@@ -48,8 +48,8 @@ class Process:
         return self.finish()
 
     def close(self) -> None:
-        self.child.stdin.close()
-        self.child.wait()
+        with self.child:  # closes the pipes, which ends it, and waits
+            pass
 
 
 def together(processes: list[Process], action: str) -> float:

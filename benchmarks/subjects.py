@@ -69,6 +69,7 @@ class Subject:
         return images / (time.perf_counter() - started)
 
     def train(self, count: int) -> float:
+        self.model.train()
         return self.timed(self.training, count)
 
     def evaluate(self, count: int) -> float:
@@ -141,7 +142,6 @@ class Baseline(Subject):
 
     def train_forever(self, loader) -> Iterator[int]:
         for images, labels in endless(loader):
-            self.model.train()
             images, labels = images.to(self.device), labels.to(self.device)
             logits = self.model(images)
             loss = F.cross_entropy(logits, labels)
