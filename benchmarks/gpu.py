@@ -18,7 +18,12 @@ from benchmarks.subjects import Spec
 from resnests.models import build_model
 
 ARCHS = ("resnet20", "resnet110", "wrn16_8", "wrn40_4")
-MODES = {"eager": "", "torch.compile": "default", "torch.compile with CUDA graphs": "reduce-overhead"}
+MODES = {  # trainer.compile, trainer.cuda_graph
+    "operation by operation": (False, False),
+    "CUDA graph": (False, True),
+    "torch.compile": (True, False),
+    "torch.compile and CUDA graph": (True, True),
+}
 RUNS_A_NETWORK, EPOCHS, TRAIN, TEST = 56, 200, 50_000, 10_000  # the grid: 2 data sets, 4 variants, 7 seeds
 SHARED = (1, 2, 4, 8)  # runs of resnet20 on the card
 
@@ -73,8 +78,10 @@ def arch_table(
     common["threads"] = options.threads
     specs = {"usual loop": Spec("usual", **common)}
     for precision in options.precision:
-        for mode, compiled in MODES.items():
-            specs[f"{precision}, {mode}"] = Spec("ours", precision=precision, compile=compiled, **common)
+        for mode, (compiled, graph) in MODES.items():
+            specs[f"{precision}, {mode}"] = Spec(
+                "ours", precision=precision, compile=compiled, cuda_graph=graph, **common
+            )
     steps, flops, rows, usual = options.steps or 100, step_flops(arch), [], None
     for name, spec in specs.items():  # one at a time: processes that share the card would hold memory and time
         process = attempt(spec)

@@ -22,12 +22,13 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
-from resnests.config import Dataset, Optimizer
+from resnests.config import Dataset, Optimizer, Trainer
 from resnests.data import Split, load
 from resnests.kernels import keep_freed_memory
 from resnests.models import build_model, conf_dir
 from resnests.optim import build_optimizer
 from resnests.pipelines import Images, TensorPipeline
+from resnests.step import Step
 from resnests.train import evaluate, train_steps
 
 BATCH = 128
@@ -40,7 +41,8 @@ class Spec:
     precision: str = "fp32"
     device: str = "cpu"
     threads: int = 1
-    compile: str = ""  # a mode of torch.compile; empty: eager
+    compile: bool = False
+    cuda_graph: bool | None = None
     dataset: str = "fashion_mnist"
     root: str = "data"
 
@@ -93,9 +95,8 @@ class Ours(Subject):
         self.test = Images(splits.test, self.dataset, self.device)
         self.part = Images(splits.test.take(slice(2000)), self.dataset, self.device)
         self.batches = itertools.chain.from_iterable(self.pipeline.batches(epoch) for epoch in itertools.count(1))
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        network = torch.compile(self.model, mode=spec.compile) if spec.compile else self.model
-        self.training = train_steps(network, optimizer, self.batches, spec.precision, totals)
+        trainer = Trainer(precision=spec.precision, batch_size=BATCH, compile=spec.compile, cuda_graph=spec.cuda_graph)
+        self.training = train_steps(Step(self.model, trainer), optimizer, self.batches)
 
     def evaluate(self, count: int) -> float:
         started = time.perf_counter()

@@ -41,6 +41,8 @@ def measure(arch: str, options: argparse.Namespace) -> list[str]:
     specs = {name: Spec(name, **common) for name in ("official", "usual")}
     for precision in options.precision:
         specs[f"ours {precision}"] = Spec("ours", precision=precision, **common)
+        if options.compile:
+            specs[f"ours {precision} compiled"] = Spec("ours", precision=precision, compile=True, **common)
         specs[f"convolutions {precision}"] = Spec("convolutions", precision=precision, **common)
     processes = {name: Process(spec) for name, spec in specs.items()}
     try:
@@ -156,6 +158,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dataset", default="fashion_mnist", help="a file of conf/dataset")
     parser.add_argument("--root", default="data", help="where that data set is")
+    parser.add_argument("--compile", action="store_true", help="on a CPU: measure trainer.compile=true as well")
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="on a CPU; default: all")
     options = parser.parse_args()
     on_gpu = options.device.startswith("cuda")

@@ -175,6 +175,8 @@ class Trainer:
     )
     device: str = free("auto")
     channels_last: bool | None = free(None)  # null: on CPU, where it is 1.2 to 1.3x as fast, and CUDA
+    cuda_graph: bool | None = free(None)  # a step as one CUDA graph; null: on CUDA, or without where it fails
+    compile: bool = free(False)  # torch.compile: on CPUs 0.87 to 0.98x as fast, after 20 s of compiling
     deterministic: bool = free(False)  # only kernels that give the same bits every time
     checkpoint_every: int = free(1)  # epochs
     eval_every: int = free(1)  # epochs; the last one is always evaluated

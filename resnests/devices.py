@@ -47,6 +47,8 @@ def allocate(config: Config, runs: int) -> Allocation:
         "tf32",
         f"fp32 or bf16 on device {kind}, as only CUDA devices have tf32",
     )
+    graph = config.trainer.cuda_graph
+    require(not graph or kind == "cuda", "trainer.cuda_graph", graph, f"null or false on device {kind}")
     cores, wanted = joblib.cpu_count(), config.devices.slots
     if kind == "cpu":
         available = wanted or config.devices.cpu_slots or cores

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from resnests.config import Config
 from resnests.optim import learning_rate, set_learning_rate
 from resnests.pipelines import Batch, Images, TensorPipeline, TorchvisionPipeline
+from resnests.step import Step, add_totals, autocast, zero_totals
 
 REPORT_EVERY = 1.0  # seconds between two looks at the loss, for which the host waits for the device
 
@@ -48,26 +49,12 @@ class Hooks:
     should_stop: Callable[[], bool]  # asked at every step boundary
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
-
-
-def train_steps(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[Batch], precision: str, totals: Tensor
-) -> Iterator[int]:
-    """Train on each batch, and add its summed loss and correct predictions to `totals` (2,); yields after each.
-
-    Nothing in a step waits for the device.
-    """
-    model.train()
+def train_steps(step: Step, optimizer: torch.optim.Optimizer, batches: Iterable[Batch]) -> Iterator[int]:
+    """Train on each batch; yields its size after it. Nothing here waits for the device."""
+    step.model.train()
     for images, labels in batches:
-        with autocast(totals.device, precision):
-            logits = model(images)
-        loss = F.cross_entropy(logits.float(), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        step(images, labels)
         optimizer.step()
-        _add(totals, loss.detach() * len(labels), logits.detach(), labels)
         yield len(labels)
 
 
@@ -78,13 +65,13 @@ def evaluate(
     """Mean cross-entropy and accuracy in percent; raises Interrupted."""
     model.eval()
     device = split.labels.device
-    totals = _zeros(device)
+    totals = zero_totals(device)
     for images, labels in split.batches():
         if should_stop():
             raise Interrupted
         with autocast(device, precision):
             logits = model(images)
-        _add(totals, F.cross_entropy(logits.float(), labels, reduction="sum"), logits, labels)
+        add_totals(totals, F.cross_entropy(logits.float(), labels, reduction="sum"), logits, labels)
     loss, correct = totals.tolist()
     return loss / len(split), 100 * correct / len(split)
 
@@ -102,11 +89,12 @@ def fit(
 
     `evaluations` maps a prefix of the history's columns (test, val) to its split.
     """
+    step = Step(model, config.trainer)
     progress = _Progress(config.trainer.epochs, pipeline, state, hooks.report)
     while state.epoch <= config.trainer.epochs:
         rate = learning_rate(config.optimizer, state.epoch, config.trainer.epochs)
         set_learning_rate(optimizer, rate)
-        _train_epoch(model, optimizer, pipeline, config.trainer.precision, state, hooks, progress)
+        _train_epoch(step, optimizer, pipeline, state, hooks, progress)
         loss, accuracy = state.totals[0] / pipeline.count, 100 * state.totals[1] / pipeline.count
         _require_finite(loss, "train loss", state.epoch)
         row = {"epoch": state.epoch, "lr": rate, "train_loss": loss, "train_accuracy": accuracy}
@@ -125,23 +113,20 @@ def fit(
         hooks.epoch_done(state)
 
 
-def _train_epoch(model, optimizer, pipeline, precision, state: State, hooks: Hooks, progress: _Progress) -> None:
-    device = next(model.parameters()).device
-    totals = _zeros(device)
-    totals += torch.tensor(state.totals, dtype=totals.dtype, device=device)
+def _train_epoch(step: Step, optimizer, pipeline, state: State, hooks: Hooks, progress: _Progress) -> None:
+    step.totals.copy_(torch.tensor(state.totals, dtype=step.totals.dtype))
     started, earlier = time.perf_counter(), state.epoch_seconds
     try:
-        batches = pipeline.batches(state.epoch, state.step)
-        for _ in train_steps(model, optimizer, batches, precision, totals):
+        for _ in train_steps(step, optimizer, pipeline.batches(state.epoch, state.step)):
             state.step += 1
             if progress.is_due():
-                state.totals = totals.tolist()
+                state.totals = step.totals.tolist()
                 _require_finite(state.totals[0], "train loss", state.epoch)
                 progress.show("training")
             if hooks.should_stop():
                 raise Interrupted
     finally:
-        state.totals = totals.tolist()
+        state.totals = step.totals.tolist()
         state.epoch_seconds = earlier + time.perf_counter() - started
 
 
@@ -177,14 +162,6 @@ class _Progress:
                 "seconds_left": (self.epochs - self._done()) / speed if speed else None,
             }
         )
-
-
-def _zeros(device: torch.device) -> Tensor:
-    return torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-
-
-def _add(totals: Tensor, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
-    totals += torch.stack((loss_sum, (logits.argmax(1) == labels).sum()))
 
 
 def _require_finite(loss: float, what: str, epoch: int) -> None:

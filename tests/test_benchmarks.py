@@ -1,11 +1,15 @@
 """The benchmark runs to its end and fills its tables. What it measures here, in one step, is noise."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import gpu
+import torch
+
+from benchmarks import gpu, subjects
 from benchmarks.process import ratio, table
+from benchmarks.subjects import Spec
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -19,6 +23,30 @@ def test_training_tables_have_every_subject_and_no_missing_ratio():
     assert rows["official"][3].strip() == rows["usual"][4].strip() == "1.00x"
     assert all(float(cell.strip().rstrip("x")) > 0 for cell in rows["ours fp32"])
     assert float(rows["fp32"][1].strip().rstrip("%")) > 0
+
+
+def test_after_an_evaluation_a_subject_trains_again():
+    subject = subjects.Ours(Spec("ours", "resnet8", dataset="digits"))
+    subject.evaluate(1)
+    assert not subject.model.training
+    subject.train(1)
+    assert subject.model.training
+
+
+def test_the_gpu_report_has_every_mode(monkeypatch, capsys):
+    """With the CPU in the GPU's place: figures mean nothing, but each subject ran and each table is full."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(gpu, "matmul_peak", lambda device, precision: 1e12)
+    monkeypatch.setattr(gpu, "ARCHS", ("resnet8",))
+    monkeypatch.setattr(gpu, "SHARED", (1,))
+    options = {"device": "cpu", "dataset": "digits", "root": "data", "threads": 1, "steps": 1, "rounds": 1}
+    gpu.report(argparse.Namespace(precision=["bf16"], **options))
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
+    assert {f"bf16, {mode}" for mode in gpu.MODES} <= set(names)
+    assert "failed" not in "".join(lines)
+    assert names[-2:] == ["resnet8", "all"]
 
 
 def test_ratios_compare_within_a_round():

@@ -83,6 +83,11 @@ def test_a_gpu_index_out_of_range_is_named_with_those_there():
 
 
 @pytest.mark.usefixtures("no_gpu")
+def test_a_cuda_graph_needs_cuda():
+    with pytest.raises(UserError, match=r"trainer.cuda_graph=True: expected null or false on device cpu"):
+        allocate(make_config("trainer.cuda_graph=true", "trainer.device=cpu"), runs=1)
+
+
 def test_tf32_needs_cuda():
     with pytest.raises(UserError, match=r"trainer.precision=tf32: expected fp32 or bf16"):
         allocate(make_config("trainer.precision=tf32"), runs=1)
