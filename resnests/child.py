@@ -22,7 +22,7 @@ from resnests.data import is_ready
 from resnests.devices import Allocation
 from resnests.official import digest, weights_file
 from resnests.record import FINAL, RunDirectory, new_record
-from resnests.worker import BUSY, USER_ERROR
+from resnests.worker import BUSY, INTERRUPTED, USER_ERROR
 
 POLL = 0.2  # seconds
 
@@ -142,8 +142,11 @@ def command_line() -> str:
 
 
 def conclude(run: Run, code: int) -> None:
-    """Put on record how a child ended that could not do so itself."""
-    if code in (0, BUSY):
+    """Put on record how a child ended that could not do so itself.
+
+    One that was interrupted before it trained leaves the record of the attempt before it, or none.
+    """
+    if code in (0, BUSY, INTERRUPTED):
         return
     directory = run.directory
     with suppress(Timeout, OSError), directory.owner().acquire(blocking=False):

@@ -76,6 +76,7 @@ class Worker:
         try:
             self.held = lease(allocation, str(directory.path), config.devices.wait, self.stopping.is_set)
             if self.held is None:
+                print("interrupted while it waited for a device", flush=True)
                 return INTERRUPTED
             self.report({"state": "starting", "device": " ".join(self.held.names)})
             self.show(directory)

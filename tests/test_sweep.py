@@ -1,6 +1,9 @@
 """Sweeps as a user runs them: what one run's misfortune costs, and what the same command makes of it."""
 
+import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -172,6 +175,21 @@ def test_data_is_prepared_once_for_a_sweep(tmp_path, monkeypatch):
     configs = [tiny("dataset.source=cifar10", f"seed={seed}", f"runs_dir={tmp_path}") for seed in range(5)]
     prepare_data([Run(config, RunDirectory.of(config)) for config in configs])
     assert len(started) == 1
+
+
+def test_what_was_interrupted_while_it_waited_for_a_device_was_not_started(tmp_path):
+    held = lease(Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run")
+    sweep = Sweep(tmp_path)
+    while not list(tmp_path.glob("runs/**/progress.json")):
+        time.sleep(0.05)
+    sweep.process.send_signal(signal.SIGINT)
+    assert sweep.wait() == 130
+    held.release()
+    log = (tmp_path / "sweep.log").read_text()
+    assert "interrupted while it waited for a device" in log
+    assert "4 of 4 runs are not complete" in log
+    assert "failed" not in log
+    assert not list(find_runs(tmp_path / "runs"))
 
 
 def test_a_run_with_a_damaged_record_that_could_not_start_keeps_its_checkpoint(tmp_path):
