@@ -1,7 +1,10 @@
-"""Whether runs side by side are faster than one after the other: python -m benchmarks.sweep
+"""Whether a sweep with runs side by side is faster than one run after the other with all cores.
 
-Times a sweep of two runs with its own slots (on a CPU, cores shared out) against the same sweep with devices.slots=1
-(one run at a time with all cores), interleaved, start-up and files included.
+    python -m benchmarks.sweep                                                             # the demo, about 10 minutes
+    python -m benchmarks.sweep dataset=digits arch=resnet20 seed=0,1 trainer.epochs=6      # another grid
+
+Times whole commands, start-up and files included: `run.py -m` with its own slots (on a CPU, the cores shared out)
+against the same with devices.slots=1, in turns.
 """
 
 from __future__ import annotations
@@ -15,26 +18,24 @@ import time
 from pathlib import Path
 
 RUN = Path(__file__).parent.parent / "run.py"
-GRID = ("dataset=digits", "arch=resnet20", "seed=0,1", "dataset.test_limit=100")
 
 
-def seconds(folder: Path, epochs: int, *overrides: str) -> float:
-    command = [sys.executable, str(RUN), "-m", *GRID, f"trainer.epochs={epochs}", f"runs_dir={folder}", *overrides]
+def seconds(folder: Path, *overrides: str) -> float:
     started = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run([sys.executable, str(RUN), "-m", *overrides, f"runs_dir={folder}"], check=True, capture_output=True)
     return time.perf_counter() - started
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("grid", nargs="*", default=["experiment=demo"], help="overrides of run.py -m")
+    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for index in range(options.rounds):
-            together = seconds(Path(folder, f"together{index}"), options.epochs)
-            apart = seconds(Path(folder, f"apart{index}"), options.epochs, "devices.slots=1")
+            together = seconds(Path(folder, f"together{index}"), *options.grid)
+            apart = seconds(Path(folder, f"apart{index}"), *options.grid, "devices.slots=1")
             rows.append((together, apart))
     print("| together, s | one after the other, s | ratio |\n|---:|---:|---:|")
     for together, apart in rows:
