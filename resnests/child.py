@@ -58,12 +58,17 @@ class Run:
 
 
 class Stop:
-    """Whether to stop: by a signal to this process, or by a file that a process of the same sweep made."""
+    """Whether to stop: by a signal to this process, or by a file that a process of the same sweep made.
+
+    A signal stops the whole sweep, unless it is this run's `own`: that of a batch system to one of its jobs. Where jobs
+    wait in a `queue`, the second signal raises KeyboardInterrupt: they stop when they start and find the sweep's folder
+    gone.
+    """
 
     SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR2")
 
-    def __init__(self, file: Path | None = None, parent: int | None = None) -> None:
-        self.file, self.signals = file, 0
+    def __init__(self, file: Path | None = None, parent: int | None = None, *, own=False, queue=False) -> None:
+        self.file, self.own, self.queue, self.signals = file, own, queue, 0
         self.parent = parent if parent == os.getppid() else None  # the sweep, where this is a process of its launcher
         self._previous: dict[int, object] = {}
 
@@ -79,10 +84,13 @@ class Stop:
 
     def _handle(self, number: int, frame: object) -> None:
         self.signals += 1
-        self.set()
+        if not self.own:
+            self.set()
         outer = self._previous[number]
         if isinstance(getattr(outer, "__self__", None), Stop):  # a job in the process of its sweep
             outer(number, frame)
+        if self.queue and self.signals > 1:
+            raise KeyboardInterrupt
 
     def set(self) -> None:
         if self.file is not None:
@@ -94,7 +102,8 @@ class Stop:
         return self.parent is not None and os.getppid() != self.parent
 
     def requested(self) -> bool:
-        return self.signals > 0 or self.orphaned or (self.file is not None and self.file.exists())
+        told = self.file is not None and (self.file.exists() or not self.file.parent.exists())
+        return self.signals > 0 or self.orphaned or told
 
 
 def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:

@@ -54,8 +54,12 @@ def allocate(config: Config, runs: int) -> Allocation:
         available = wanted or config.devices.cpu_slots or cores
         concurrent = min(available, runs)
         threads = max(1, cores // concurrent)
-        # More runs than cores must have been asked for: they then have a lock each.
-        return Allocation(kind, [f"cpu-{i}" for i in range(max(cores, concurrent))], [], threads, concurrent, threads)
+        # By number, as a batch system may give each of its jobs other cores. More runs than cores must have been asked
+        # for: they then have a lock each.
+        mine = sorted(os.sched_getaffinity(0))[:cores] if hasattr(os, "sched_getaffinity") else range(cores)
+        more = max(cores, concurrent) - len(mine)
+        names = [f"cpu-{i}" for i in mine] + [f"cpu-extra-{i}" for i in range(more)]
+        return Allocation(kind, names, [], threads, concurrent, threads)
     names = gpus or [kind]
     per_device = -(-wanted // len(names)) if wanted else config.devices.runs_per_gpu
     pairs = [(f"{name}-{k}", name) for k in range(per_device) for name in names][: wanted or None]

@@ -15,7 +15,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from resnests.devices import Allocation
 from resnests.record import FINAL, BrokenRecord
 from resnests.text import duration, epoch_line
 
@@ -64,8 +63,8 @@ class View:
 class Display:
     """Follows the runs of a sweep until the `with` block ends: live on a terminal, plain lines elsewhere."""
 
-    def __init__(self, runs: Sequence[Run], todo: Sequence[Run], allocation: Allocation) -> None:
-        self.total, self.skipped, self.allocation = len(runs), len(runs) - len(todo), allocation
+    def __init__(self, runs: Sequence[Run], todo: Sequence[Run]) -> None:
+        self.total, self.skipped = len(runs), len(runs) - len(todo)
         self.views = [View(run) for run in todo]
         if len(self.views) == 1:
             self.views[0].shown_epochs = len(todo[0].directory.history_rows())  # of the attempt that is resumed
@@ -110,7 +109,7 @@ class Display:
         label = view.run.label
         begun = before in (PENDING, WAITING) and view.status not in (PENDING, WAITING)
         if begun and not self.live:
-            self.say(f"start {label} on {view.progress.get('device', self.allocation.kind)}")
+            self.say(f"start {label} on {view.progress.get('device', 'its device')}")
         if len(self.views) == 1 and not self.live:
             self._tell_epochs(view)
         if view.is_over and view.status != before:
@@ -157,7 +156,7 @@ class Display:
             if view.status in (PENDING, WAITING):
                 some = known.get(view.run.config.arch.name, everything)
                 left += sum(some) / len(some)
-        return left / self.allocation.concurrent
+        return left / max(1, len(running))
 
 
 def _cells(view: View) -> list[Any]:

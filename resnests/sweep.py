@@ -24,22 +24,25 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from resnests.child import POLL, Run, Stop, command_line, conclude, last_line, prepare_data, run_child
+from resnests.child import POLL, Run, Stop, command_line, conclude, last_line, prepare_data, python_path, run_child
 from resnests.config import Config, UserError, require
 from resnests.devices import Allocation, allocate
 from resnests.display import Display
 from resnests.official import export, weights_file
 from resnests.recipe import recipe_values
 from resnests.record import FINAL, RunDirectory
-from resnests.worker import BUSY
+from resnests.worker import BUSY, USER_ERROR
 
 MAX_CRASHES = 5  # of the launcher, one after the other, with no run reaching its end
 
 log = logging.getLogger(__name__)
 
 
-def check(configs: Sequence[Config]) -> list[Run]:
-    """The runs of `configs`; raises a UserError where they cannot work here, before anything is written."""
+def check(configs: Sequence[Config], remote: bool = False) -> list[Run]:
+    """The runs of `configs`; raises a UserError where they cannot work, before anything is written.
+
+    Whether there are such devices is seen here, unless other hosts train (`remote`).
+    """
     runs = [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]
     first = configs[0]
     for config in configs:
@@ -52,7 +55,8 @@ def check(configs: Sequence[Config]) -> list[Run]:
             require(value == shared, key, value, f"one value for the whole sweep, such as {shared}")
         if config.task == "evaluate":
             weights_file(config)
-    for config in {c.trainer.device + c.trainer.precision: c for c in configs}.values():
+    demands = {(c.trainer.precision, c.trainer.cuda_graph): c for c in configs}
+    for config in () if remote else demands.values():
         allocate(config, 1)
     for root in {Path(c.runs_dir) for c in configs}:
         try:
@@ -80,16 +84,17 @@ def _told_apart(runs: list[Run]) -> list[Run]:
     return told
 
 
-def drive(configs: Sequence[Config], launch: Callable[[list[int], Allocation], None]) -> int:
+def drive(configs: Sequence[Config], launch: Callable[[list[int], Allocation | None], None], remote=False) -> int:
     """Bring every one of `configs` to its end with `launch(indices into configs, allocation)`; the exit status.
 
-    `launch` returns when the runs that it was given have ended; it may raise when a process of the launcher died.
+    `launch` returns when the runs that it was given have ended; it may raise when a process of the launcher died. Where
+    it is `remote`, a batch system with a file system in common, each job sees for itself what its host has.
     """
-    runs = check(configs)
+    runs = check(configs, remote)
     if configs[0].task == "export":
         require(not configs[0].sweep.dry_run, "sweep.dry_run", True, "false, as task=export trains nothing")
         return _export(runs)
-    allocation = allocate(configs[0], len(runs))
+    allocation = None if remote else allocate(configs[0], len(runs))
     if configs[0].sweep.dry_run:
         _print_plan(runs, allocation)
         return 0
@@ -99,19 +104,20 @@ def drive(configs: Sequence[Config], launch: Callable[[list[int], Allocation], N
         return _exit_status(runs, interrupted=False)
     prepare_data(todo)
     _overwrite(todo)
-    folder = Path(tempfile.mkdtemp(prefix="resnests-sweep-"))
+    shared = {"prefix": ".sweep-", "dir": Path(configs[0].runs_dir).resolve()} if remote else {"prefix": "resnests-"}
+    folder = Path(tempfile.mkdtemp(**shared))
     try:
-        with Stop(folder / "stop") as stop, Display(runs, todo, allocation) as display:
+        with Stop(folder / "stop", queue=remote) as stop, Display(runs, todo) as display:
             os.environ["RESNESTS_SWEEP"] = json.dumps(
                 {
                     "host": socket.gethostname(),
                     "pid": os.getpid(),
                     "stop": str(stop.file),
-                    "allocation": asdict(allocation),
+                    "allocation": allocation and asdict(allocation),
                 }
             )
-            os.environ["RESNESTS_COMMAND"] = command_line()
-            _rounds(todo, lambda some: launch([run.index for run in some], allocation), stop, display)
+            os.environ |= {"RESNESTS_COMMAND": command_line(), "PYTHONPATH": python_path()}
+            _rounds(todo, lambda some: launch([run.index for run in some], allocation), stop, display, remote)
             interrupted = stop.signals > 0
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -130,14 +136,17 @@ def _export(runs: Sequence[Run]) -> int:
     return 1 if missing else 0
 
 
-def _rounds(todo: list[Run], launch: Callable[[list[Run]], None], stop: Stop, display: Display) -> None:
+def _rounds(todo: list[Run], launch: Callable[[list[Run]], None], stop: Stop, display: Display, remote: bool) -> None:
     """Launch what is to do, until nothing is left that another try could finish."""
     attempts: Counter[Path] = Counter()
+    epochs: Counter[Path] = Counter()  # that were done when its host interrupted a run
     crashes = 0
     while todo and not stop.requested():
         try:
             launch(todo)
             crashed = False
+        except KeyboardInterrupt:
+            return
         except Exception as error:  # the launcher's own: a run's are on its record
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             display.say(f"the launcher lost a process ({reason}): going on with what is left")
@@ -148,12 +157,12 @@ def _rounds(todo: list[Run], launch: Callable[[list[Run]], None], stop: Stop, di
         if crashes == MAX_CRASHES:
             display.say(f"the launcher lost a process {crashes} times in a row: giving up")
             return
-        todo = [run for run in todo if _is_worth_another(run, attempts, crashed, stop)]
+        todo = [run for run in todo if _is_worth_another(run, attempts, crashed) or (remote and _got_on(run, epochs))]
         while todo and all(run.directory.is_owned() for run in todo) and not stop.requested():
             time.sleep(POLL)  # another sweep trains them: what it does not finish is ours
 
 
-def _is_worth_another(run: Run, attempts: Counter[Path], crashed: bool, stop: Stop) -> bool:
+def _is_worth_another(run: Run, attempts: Counter[Path], crashed: bool) -> bool:
     if run.directory.is_owned():
         return True
     status, options = run.directory.status(), run.config.sweep
@@ -167,6 +176,15 @@ def _is_worth_another(run: Run, attempts: Counter[Path], crashed: bool, stop: St
     return status in ("failed", "killed") and attempts[run.directory.path] <= options.retries
 
 
+def _got_on(run: Run, epochs: Counter[Path]) -> bool:
+    """Whether `run` was interrupted, by the time limit of its job say, in a later epoch than before."""
+    directory = run.directory
+    if directory.status() != "interrupted":
+        return False
+    before, epochs[directory.path] = epochs[directory.path], directory.read_record()["epochs"]
+    return epochs[directory.path] > before
+
+
 def run_single(config: Config) -> int:
     """Train one configuration; the exit status."""
     return drive([config], lambda _indices, _allocation: job(config))
@@ -176,9 +194,16 @@ def job(config: Config) -> str | None:
     """One run, as a launcher starts it in a process of its choice; returns the status on record."""
     run, sweep = Run(config, RunDirectory.of(config)), json.loads(os.environ.get("RESNESTS_SWEEP", "{}"))
     here = sweep.get("host") == socket.gethostname()
-    allocation = Allocation(**sweep["allocation"]) if here else allocate(config, 1)
-    with Stop(Path(sweep["stop"]), sweep["pid"]) if here else Stop() as stop:
-        code = run_child(run, allocation, stop)
+    file = Path(sweep["stop"]) if sweep else None
+    with Stop(file, sweep["pid"] if here else None, own=not here) as stop:
+        try:
+            allocation = Allocation(**sweep["allocation"]) if here and sweep["allocation"] else allocate(config, 1)
+            code = run_child(run, allocation, stop)
+        except UserError as error:  # about this host, which the sweep could not see
+            run.directory.path.mkdir(parents=True, exist_ok=True)
+            with open(run.directory.file("run.log"), "a") as output:
+                print(error, file=output)
+            code = USER_ERROR
         if stop.orphaned:
             os._exit(1)  # the launcher's process would wait for its next run forever
         if code not in (0, BUSY) and config.sweep.fail_fast:
@@ -210,12 +235,14 @@ def _say_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:
         print("nothing to do; trainer.overwrite=true would start afresh")
 
 
-def _print_plan(runs: Sequence[Run], allocation: Allocation) -> None:
+def _print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
     actions = [run.action for run in runs]
     for action, run in zip(actions, runs, strict=True):
         print(f"{action:7} {run.label}  {run.directory.path}")
     count = Counter(actions)
-    slots = f"{allocation.concurrent} at once on {allocation.kind}, {allocation.threads} thread(s) each"
+    slots = "a job each"
+    if allocation:
+        slots = f"{allocation.concurrent} at once on {allocation.kind}, {allocation.threads} thread(s) each"
     print(f"{count['run']} to run, {count['resume']} to resume, {count['skip']} to skip; {slots}")
 
 

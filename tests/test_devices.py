@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -67,6 +68,18 @@ def test_cores_are_shared_out(monkeypatch):
     assert (limited.concurrent, limited.threads) == (2, 4)
     forced = allocate(make_config("devices.slots=16"), runs=100)
     assert (forced.concurrent, forced.threads, len(forced.slots)) == (16, 1, 16)
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_jobs_that_may_use_different_cores_do_not_wait_for_each_other():
+    """As a batch system shares out a node."""
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {max(cores)})
+        assert allocate(make_config(), runs=4).slots == [f"cpu-{max(cores)}"]
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 @pytest.mark.usefixtures("no_gpu")

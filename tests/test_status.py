@@ -12,7 +12,6 @@ from rich.console import Console
 from trees import add_run
 
 from resnests.child import Run
-from resnests.devices import Allocation
 from resnests.display import Display
 from resnests.record import RunDirectory, new_record
 from resnests.text import duration
@@ -76,7 +75,7 @@ def test_status_of_nothing_is_an_error(tmp_path):
 def display_of(tmp_path, count: int, terminal: bool) -> tuple[Display, list[Run], Console]:
     configs = [tiny(f"runs_dir={tmp_path}", f"seed={seed}", "trainer.epochs=10") for seed in range(count)]
     runs = [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]
-    display = Display(runs, runs, Allocation("cpu", ["cpu-0"], [], 1, 1, 1))
+    display = Display(runs, runs)
     console = Console(record=True, force_terminal=terminal, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
     display.console = console
     return display, runs, console

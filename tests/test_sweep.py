@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 from faults import FAULTS, Sweep, campaign
 from helpers import REPOSITORY, TINY, run_command, tiny
 
+from resnests import devices
 from resnests.child import Run, Stop, prepare_data, run_child
 from resnests.devices import Allocation, allocate, lease
-from resnests.record import RunDirectory, find_runs
+from resnests.record import RunDirectory, find_runs, new_record
+from resnests.sweep import drive, job
 
 
 def statuses(root) -> dict[str, str]:
@@ -112,11 +115,70 @@ def test_the_launchers_lost_worker_does_not_end_the_sweep(tmp_path):
     assert "the launcher lost a process" in (tmp_path / "sweep.log").read_text()
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
 def test_runs_are_the_same_under_every_launcher(tmp_path, launcher):
     done = run_command("-m", f"hydra/launcher={launcher}", *TINY, "seed=0,1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(statuses(tmp_path).values()) == ["complete", "complete"]
+
+
+@pytest.fixture
+def batch_sweep(tmp_path, monkeypatch):
+    """A sweep of one run whose jobs a function stands for, on other hosts than this one."""
+    for name in ("RESNESTS_SWEEP", "RESNESTS_COMMAND", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")  # so that what a sweep sets is undone
+    return lambda launch, *overrides: drive([tiny(f"runs_dir={tmp_path / 'runs'}", *overrides)], launch, remote=True)
+
+
+def test_a_run_that_its_batch_job_interrupts_is_submitted_again_while_it_gets_on(tmp_path, batch_sweep, capsys):
+    """Time limits in the first, the second and again the second epoch."""
+    run, ends = RunDirectory.of(tiny(f"runs_dir={tmp_path / 'runs'}")), [1, 2, 2]
+
+    def launch(indices, allocation):
+        assert (indices, allocation) == ([0], None)
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.write_record(new_record(tiny(), {}) | {"status": "interrupted", "epochs": ends.pop(0)})
+
+    assert batch_sweep(launch) == 1
+    assert not ends
+    assert "interrupted: digits/tiny/standard seed=0" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["digits"]  # nothing of the sweep's own is left
+
+
+def test_what_the_host_of_a_batch_job_lacks_is_said_by_the_sweep(tmp_path, batch_sweep, monkeypatch, capsys):
+    """A login node without a GPU submits what needs one; here the job's host has none either."""
+    monkeypatch.setattr(devices, "visible_gpus", list)
+    options = ("trainer.device=cuda", "trainer.precision=tf32")
+    assert batch_sweep(lambda *_: job(tiny(f"runs_dir={tmp_path / 'runs'}", *options)), *options) == 1
+    expected = "not started: digits/tiny/standard seed=0: trainer.device=cuda: expected auto or cpu"
+    assert expected in capsys.readouterr().err
+
+
+def test_two_signals_end_a_sweep_whose_jobs_wait_in_a_queue_and_the_jobs_when_they_start(tmp_path, batch_sweep):
+    queued = []
+
+    def launch(indices, allocation):
+        queued.append(Path(json.loads(os.environ["RESNESTS_SWEEP"])["stop"]))
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("went on waiting")
+
+    assert batch_sweep(launch) == 130
+    with Stop(queued[0], own=True) as started:
+        assert started.requested()
+
+
+def test_a_signal_to_a_batch_job_stops_its_run_and_no_other(tmp_path):
+    with Stop(tmp_path / "stop", own=True) as stop:
+        signal.raise_signal(signal.SIGUSR2)
+        assert stop.requested()
+    with Stop(tmp_path / "stop", own=True) as another:
+        assert not another.requested()
+    with Stop(tmp_path / "stop") as whole:
+        signal.raise_signal(signal.SIGUSR2)
+        assert whole.requested()
+    with Stop(tmp_path / "stop", own=True) as another:
+        assert another.requested()
 
 
 def test_a_short_campaign_of_faults_loses_nothing(tmp_path):

@@ -11,6 +11,8 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
+LOCAL = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")  # whose jobs run on the host of the sweep
+
 
 class GridSweeper(BasicSweeper):
     """Ends the process with the sweep's exit status, which Hydra has no other way to give."""
@@ -50,4 +52,5 @@ class GridSweeper(BasicSweeper):
             for returned in self.launcher.launch([jobs[i] for i in indices], initial_job_idx=0):
                 _ = returned.return_value  # raises what a job could not put on record
 
-        sys.exit(guarded(lambda: drive([config_of(job) for job in jobs], launch)))
+        remote = type(self.launcher).__name__ not in LOCAL
+        sys.exit(guarded(lambda: drive([config_of(job) for job in jobs], launch, remote)))
