@@ -67,7 +67,7 @@ class Step:
         except RuntimeError as error:
             if network is self.model or not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
-            raise UserError(f"trainer.compile=true: expected false, as here {_first_line(error)}") from error
+            raise UserError(f"trainer.compile=true: expected false, as here {_reason(error)}") from error
         add_totals(self.totals, loss.detach() * len(labels), logits.detach(), labels)
 
     def _try_capture(self, images: Tensor, labels: Tensor) -> None:
@@ -75,8 +75,8 @@ class Step:
             self._capture(images, labels)
         except RuntimeError as error:
             if self.trainer.cuda_graph:
-                raise UserError(f"trainer.cuda_graph=true: expected null, as here {_first_line(error)}") from error
-            log.warning("training goes on without a CUDA graph, and slower: %s", _first_line(error))
+                raise UserError(f"trainer.cuda_graph=true: expected null, as here {_reason(error)}") from error
+            log.warning("training goes on without a CUDA graph, and slower: %s", _reason(error))
             self.captures = False
 
     def _capture(self, images: Tensor, labels: Tensor) -> None:
@@ -103,5 +103,6 @@ class Step:
                 value.copy_(old)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
+def _reason(error: Exception) -> str:
+    """Some of the errors say in their first line only who raised them."""
+    return " ".join(f"{type(error).__name__}: {error}".splitlines()[:2])
