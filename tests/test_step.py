@@ -10,6 +10,8 @@ import logging
 
 import pytest
 import torch
+import torch._dynamo  # older versions look at torch.cuda when it is first imported, before it is emulated here
+from helpers import make_config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,7 +21,6 @@ from resnests.models import build_model
 from resnests.optim import build_optimizer
 from resnests.step import Step
 from resnests.train import train_steps
-from tests.helpers import make_config
 
 TINY = ([2, 1, 1], [4, 8, 16])
 SIZES = (8, 8, 5, 8, 3, 8)  # batches of an epoch and a bit, with smaller ones among them
