@@ -8,6 +8,7 @@ import contextlib
 import copy
 import logging
 
+import numpy as np
 import pytest
 import torch
 import torch._dynamo  # older versions look at torch.cuda when it is first imported, before it is emulated here
@@ -17,13 +18,16 @@ from torch.utils._pytree import tree_leaves
 
 from resnests import kernels
 from resnests.config import Trainer, UserError
+from resnests.data import Split
 from resnests.models import build_model
 from resnests.optim import build_optimizer
+from resnests.pipelines import build_pipeline
 from resnests.step import Step
 from resnests.train import train_steps
 
 TINY = ([2, 1, 1], [4, 8, 16])
 SIZES = (8, 8, 5, 8, 3, 8)  # batches of an epoch and a bit, with smaller ones among them
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 class Recorder(TorchDispatchMode):
@@ -51,8 +55,9 @@ class Recorder(TorchDispatchMode):
 
     def __exit__(self, *error):
         super().__exit__(*error)
-        for value, before in self.undo:
-            value.copy_(before)
+        with torch.no_grad():
+            for value, before in self.undo:
+                value.copy_(before)
 
     def replay(self):
         self.replays += 1
@@ -152,7 +157,7 @@ def test_where_a_graph_was_demanded_its_failure_is_the_users(emulated_cuda, monk
         train(make_step("standard", emulate=True, cuda_graph=True))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("variant", ["standard", "a_resnest"])
@@ -164,6 +169,38 @@ def test_a_graph_on_the_gpu_trains_as_the_operations_do(variant, precision, comp
     tolerance = 1e-3 if precision == "fp32" else 5e-2
     torch.testing.assert_close([loss for loss, _ in totals], [loss for loss, _ in expected], rtol=tolerance, atol=0)
     torch.testing.assert_close(weights, expected_weights, rtol=tolerance, atol=tolerance)
+
+
+def steps_of_an_epoch(device):
+    """Training steps with the pipeline's batches, the last one smaller."""
+    step = make_step("a_resnest", device)
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (30, 16, 16, 3), dtype=np.uint8), np.arange(30) % 10)
+    config = make_config("trainer.batch_size=8")
+    optimizer = build_optimizer(config.optimizer, step.model.parameters())
+    return train_steps(step, optimizer, build_pipeline(config, split, torch.device(device)).batches(1))
+
+
+def test_a_step_reads_nothing_back():
+    """What would make the host wait for a GPU: item(), float(), indexing with a mask."""
+    steps = steps_of_an_epoch("cpu")
+    next(steps)
+    with Recorder() as recorder:
+        assert len(list(steps)) == 3
+    names = {func.name() for func, *_ in recorder.tape}
+    assert "aten::index_select" in names
+    assert not names & {"aten::_local_scalar_dense", "aten::nonzero", "aten::item"}
+
+
+@needs_gpu
+def test_a_step_on_the_gpu_waits_for_nothing():
+    steps = steps_of_an_epoch("cuda")
+    next(steps)  # the epoch's draws are copied, and the graph is captured
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(steps)) == 3
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.filterwarnings("default")  # torch.compile has advice on Python versions
