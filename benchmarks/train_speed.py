@@ -27,9 +27,12 @@ import torch
 from benchmarks import gpu
 from benchmarks.process import REPOSITORY, Process, interleaved, ratio, table, together
 from benchmarks.subjects import Spec
+from resnests.config import Trainer
+from resnests.models import build_model, load_arch
+from resnests.step import Step
 
 TRAIN, EVALUATED = 50_000, {"official": 50_000, "usual": 10_000, "ours": 10_000}
-TABLES = ("training", "concurrency", "start-up")
+TABLES = ("training", "concurrency", "host", "start-up")
 STEPS = {"resnet20": 10, "resnet110": 3}  # a turn; other networks are so large that one step is enough
 
 
@@ -113,6 +116,27 @@ def concurrency_table(options: argparse.Namespace) -> str:
     return table(header, rows)
 
 
+def host_table() -> str:
+    """Time that one thread takes to issue a step, whatever computes it: networks and images so small that it is all."""
+    torch.set_num_threads(1)
+    images, labels = torch.randn(1, 3, 8, 8), torch.zeros(1, dtype=torch.long)
+    rows = []
+    for arch in ("resnet20", "resnet110"):
+        model = build_model((load_arch(arch).blocks, (2, 2, 2)))
+        optimizer = torch.optim.SGD(
+            model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=True
+        )  # as PyTorch has it on CUDA by default
+        step = Step(model, Trainer(batch_size=1))
+        times = {step: [], optimizer.step: []}
+        for _ in range(100):
+            for call, arguments in ((step, (images, labels)), (optimizer.step, ())):
+                started = time.perf_counter()
+                call(*arguments)
+                times[call].append(time.perf_counter() - started)
+        rows.append([arch, *(f"{statistics.median(some) * 1e3:.1f}" for some in times.values())])
+    return table(["host time of a step, ms", "forward, loss, backward", "optimizer"], rows)
+
+
 def start_up_table() -> str:
     """Wall time of commands as a user types them; that with one step also evaluates and writes its directory."""
     with tempfile.TemporaryDirectory() as folder:
@@ -171,6 +195,8 @@ def main() -> None:
             print("", *measure(arch, options), sep="\n\n", flush=True)
     if "concurrency" in options.tables:
         print(f"\n{concurrency_table(options)}", flush=True)
+    if "host" in options.tables:
+        print(f"\n{host_table()}", flush=True)
     if "start-up" in options.tables:
         print(f"\n{start_up_table()}")
 
