@@ -70,6 +70,13 @@ def interleaved(turns: dict[str, tuple], rounds: int) -> dict[str, list[float]]:
     return results
 
 
+def wall_time(command: list[str]) -> float:
+    """Seconds of a Python command, from its start to its end, in the repository."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *command], cwd=REPOSITORY, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
 def ratio(these: list[float], those: list[float]) -> float:
     """Median of the ratios round by round: neighbours in time saw the same machine."""
     return statistics.median(a / b for a, b in zip(these, those, strict=True))

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from resnests.config import Dataset, Optimizer, Trainer
 from resnests.data import Split, load
+from resnests.experiment import set_numerics
 from resnests.kernels import keep_freed_memory
 from resnests.models import build_model, conf_dir
 from resnests.optim import build_optimizer
@@ -85,9 +86,8 @@ class Ours(Subject):
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
-        tf32 = spec.precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        torch.backends.cudnn.benchmark = True
+        trainer = Trainer(precision=spec.precision, batch_size=BATCH, compile=spec.compile, cuda_graph=spec.cuda_graph)
+        set_numerics(trainer)
         splits = load(self.dataset)
         self.model.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(read_conf("optimizer", "sgd", Optimizer), self.model.parameters())
@@ -95,7 +95,6 @@ class Ours(Subject):
         self.test = Images(splits.test, self.dataset, self.device)
         self.part = Images(splits.test.take(slice(2000)), self.dataset, self.device)
         self.batches = itertools.chain.from_iterable(self.pipeline.batches(epoch) for epoch in itertools.count(1))
-        trainer = Trainer(precision=spec.precision, batch_size=BATCH, compile=spec.compile, cuda_graph=spec.cuda_graph)
         self.training = train_steps(Step(self.model, trainer), optimizer, self.batches)
 
     def evaluate(self, count: int) -> float:

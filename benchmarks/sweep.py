@@ -10,20 +10,10 @@ against the same with devices.slots=1, in turns.
 from __future__ import annotations
 
 import argparse
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-RUN = Path(__file__).parent.parent / "run.py"
-
-
-def seconds(folder: Path, *overrides: str) -> float:
-    started = time.perf_counter()
-    subprocess.run([sys.executable, str(RUN), "-m", *overrides, f"runs_dir={folder}"], check=True, capture_output=True)
-    return time.perf_counter() - started
+from benchmarks.process import ratio, table, wall_time
 
 
 def main() -> None:
@@ -31,16 +21,15 @@ def main() -> None:
     parser.add_argument("grid", nargs="*", default=["experiment=demo"], help="overrides of run.py -m")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
-    rows = []
+    together, apart = [], []
     with tempfile.TemporaryDirectory() as folder:
         for index in range(options.rounds):
-            together = seconds(Path(folder, f"together{index}"), *options.grid)
-            apart = seconds(Path(folder, f"apart{index}"), *options.grid, "devices.slots=1")
-            rows.append((together, apart))
-    print("| together, s | one after the other, s | ratio |\n|---:|---:|---:|")
-    for together, apart in rows:
-        print(f"| {together:.1f} | {apart:.1f} | {apart / together:.2f} |")
-    print(f"\nmedian ratio {statistics.median(apart / together for together, apart in rows):.2f}")
+            for name, seconds, more in (("together", together, []), ("apart", apart, ["devices.slots=1"])):
+                runs = f"runs_dir={Path(folder, f'{name}{index}')}"
+                seconds.append(wall_time(["run.py", "-m", *options.grid, *more, runs]))
+    rows = [[f"{a:.1f}", f"{b:.1f}", f"{b / a:.2f}x"] for a, b in zip(together, apart, strict=True)]
+    print(table(["together, s", "one after the other, s", "ratio"], rows))
+    print(f"\nmedian ratio {ratio(apart, together):.2f}x")
 
 
 if __name__ == "__main__":

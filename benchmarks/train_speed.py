@@ -16,7 +16,6 @@ import argparse
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,10 +24,11 @@ from pathlib import Path
 import torch
 
 from benchmarks import gpu
-from benchmarks.process import REPOSITORY, Process, interleaved, ratio, table, together
-from benchmarks.subjects import Spec
-from resnests.config import Trainer
+from benchmarks.process import REPOSITORY, Process, interleaved, ratio, table, together, wall_time
+from benchmarks.subjects import Spec, read_conf
+from resnests.config import Optimizer, Trainer
 from resnests.models import build_model, load_arch
+from resnests.optim import build_optimizer
 from resnests.step import Step
 
 TRAIN, EVALUATED = 50_000, {"official": 50_000, "usual": 10_000, "ours": 10_000}
@@ -123,9 +123,8 @@ def host_table() -> str:
     rows = []
     for arch in ("resnet20", "resnet110"):
         model = build_model((load_arch(arch).blocks, (2, 2, 2)))
-        optimizer = torch.optim.SGD(
-            model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=True
-        )  # as PyTorch has it on CUDA by default
+        optimizer = build_optimizer(read_conf("optimizer", "sgd", Optimizer), model.parameters())
+        optimizer.param_groups[0]["foreach"] = True  # as PyTorch has it on CUDA by default
         step = Step(model, Trainer(batch_size=1))
         times = {step: [], optimizer.step: []}
         for _ in range(100):
@@ -152,12 +151,6 @@ def start_up_table() -> str:
                 seconds = [wall_time([script, *arguments]) for _ in range(3)]
                 rows.append([name, f"{statistics.median(seconds):.2f}"])
     return table(["command", "seconds"], rows)
-
-
-def wall_time(command: list[str]) -> float:
-    started = time.perf_counter()
-    subprocess.run([sys.executable, *command], cwd=REPOSITORY, check=True, capture_output=True)
-    return time.perf_counter() - started
 
 
 def machine() -> str:

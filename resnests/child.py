@@ -117,7 +117,6 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONPATH": python_path(), "RESNESTS_COMMAND": command_line()},
             start_new_session=True,  # Ctrl-C reaches the parent, which asks once for a checkpoint
         )
     # What is to start afresh was cleared before: the run itself, and whoever runs its config.yaml again, must resume.

@@ -170,9 +170,7 @@ class Pipeline:
 class Trainer:
     epochs: int = 200
     batch_size: int = 128
-    precision: str = (
-        "fp32"  # the paper's; bf16 trains faster, to the same accuracy within seeds (benchmarks/RESULTS.md)
-    )
+    precision: str = "fp32"  # the paper's; bf16 is faster, to the same accuracy within seeds (benchmarks/RESULTS.md)
     device: str = free("auto")
     channels_last: bool | None = free(None)  # null: on CPU, where it is 1.2 to 1.3x as fast, and CUDA
     cuda_graph: bool | None = free(None)  # a step as one CUDA graph; null: on CUDA, or without where it fails

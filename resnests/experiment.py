@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from resnests.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
-from resnests.config import Config, UserError
+from resnests.config import Config, Trainer, UserError
 from resnests.data import load
 from resnests.models import count_parameters, initial_model
 from resnests.official import digest, weights_file
@@ -68,7 +68,7 @@ def run_experiment(
 
 def _train(config: Config, directory: RunDirectory, device: torch.device, record: dict, should_stop, report) -> None:
     report({"state": "loading"})
-    _set_numerics(config, device)
+    set_numerics(config.trainer)
     splits = load(config.dataset)
     model = initial_model(config.arch, config.variant.head, config.dataset.num_classes, config.seed)
     record["parameters"] = count_parameters(model)
@@ -110,7 +110,7 @@ def _train(config: Config, directory: RunDirectory, device: torch.device, record
 def _evaluate(config: Config, directory: RunDirectory, device: torch.device, record: dict, should_stop, report) -> None:
     """Test accuracy of given weights: ours or official, which have the same names."""
     report({"state": "loading"})
-    _set_numerics(config, device)
+    set_numerics(config.trainer)
     path = weights_file(config)
     model = initial_model(config.arch, config.variant.head, config.dataset.num_classes, config.seed)
     load_weights(path, model)
@@ -139,12 +139,13 @@ def _resume(directory: RunDirectory, identity: dict, model, optimizer, device: t
     return state
 
 
-def _set_numerics(config: Config, device: torch.device) -> None:
-    tf32 = config.trainer.precision == "tf32"
+def set_numerics(trainer: Trainer) -> None:
+    """Which kernels PyTorch may choose, for the whole process."""
+    tf32 = trainer.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = not config.trainer.deterministic
-    torch.use_deterministic_algorithms(config.trainer.deterministic)
+    torch.backends.cudnn.benchmark = not trainer.deterministic
+    torch.use_deterministic_algorithms(trainer.deterministic)
 
 
 def _memory_format(config: Config, device: torch.device) -> torch.memory_format:

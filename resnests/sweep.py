@@ -117,7 +117,8 @@ def drive(configs: Sequence[Config], launch: Callable[[list[int], Allocation | N
                 }
             )
             os.environ |= {"RESNESTS_COMMAND": command_line(), "PYTHONPATH": python_path()}
-            _rounds(todo, lambda some: launch([run.index for run in some], allocation), stop, display, remote)
+            with suppress(KeyboardInterrupt):  # the second signal, where jobs wait in a queue
+                _rounds(todo, lambda some: launch([run.index for run in some], allocation), stop, display, remote)
             interrupted = stop.signals > 0
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -145,8 +146,6 @@ def _rounds(todo: list[Run], launch: Callable[[list[Run]], None], stop: Stop, di
         try:
             launch(todo)
             crashed = False
-        except KeyboardInterrupt:
-            return
         except Exception as error:  # the launcher's own: a run's are on its record
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             display.say(f"the launcher lost a process ({reason}): going on with what is left")
