@@ -137,8 +137,10 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
             child.wait(POLL)
     with suppress(BrokenPipeError):
         child.stdin.close()
-    conclude(run, child.returncode)
-    return child.returncode
+    died_at_start = asked and child.returncode == -signal.SIGTERM  # before it could listen: later it ends by itself
+    code = INTERRUPTED if died_at_start else child.returncode
+    conclude(run, code)
+    return code
 
 
 def python_path() -> str:

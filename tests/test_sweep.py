@@ -19,6 +19,7 @@ from resnests.child import Run, Stop, prepare_data, run_child
 from resnests.devices import Allocation, allocate, lease
 from resnests.record import RunDirectory, find_runs, new_record
 from resnests.sweep import drive, job
+from resnests.worker import INTERRUPTED
 
 
 def statuses(root) -> dict[str, str]:
@@ -224,6 +225,18 @@ def test_a_child_that_dies_before_it_has_a_record_gets_one(tmp_path, monkeypatch
     with Stop() as stop:
         assert run_child(run, allocate(run.config, 1), stop) == 1
     assert run.directory.read_record()["status"] == "failed"
+
+
+def test_a_run_that_is_asked_to_stop_before_it_can_listen_was_not_started(tmp_path, monkeypatch):
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    run = Run(tiny(f"runs_dir={tmp_path}"), RunDirectory.of(tiny(f"runs_dir={tmp_path}")))
+    with Stop() as stop:
+        monkeypatch.setattr(stop, "requested", iter([False] + [True] * 100).__next__)
+        assert run_child(run, allocate(run.config, 1), stop) == INTERRUPTED
+    assert run.directory.read_record() is None
 
 
 def test_data_is_prepared_once_for_a_sweep(tmp_path, monkeypatch):
