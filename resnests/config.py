@@ -192,7 +192,7 @@ class Trainer:
 @dataclass
 class Devices:
     slots: int | None = None  # runs at once; null: as many as the machine has slots
-    runs_per_gpu: int = 1
+    runs_per_gpu: int = 1  # what more of them gain is not measured yet: benchmarks.train_speed --device cuda tells
     cpu_slots: int | None = None  # runs at once where there is no GPU; null: one per core, the fastest for small nets
     wait: bool = True  # false: fail at once where every slot is taken
 
