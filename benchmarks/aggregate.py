@@ -1,9 +1,10 @@
-"""Time and peak memory of aggregate.py on 10,000 runs of 200 epochs: python benchmarks/aggregate.py [runs]
+"""Time and peak memory of aggregate.py on 10,000 runs of 200 epochs: python benchmarks/aggregate.py
+[runs]
 
-Makes the tree in a temporary directory (about 250 MB and four minutes at 10,000): two data sets, the paper's four
-architectures and four variants, as many seeds as that takes. Prints a line for the tables and one for the figures and
-everything else, and for a tenth of the runs too, which shows whether time grows in step.
-"""
+Makes the tree in a temporary directory (about 250 MB and four minutes at 10,000): two data sets,
+the paper's four architectures and four variants, as many seeds as that takes. Prints a line for the
+tables and one for the figures and everything else, and for a tenth of the runs too, which shows
+whether time grows in step."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import trees  # noqa: E402
 
-from resnests.published import PUBLISHED  # noqa: E402
+from resnests.paper import PUBLISHED  # noqa: E402
 
 EPOCHS = 200
 
@@ -44,7 +45,9 @@ def measure(label: str, *arguments: str) -> None:
     unit = 1 if sys.platform == "darwin" else 1024
     wall, processor = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
     memory = usage.ru_maxrss * unit / 1e6
-    print(f"  {label:<34} {wall:6.1f} s ({processor:.1f} s of processor) {memory:6.0f} MB", flush=True)
+    print(
+        f"  {label:<34} {wall:6.1f} s ({processor:.1f} s of processor) {memory:6.0f} MB", flush=True
+    )
 
 
 def main() -> None:
@@ -54,8 +57,17 @@ def main() -> None:
             made = make_tree(Path(folder) / "runs", wanted)
             print(f"{made} runs of {EPOCHS} epochs", flush=True)
             measure("tables", f"{folder}/runs")
-            measure("tables, both comparisons", f"{folder}/runs", "--compare", "standard", "--compare", "paper")
-            measure("everything, with the figures", f"{folder}/runs", "--output", f"{folder}/results/")
+            measure(
+                "tables, both comparisons",
+                f"{folder}/runs",
+                "--compare",
+                "standard",
+                "--compare",
+                "paper",
+            )
+            measure(
+                "everything, with the figures", f"{folder}/runs", "--output", f"{folder}/results/"
+            )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The GPU part of benchmarks.train_speed: precisions, compilation, several runs on a card, the share of its peak.
+"""The GPU part of benchmarks.train_speed: precisions, compilation, several runs on a card, the
+share of its peak.
 
-What fails, such as torch.compile without a compiler, is a line in a table and does not end the rest.
-"""
+What fails, such as torch.compile without a compiler, is a line in a table and does not end the
+rest."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.process import Process, interleaved, ratio, table, together
 from benchmarks.subjects import Spec
-from resnests.models import build_model
+from resnests.models.resnet import build_model
 
 ARCHS = ("resnet20", "resnet110", "wrn16_8", "wrn40_4")
 MODES = {  # trainer.compile, trainer.cuda_graph
@@ -24,14 +25,22 @@ MODES = {  # trainer.compile, trainer.cuda_graph
     "torch.compile": (True, False),
     "torch.compile and CUDA graph": (True, True),
 }
-RUNS_A_NETWORK, EPOCHS, TRAIN, TEST = 56, 200, 50_000, 10_000  # the grid: 2 data sets, 4 variants, 7 seeds
+RUNS_A_NETWORK, EPOCHS, TRAIN, TEST = (
+    56,
+    200,
+    50_000,
+    10_000,
+)  # the grid: 2 data sets, 4 variants, 7 seeds
 SHARED = (1, 2, 4, 8)  # runs of resnet20 on the card
 
 
 def report(options: argparse.Namespace) -> None:
     print(f"\n{torch.cuda.get_device_name(options.device)}", flush=True)
     peaks = {precision: matmul_peak(options.device, precision) for precision in options.precision}
-    print("\nLargest matrix product: " + ", ".join(f"{p} {flops / 1e12:.0f} TFLOP/s" for p, flops in peaks.items()))
+    print(
+        "\nLargest matrix product: "
+        + ", ".join(f"{p} {flops / 1e12:.0f} TFLOP/s" for p, flops in peaks.items())
+    )
     best = {}
     for arch in ARCHS:
         print(f"\n### {arch}\n\n{arch_table(arch, options, peaks, best)}", flush=True)
@@ -71,10 +80,20 @@ def attempt(spec: Spec) -> Process | None:
 
 
 def arch_table(
-    arch: str, options: argparse.Namespace, peaks: dict[str, float], best: dict[str, tuple[float, str]]
+    arch: str,
+    options: argparse.Namespace,
+    peaks: dict[str, float],
+    best: dict[str, tuple[float, str]],
 ) -> str:
-    """A line for the usual loop and for each precision and mode; fills `best` with the fastest by architecture."""
-    common = {"arch": arch, "device": options.device, "dataset": options.dataset, "root": options.root}
+    """A line for the usual loop and for each precision and mode; fills `best` with the fastest
+    by architecture.
+    """
+    common = {
+        "arch": arch,
+        "device": options.device,
+        "dataset": options.dataset,
+        "root": options.root,
+    }
     common["threads"] = options.threads
     specs = {"usual loop": Spec("usual", **common)}
     for precision in options.precision:
@@ -83,13 +102,17 @@ def arch_table(
                 "ours", precision=precision, compile=compiled, cuda_graph=graph, **common
             )
     steps, flops, rows, usual = options.steps or 100, step_flops(arch), [], None
-    for name, spec in specs.items():  # one at a time: processes that share the card would hold memory and time
+    for (
+        name,
+        spec,
+    ) in specs.items():  # one at a time: processes that share the card would hold memory and time
         process = attempt(spec)
         if process is None:
             rows.append([name, *["failed"] * 6])
             continue
         rates = interleaved(
-            {"train": (process.ask, f"train {steps}"), "evaluate": (process.ask, "evaluate 10")}, options.rounds
+            {"train": (process.ask, f"train {steps}"), "evaluate": (process.ask, "evaluate 10")},
+            options.rounds,
         )
         process.close()
         train, evaluation = (statistics.median(rates[key]) for key in ("train", "evaluate"))
@@ -109,7 +132,14 @@ def arch_table(
         seconds = TRAIN / train + TEST / evaluation
         if spec.kind == "ours" and seconds < best.get(arch, (float("inf"), ""))[0]:
             best[arch] = (seconds, name)
-    header = ["", "training images/s", "evaluation images/s", "to usual", "of the matrix peak", "GPU memory, GiB"]
+    header = [
+        "",
+        "training images/s",
+        "evaluation images/s",
+        "to usual",
+        "of the matrix peak",
+        "GPU memory, GiB",
+    ]
     return table([*header, "start to first step, s"], rows)
 
 
@@ -125,7 +155,9 @@ def sharing_table(options: argparse.Namespace) -> str:
             turns = {"together": (together, processes, f"train {options.steps or 200}")}
             rates = interleaved(turns, options.rounds)["together"]
             alone = alone or rates
-            rows.append([str(count), f"{statistics.median(rates):.0f}", f"{ratio(rates, alone):.2f}x"])
+            rows.append(
+                [str(count), f"{statistics.median(rates):.0f}", f"{ratio(rates, alone):.2f}x"]
+            )
         for process in processes:
             process.close()
     return table(["runs, bf16", "images/s together", "to one"], rows)

@@ -16,7 +16,9 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 class Process:
-    """A subject in a process of its own; `seconds_to_first_step` counts from the start of the interpreter."""
+    """A subject in a process of its own; `seconds_to_first_step` counts from the start of the
+    interpreter.
+    """
 
     def __init__(self, spec: Spec) -> None:
         started = time.perf_counter()
@@ -60,7 +62,9 @@ def together(processes: list[Process], action: str) -> float:
 
 
 def interleaved(turns: dict[str, tuple], rounds: int) -> dict[str, list[float]]:
-    """`rounds` results of each turn (function, arguments), round by round; a first round warms up."""
+    """`rounds` results of each turn (function, arguments), round by round; a first round warms
+    up.
+    """
     results: dict[str, list[float]] = {name: [] for name in turns}
     for round_ in range(rounds + 1):
         for name, (function, *arguments) in turns.items():

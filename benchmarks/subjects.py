@@ -2,9 +2,9 @@
 
 python -m benchmarks.subjects '{"kind": "ours", "arch": "resnet20", ...}'   # then lines such as `train 10`
 
-A turn is timed inside the process and answered with one line of JSON; between turns the process is idle, so that the
-turns of several subjects can be interleaved and all of them see the same state of the machine.
-"""
+A turn is timed inside the process and answered with one line of JSON; between turns the process is
+idle, so that the turns of several subjects can be interleaved and all of them see the same state of
+the machine."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
-from resnests.config import Dataset, Optimizer, Trainer
-from resnests.data import Split, load
-from resnests.experiment import set_numerics
-from resnests.kernels import keep_freed_memory
-from resnests.models import build_model, conf_dir
-from resnests.optim import build_optimizer
-from resnests.pipelines import Images, TensorPipeline
-from resnests.step import Step
-from resnests.train import evaluate, train_steps
+from resnests.config.schema import Dataset, Optimizer, Trainer
+from resnests.data.pipelines import Images, TensorPipeline
+from resnests.data.splits import Split, load
+from resnests.models.norm_relu import keep_freed_memory
+from resnests.models.resnet import build_model, conf_dir
+from resnests.training.experiment import set_numerics
+from resnests.training.loop import evaluate, train_steps
+from resnests.training.optim import build_optimizer
+from resnests.training.step import Step
 
 BATCH = 128
 
@@ -86,15 +86,24 @@ class Ours(Subject):
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
-        trainer = Trainer(precision=spec.precision, batch_size=BATCH, compile=spec.compile, cuda_graph=spec.cuda_graph)
+        trainer = Trainer(
+            precision=spec.precision,
+            batch_size=BATCH,
+            compile=spec.compile,
+            cuda_graph=spec.cuda_graph,
+        )
         set_numerics(trainer)
         splits = load(self.dataset)
         self.model.to(memory_format=torch.channels_last)
-        optimizer = build_optimizer(read_conf("optimizer", "sgd", Optimizer), self.model.parameters())
+        optimizer = build_optimizer(
+            read_conf("optimizer", "sgd", Optimizer), self.model.parameters()
+        )
         self.pipeline = TensorPipeline(splits.train, self.dataset, 4, BATCH, 0, self.device)
         self.test = Images(splits.test, self.dataset, self.device)
         self.part = Images(splits.test.take(slice(2000)), self.dataset, self.device)
-        self.batches = itertools.chain.from_iterable(self.pipeline.batches(epoch) for epoch in itertools.count(1))
+        self.batches = itertools.chain.from_iterable(
+            self.pipeline.batches(epoch) for epoch in itertools.count(1)
+        )
         self.training = train_steps(Step(self.model, trainer), optimizer, self.batches)
 
     def evaluate(self, count: int) -> float:
@@ -110,9 +119,8 @@ class Ours(Subject):
 class Baseline(Subject):
     """PIL transforms in worker processes, contiguous fp32, .item() every step.
 
-    usual: two workers, the test set evaluated. official: one worker, anomaly detection, and what it evaluates is the
-    augmented training set.
-    """
+    usual: two workers, the test set evaluated. official: one worker, anomaly detection, and what it
+    evaluates is the augmented training set."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
@@ -124,7 +132,9 @@ class Baseline(Subject):
         )
         self.training = self.train_forever(self.loader(splits.train, augment=True))
         self.evaluation = self.evaluate_forever(
-            self.loader(splits.train, augment=True) if official else self.loader(splits.test, augment=False)
+            self.loader(splits.train, augment=True)
+            if official
+            else self.loader(splits.test, augment=False)
         )
         torch.autograd.set_detect_anomaly(official)
 
@@ -137,7 +147,11 @@ class Baseline(Subject):
             steps = [crop, transforms.RandomHorizontalFlip(), *steps]
         images = PilImages(split, transforms.Compose(steps))
         return torch.utils.data.DataLoader(
-            images, BATCH, shuffle=augment, num_workers=self.workers, pin_memory=self.device.type == "cuda"
+            images,
+            BATCH,
+            shuffle=augment,
+            num_workers=self.workers,
+            pin_memory=self.device.type == "cuda",
         )
 
     def train_forever(self, loader) -> Iterator[int]:
@@ -174,7 +188,9 @@ class PilImages(torch.utils.data.Dataset):
     def __getitem__(self, index: int):
         from PIL import Image
 
-        return self.transform(Image.fromarray(self.split.images[index])), int(self.split.labels[index])
+        return self.transform(Image.fromarray(self.split.images[index])), int(
+            self.split.labels[index]
+        )
 
 
 class Convolutions:
@@ -206,7 +222,9 @@ class Convolutions:
         return x, w, dy, stride, padding, first
 
     def train(self, count: int) -> float:
-        """Images per second of all convolutions of a step together; for each layer the median of three times."""
+        """Images per second of all convolutions of a step together; for each layer the median of
+        three times.
+        """
         return BATCH / sum(times * self.seconds(*layer) for layer, times in self.layers)
 
     def seconds(self, x, w, dy, stride, padding, first) -> float:
@@ -235,13 +253,16 @@ def main() -> None:
     spec = Spec(**json.loads(sys.argv[1]))
     torch.set_num_threads(spec.threads)
     if spec.kind in ("ours", "convolutions") and spec.device == "cpu":
-        keep_freed_memory()  # as resnests.worker does
+        keep_freed_memory()  # as resnests.sweep.worker does
     subject = KINDS[spec.kind](spec)
     for line in sys.stdin:
         action, count = line.split()
         rate = getattr(subject, action)(int(count))
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"rate": rate, "memory": memory, "device_memory": device_memory(spec)}), flush=True)
+        print(
+            json.dumps({"rate": rate, "memory": memory, "device_memory": device_memory(spec)}),
+            flush=True,
+        )
     os._exit(0)  # endless loaders need no orderly end
 
 

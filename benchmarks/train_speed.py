@@ -1,14 +1,15 @@
-"""Training speed against the two baselines and against this machine's own convolutions, as Markdown tables.
+"""Training speed against the two baselines and against this machine's own convolutions, as Markdown
+tables.
 
     python -m benchmarks.train_speed                                        # CPU: about 15 minutes for three networks
     python -m benchmarks.train_speed --arch resnet20 --precision bf16       # about two
     python -m benchmarks.train_speed --device cuda                          # benchmarks.gpu on the first GPU
 
-Every subject is a process of its own. They work in turns, each some steps at a time, so that noise on the machine hits
-all of them; figures are medians over the rounds, ratios are medians of ratios within a round. A whole epoch is what the
-measured rates give for 50,000 training images and what each subject evaluates after them: ours and the usual loop the
-10,000 test images, the official procedure the 50,000 augmented training images.
-"""
+Every subject is a process of its own. They work in turns, each some steps at a time, so that noise
+on the machine hits all of them; figures are medians over the rounds, ratios are medians of ratios
+within a round. A whole epoch is what the measured rates give for 50,000 training images and what
+each subject evaluates after them: ours and the usual loop the 10,000 test images, the official
+procedure the 50,000 augmented training images."""
 
 from __future__ import annotations
 
@@ -26,26 +27,36 @@ import torch
 from benchmarks import gpu
 from benchmarks.process import REPOSITORY, Process, interleaved, ratio, table, together, wall_time
 from benchmarks.subjects import Spec, read_conf
-from resnests.config import Optimizer, Trainer
-from resnests.models import build_model, load_arch
-from resnests.optim import build_optimizer
-from resnests.step import Step
+from resnests.config.schema import Optimizer, Trainer
+from resnests.models.resnet import build_model, load_arch
+from resnests.training.optim import build_optimizer
+from resnests.training.step import Step
 
 TRAIN, EVALUATED = 50_000, {"official": 50_000, "usual": 10_000, "ours": 10_000}
 TABLES = ("training", "concurrency", "host", "start-up")
-STEPS = {"resnet20": 10, "resnet110": 3}  # a turn; other networks are so large that one step is enough
+STEPS = {
+    "resnet20": 10,
+    "resnet110": 3,
+}  # a turn; other networks are so large that one step is enough
 
 
 def measure(arch: str, options: argparse.Namespace) -> list[str]:
     """The tables of one network."""
     steps = options.steps or STEPS.get(arch, 1)
-    common = {"arch": arch, "device": options.device, "dataset": options.dataset, "root": options.root}
+    common = {
+        "arch": arch,
+        "device": options.device,
+        "dataset": options.dataset,
+        "root": options.root,
+    }
     common["threads"] = options.threads
     specs = {name: Spec(name, **common) for name in ("official", "usual")}
     for precision in options.precision:
         specs[f"ours {precision}"] = Spec("ours", precision=precision, **common)
         if options.compile:
-            specs[f"ours {precision} compiled"] = Spec("ours", precision=precision, compile=True, **common)
+            specs[f"ours {precision} compiled"] = Spec(
+                "ours", precision=precision, compile=True, **common
+            )
         specs[f"convolutions {precision}"] = Spec("convolutions", precision=precision, **common)
     processes = {name: Process(spec) for name, spec in specs.items()}
     try:
@@ -81,11 +92,22 @@ def epochs_table(rates: dict[str, list[float]], processes: dict[str, Process]) -
                 f"{statistics.median(rates[name]):.0f}",
                 f"{statistics.median(rates[f'{name}/evaluate']):.0f}",
                 f"{statistics.median(epoch):.0f}",
-                *(f"{ratio(epoch_seconds(base, rates), epoch):.2f}x" for base in ("official", "usual")),
+                *(
+                    f"{ratio(epoch_seconds(base, rates), epoch):.2f}x"
+                    for base in ("official", "usual")
+                ),
                 f"{processes[name].memory / 2**30:.2f}",
             ]
         )
-    header = ["", "training images/s", "evaluation images/s", "epoch, s", "to official", "to usual", "peak RSS, GiB"]
+    header = [
+        "",
+        "training images/s",
+        "evaluation images/s",
+        "epoch, s",
+        "to official",
+        "to usual",
+        "peak RSS, GiB",
+    ]
     return table(header, rows)
 
 
@@ -95,29 +117,52 @@ def limits_table(rates: dict[str, list[float]], precisions: list[str]) -> str:
     for precision in precisions:
         ours, alone = rates[f"ours {precision}"], rates[f"convolutions {precision}"]
         augmentation = ratio(ours, rates[f"ours {precision}/augment"])
-        rows.append([precision, f"{statistics.median(alone):.1f}", f"{ratio(ours, alone):.0%}", f"{augmentation:.2%}"])
-    return table(["", "convolutions alone, images/s", "share reached", "augmentation, of a step"], rows)
+        rows.append(
+            [
+                precision,
+                f"{statistics.median(alone):.1f}",
+                f"{ratio(ours, alone):.0%}",
+                f"{augmentation:.2%}",
+            ]
+        )
+    return table(
+        ["", "convolutions alone, images/s", "share reached", "augmentation, of a step"], rows
+    )
 
 
 def concurrency_table(options: argparse.Namespace) -> str:
     """Small networks: one run with all threads against as many runs of one thread."""
     rows = []
     for precision in options.precision:
-        common = {"precision": precision, "device": "cpu", "dataset": options.dataset, "root": options.root}
+        common = {
+            "precision": precision,
+            "device": "cpu",
+            "dataset": options.dataset,
+            "root": options.root,
+        }
         one = Process(Spec("ours", "resnet20", threads=options.threads, **common))
-        several = [Process(Spec("ours", "resnet20", threads=1, **common)) for _ in range(options.threads)]
+        several = [
+            Process(Spec("ours", "resnet20", threads=1, **common)) for _ in range(options.threads)
+        ]
         turns = {"one": (one.ask, "train 10"), "several": (together, several, "train 10")}
         rates = interleaved(turns, options.rounds)
         for process in (one, *several):
             process.close()
         medians = [f"{statistics.median(rates[name]):.0f}" for name in turns]
         rows.append([precision, *medians, f"{ratio(rates['several'], rates['one']):.2f}x"])
-    header = ["resnet20", f"1 run, {options.threads} threads", f"{options.threads} runs, 1 thread each", "ratio"]
+    header = [
+        "resnet20",
+        f"1 run, {options.threads} threads",
+        f"{options.threads} runs, 1 thread each",
+        "ratio",
+    ]
     return table(header, rows)
 
 
 def host_table() -> str:
-    """Time that one thread takes to issue a step, whatever computes it: networks and images so small that it is all."""
+    """Time that one thread takes to issue a step, whatever computes it: networks and images so
+    small that it is all.
+    """
     torch.set_num_threads(1)
     images, labels = torch.randn(1, 3, 8, 8), torch.zeros(1, dtype=torch.long)
     rows = []
@@ -137,12 +182,24 @@ def host_table() -> str:
 
 
 def start_up_table() -> str:
-    """Wall time of commands as a user types them; that with one step also evaluates and writes its directory."""
+    """Wall time of commands as a user types them; that with one step also evaluates and writes
+    its directory.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        one_step = ["dataset=digits", "dataset.train_limit=128", "dataset.test_limit=10", "trainer.epochs=1"]
+        one_step = [
+            "dataset=digits",
+            "dataset.train_limit=128",
+            "dataset.test_limit=10",
+            "trainer.epochs=1",
+        ]
         commands = {
             "run.py --help": ["run.py", "--help"],
-            "run.py, digits, one step": ["run.py", *one_step, f"runs_dir={folder}", "trainer.overwrite=true"],
+            "run.py, digits, one step": [
+                "run.py",
+                *one_step,
+                f"runs_dir={folder}",
+                "trainer.overwrite=true",
+            ],
             "aggregate.py": ["aggregate.py", folder],
         }
         rows = []
@@ -157,7 +214,11 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":")[1].strip()
+            for line in cpuinfo.read_text().splitlines()
+            if "model name" in line
+        ]
         model = names[0] if names else model
     return (
         f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, torch {torch.__version__}; "
@@ -166,20 +227,33 @@ def machine() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--arch", nargs="+", default=["resnet20", "resnet110", "wrn16_8"])
-    parser.add_argument("--precision", nargs="+", choices=["fp32", "tf32", "bf16"], help="default: all of the device")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=["fp32", "tf32", "bf16"],
+        help="default: all of the device",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--steps", type=int, help="training steps a turn; default by network")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dataset", default="fashion_mnist", help="a file of conf/dataset")
     parser.add_argument("--root", default="data", help="where that data set is")
-    parser.add_argument("--compile", action="store_true", help="on a CPU: measure trainer.compile=true as well")
-    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="on a CPU; default: all")
+    parser.add_argument(
+        "--compile", action="store_true", help="on a CPU: measure trainer.compile=true as well"
+    )
+    parser.add_argument(
+        "--tables", nargs="+", choices=TABLES, default=TABLES, help="on a CPU; default: all"
+    )
     options = parser.parse_args()
     on_gpu = options.device.startswith("cuda")
-    options.precision = options.precision or (["fp32", "tf32", "bf16"] if on_gpu else ["fp32", "bf16"])
+    options.precision = options.precision or (
+        ["fp32", "tf32", "bf16"] if on_gpu else ["fp32", "bf16"]
+    )
     print(machine(), flush=True)
     if on_gpu:
         return gpu.report(options)

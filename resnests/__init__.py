@@ -1,8 +1,10 @@
-"""Train, compare and publish grids of dataset x architecture x variant x seed. Names are imported when first used."""
+"""Train, compare and publish grids of dataset x architecture x variant x seed. Names are
+imported when first used.
+"""
 
 import importlib
 
-_HOMES = {"build_model": "resnests.models", "load_runs": "resnests.runs"}
+_HOMES = {"build_model": "resnests.models.resnet", "load_runs": "resnests.results.frame"}
 __all__ = sorted(_HOMES)
 
 

@@ -1,11 +1,12 @@
-"""Fault injection: sweeps that are hurt at random instants, and in the end must be what an undisturbed sweep is.
+"""Fault injection: sweeps that are hurt at random instants, and in the end must be what an
+undisturbed sweep is.
 
     python tests/faults.py --faults 60      # the long form: faults injected, survived, results lost
 
-A fault is SIGKILL of a training, of a joblib worker, of the whole sweep; a flipped bit in or the loss of the end of a
-checkpoint or record; a second sweep over the same grid at once. After the faults the same command is given until it
-reports success, and every file is compared with the undisturbed sweep.
-"""
+A fault is SIGKILL of a training, of a joblib worker, of the whole sweep; a flipped bit in or the
+loss of the end of a checkpoint or record; a second sweep over the same grid at once. After the
+faults the same command is given until it reports success, and every file is compared with the
+undisturbed sweep."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ import psutil
 import torch
 from helpers import REPOSITORY, TINY, history
 
-from resnests.checkpoint import read_torch
-from resnests.record import RunDirectory, find_runs
+from resnests.runs.directory import RunDirectory, find_runs
+from resnests.training.checkpoint import read_torch
 
 SECOND_SWEEPS: list[Sweep] = []
 GRID = ("variant=standard,a_resnest", "seed=0,1")
@@ -36,13 +37,21 @@ class Sweep:
     """A sweep as a user starts it, with the processes below it by their roles."""
 
     def __init__(self, folder: Path, *overrides: str) -> None:
-        command = [sys.executable, str(REPOSITORY / "run.py"), "-m", *TINY, "trainer.epochs=40", *GRID, *overrides]
+        command = [
+            sys.executable,
+            str(REPOSITORY / "run.py"),
+            "-m",
+            *TINY,
+            "trainer.epochs=40",
+            *GRID,
+            *overrides,
+        ]
         with open(folder / "sweep.log", "ab") as log:
             self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
 
     def children(self, role: str) -> list[psutil.Process]:
         """role: training, or worker for those of joblib."""
-        marks = {"training": "resnests.worker", "worker": "loky"}
+        marks = {"training": "resnests.sweep.worker", "worker": "loky"}
         found = []
         try:
             for process in psutil.Process(self.process.pid).children(recursive=True):
@@ -83,7 +92,9 @@ class Leases(threading.Thread):
     def _both_live(*pids: int) -> bool:
         """Still trainings, both of them, after what was read of them."""
         try:
-            return all("resnests.worker" in " ".join(psutil.Process(pid).cmdline()) for pid in pids)
+            return all(
+                "resnests.sweep.worker" in " ".join(psutil.Process(pid).cmdline()) for pid in pids
+            )
         except psutil.Error:
             return False
 
@@ -113,8 +124,17 @@ def second_sweep(_sweep: Sweep, folder: Path) -> bool:
 
 def damage_file(_sweep: Sweep, folder: Path) -> bool:
     """Flip a bit of, or cut, a checkpoint or record of a run that nobody trains just now."""
-    runs = [run for run in find_runs(folder / "runs") if run.status() != "complete" and not run.is_owned()]
-    names = [path for run in runs for name in ("checkpoint.pt", "record.json") if (path := run.file(name)).exists()]
+    runs = [
+        run
+        for run in find_runs(folder / "runs")
+        if run.status() != "complete" and not run.is_owned()
+    ]
+    names = [
+        path
+        for run in runs
+        for name in ("checkpoint.pt", "record.json")
+        if (path := run.file(name)).exists()
+    ]
     if not names:
         return False
     path = random.choice(names)
@@ -148,7 +168,9 @@ FAULTS = {
 
 
 def hurt_until(folder: Path, faults: list[str]) -> None:
-    """Sweep again and again, with one of `faults` at a random instant of each sweep, until all were injected."""
+    """Sweep again and again, with one of `faults` at a random instant of each sweep, until all
+    were injected.
+    """
     while faults:
         sweep = Sweep(folder)
         fault = FAULTS[faults[0]]
@@ -180,7 +202,9 @@ def finish(folder: Path, tries: int = 6) -> int:
     for count in range(1, tries + 1):
         if Sweep(folder).wait() == 0:
             return count
-    raise AssertionError(f"not complete after {tries} commands: {(folder / 'sweep.log').read_text()[-2000:]}")
+    raise AssertionError(
+        f"not complete after {tries} commands: {(folder / 'sweep.log').read_text()[-2000:]}"
+    )
 
 
 def differences(folder: Path, reference: Path) -> list[str]:
@@ -229,7 +253,9 @@ def main() -> int:
         lost, doubled, commands = campaign(Path(folder), faults)
     for name in FAULTS:
         print(f"{faults.count(name):4} x {name}")
-    print(f"{len(faults)} faults injected in {time.monotonic() - started:.0f} s, then {commands} more command(s)")
+    print(
+        f"{len(faults)} faults injected in {time.monotonic() - started:.0f} s, then {commands} more command(s)"
+    )
     print(
         f"{RUNS - len({line.split(':')[0] for line in lost})} of {RUNS} results bit-identical to an undisturbed sweep"
     )

@@ -1,4 +1,6 @@
-"""What several test files need: configurations as the command line composes them, and the command line itself."""
+"""What several test files need: configurations as the command line composes them, and the
+command line itself.
+"""
 
 import csv
 import os
@@ -8,8 +10,8 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from resnests.command import register
-from resnests.config import Config, config_from
+from resnests.config.compose import register
+from resnests.config.schema import Config, config_from
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = (
@@ -38,7 +40,9 @@ def tiny(*overrides: str) -> Config:
     return make_config(*TINY, *overrides)
 
 
-def run_command(*arguments: str, cwd: Path, script: str = "run.py", **kwargs) -> subprocess.CompletedProcess:
+def run_command(
+    *arguments: str, cwd: Path, script: str = "run.py", **kwargs
+) -> subprocess.CompletedProcess:
     """The command line as a user has it, in a directory of their own."""
     command = [sys.executable, str(REPOSITORY / script), *arguments]
     kwargs.setdefault("env", os.environ | kwargs.pop("environment", {}))
@@ -48,4 +52,7 @@ def run_command(*arguments: str, cwd: Path, script: str = "run.py", **kwargs) ->
 def history(directory: Path) -> list[dict[str, str]]:
     """The rows of history.csv, less what a clock measured."""
     with open(directory / "history.csv", newline="") as file:
-        return [{key: value for key, value in row.items() if key not in TIMES} for row in csv.DictReader(file)]
+        return [
+            {key: value for key, value in row.items() if key not in TIMES}
+            for row in csv.DictReader(file)
+        ]

@@ -1,4 +1,6 @@
-"""The benchmark runs to its end and fills its tables. What it measures here, in one step, is noise."""
+"""The benchmark runs to its end and fills its tables. What it measures here, in one step, is
+noise.
+"""
 
 import argparse
 import subprocess
@@ -15,10 +17,27 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def test_training_tables_have_every_subject_and_no_missing_ratio():
-    options = ["--arch", "resnet8", "--precision", "fp32", "--threads", "1", "--rounds", "1", "--tables", "training"]
+    options = [
+        "--arch",
+        "resnet8",
+        "--precision",
+        "fp32",
+        "--threads",
+        "1",
+        "--rounds",
+        "1",
+        "--tables",
+        "training",
+    ]
     command = [sys.executable, "-m", "benchmarks.train_speed", *options, "--dataset", "digits"]
-    output = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in output.splitlines() if line.startswith("|")}
+    output = subprocess.run(
+        command, cwd=REPOSITORY, check=True, capture_output=True, text=True
+    ).stdout
+    rows = {
+        line.split("|")[1].strip(): line.split("|")[2:-1]
+        for line in output.splitlines()
+        if line.startswith("|")
+    }
     assert {"official", "usual", "ours fp32", "fp32"} <= rows.keys()
     assert rows["official"][3].strip() == rows["usual"][4].strip() == "1.00x"
     assert all(float(cell.strip().rstrip("x")) > 0 for cell in rows["ours fp32"])
@@ -34,13 +53,22 @@ def test_after_an_evaluation_a_subject_trains_again():
 
 
 def test_the_gpu_report_has_every_mode(monkeypatch, capsys):
-    """With the CPU in the GPU's place: figures mean nothing, but each subject ran and each table is full."""
+    """With the CPU in the GPU's place: figures mean nothing, but each subject ran and each table
+    is full.
+    """
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(gpu, "matmul_peak", lambda device, precision: 1e12)
     monkeypatch.setattr(gpu, "ARCHS", ("resnet8",))
     monkeypatch.setattr(gpu, "SHARED", (1,))
-    options = {"device": "cpu", "dataset": "digits", "root": "data", "threads": 1, "steps": 1, "rounds": 1}
+    options = {
+        "device": "cpu",
+        "dataset": "digits",
+        "root": "data",
+        "threads": 1,
+        "steps": 1,
+        "rounds": 1,
+    }
     gpu.report(argparse.Namespace(precision=["bf16"], **options))
     lines = capsys.readouterr().out.splitlines()
     names = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
@@ -58,5 +86,6 @@ def test_tables_are_markdown():
 
 
 def test_flops_of_a_step_are_three_times_those_of_the_forward_pass_less_the_stem():
-    # resnet20 forward: 40.8 million multiply-additions an image; the stem needs no gradient of the images.
+    # resnet20 forward: 40.8 million multiply-additions an image; the stem needs no gradient of the
+    # images.
     assert 3 * 2 * 40.0e6 < gpu.step_flops("resnet20") < 3 * 2 * 41.5e6

@@ -25,11 +25,20 @@ def test_the_readme_has_the_two_commands_that_set_everything_up():
 
 @pytest.mark.parametrize("line", RUNS)
 def test_every_run_of_the_readme_is_understood(line, tmp_path):
-    """Composed and checked as a grid, up to what this machine has no GPUs, images or weights for."""
-    arguments = [word for word in shlex.split(line)[2:] if not word.startswith(("trainer.device=", "weights="))]
+    """Composed and checked as a grid, up to what this machine has no GPUs, images or weights
+    for.
+    """
+    arguments = [
+        word
+        for word in shlex.split(line)[2:]
+        if not word.startswith(("trainer.device=", "weights="))
+    ]
     if "--help" in arguments:
         return
-    arguments = [word.replace("task=evaluate", "task=train").replace("task=export", "task=train") for word in arguments]
+    arguments = [
+        word.replace("task=evaluate", "task=train").replace("task=export", "task=train")
+        for word in arguments
+    ]
     arguments = [word for word in arguments if "tf32" not in word]
     done = run_command(*arguments, "sweep.dry_run=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ import time
 import pytest
 from helpers import REPOSITORY, TINY, history, run_command
 
-from resnests.record import find_runs
+from resnests.runs.directory import find_runs
 
 
 def only_run(root):
@@ -28,7 +28,9 @@ def test_help_is_written_for_a_person_and_imports_no_torch(tmp_path):
     ):
         assert word in done.stdout
     command = [sys.executable, "-X", "importtime", str(REPOSITORY / "run.py"), "--help"]
-    imported = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stderr
+    imported = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stderr
     assert "hydra" in imported
     assert " torch\n" not in imported
 
@@ -36,7 +38,9 @@ def test_help_is_written_for_a_person_and_imports_no_torch(tmp_path):
 def test_one_run_and_the_same_command_again(tmp_path):
     first = run_command(*TINY, "seed=3", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert [line.split(":")[0] for line in first.stdout.splitlines() if line.startswith("epoch")] == [
+    assert [
+        line.split(":")[0] for line in first.stdout.splitlines() if line.startswith("epoch")
+    ] == [
         "epoch 1/2",
         "epoch 2/2",
     ]
@@ -54,7 +58,9 @@ def test_one_run_and_the_same_command_again(tmp_path):
 
 
 def test_a_runs_configuration_runs_again_as_it_is(tmp_path):
-    assert run_command(*TINY, "variant=resnest", "optimizer=sgd_cosine", cwd=tmp_path).returncode == 0
+    assert (
+        run_command(*TINY, "variant=resnest", "optimizer=sgd_cosine", cwd=tmp_path).returncode == 0
+    )
     run = only_run(tmp_path)
     place = (f"--config-path={run.path}", "--config-name=config")
     again = run_command(*place, cwd=tmp_path)
@@ -79,8 +85,14 @@ def test_a_runs_configuration_runs_again_as_it_is(tmp_path):
         (["seed=one"], "could not be converted to Integer"),
         (["trainer.epochs=0"], "error: trainer.epochs=0: expected at least 1"),
         (["seed=-1"], "error: seed=-1: expected"),
-        (["trainer.precision=fp8"], "error: trainer.precision=fp8: expected one of fp32, tf32, bf16"),
-        (["trainer.device=gpu"], "error: trainer.device=gpu: expected auto, cpu, cuda, cuda:N or mps"),
+        (
+            ["trainer.precision=fp8"],
+            "error: trainer.precision=fp8: expected one of fp32, tf32, bf16",
+        ),
+        (
+            ["trainer.device=gpu"],
+            "error: trainer.device=gpu: expected auto, cpu, cuda, cuda:N or mps",
+        ),
         (["trainer.device='cuda:99'"], "error: trainer.device=cuda:99: expected"),
         (["-m", "seed=0,1,-5"], "error: seed=-5: expected"),
         (["-m", "trainer.precision=fp32,fp8"], "error: trainer.precision=fp8"),
@@ -147,7 +159,9 @@ def uninterrupted(tmp_path_factory):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number, uninterrupted):
     command = [sys.executable, str(REPOSITORY / "run.py"), *LONG]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     wait_for(lambda: any(len(run.history_rows()) > 2 for run in find_runs(tmp_path)))
     asked = time.monotonic()
     process.send_signal(number)
@@ -165,7 +179,7 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number, u
 
 
 def test_a_device_that_is_taken_is_not_waited_for_when_asked(tmp_path):
-    from resnests.devices import Allocation, lease
+    from resnests.sweep.devices import Allocation, lease
 
     slots = [f"cpu-{i}" for i in range(256)]
     held = lease(Allocation("cpu", slots, [], len(slots), 1, 1), "somebody else's run")

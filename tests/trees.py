@@ -1,4 +1,6 @@
-"""Trees of finished runs as the tests of tables, figures and reports need them, without training anything."""
+"""Trees of finished runs as the tests of tables, figures and reports need them, without training
+anything.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from resnests.config import Config, config_from
-from resnests.published import PUBLISHED
-from resnests.record import RunDirectory, new_record
+from resnests.config.schema import Config, config_from
+from resnests.paper import PUBLISHED
+from resnests.runs.directory import RunDirectory, new_record
 
 ARCHS = {
     "wrn16_8": ([2, 2, 2], [128, 256, 512]),
@@ -18,7 +20,13 @@ ARCHS = {
     "resnet8": ([1, 1, 1], [16, 32, 64]),
 }
 VARIANTS = ("standard", "resnest", "bn_resnest", "a_resnest")
-SGD = {"name": "sgd", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "milestones": [0.3, 0.6, 0.8]}
+SGD = {
+    "name": "sgd",
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decay": 5e-4,
+    "milestones": [0.3, 0.6, 0.8],
+}
 PROVENANCE = {
     "git_commit": "0123456789abcdef0123456789abcdef01234567",
     "git_dirty": False,
@@ -35,8 +43,12 @@ PROVENANCE = {
 }
 
 
-def make_config(root: Path, dataset="cifar10", arch="resnet20", variant="standard", seed=0, **overrides: Any) -> Config:
-    """The configuration of a run below `root`; overrides by dotted key with '__' for '.', as trainer__epochs=10."""
+def make_config(
+    root: Path, dataset="cifar10", arch="resnet20", variant="standard", seed=0, **overrides: Any
+) -> Config:
+    """The configuration of a run below `root`; overrides by dotted key with '__' for '.', as
+    trainer__epochs=10.
+    """
     tree: dict[str, Any] = {
         "dataset": {
             "name": dataset,
@@ -62,14 +74,23 @@ def make_config(root: Path, dataset="cifar10", arch="resnet20", variant="standar
     return config_from(tree)
 
 
-def history_rows(accuracy: float, epochs: int, eval_every: int = 1, val: bool = False) -> list[dict[str, Any]]:
+def history_rows(
+    accuracy: float, epochs: int, eval_every: int = 1, val: bool = False
+) -> list[dict[str, Any]]:
     """A learning curve that ends at `accuracy` %, with steps where the learning rate falls."""
     rows = []
     for epoch in range(1, epochs + 1):
         phase = sum(epoch > epochs * m for m in (0.3, 0.6, 0.8))
-        level = accuracy - (12, 6, 2, 0)[phase] * (1 - epoch / epochs) - 30 / epoch * (1 - epoch / epochs)
+        level = (
+            accuracy
+            - (12, 6, 2, 0)[phase] * (1 - epoch / epochs)
+            - 30 / epoch * (1 - epoch / epochs)
+        )
         row = {"epoch": epoch, "lr": 0.1 * 0.2**phase, "seconds": 10.0, "images_per_second": 5000.0}
-        row |= {"train_loss": 2.0 * (1.01 - epoch / epochs) + 0.01, "train_accuracy": min(100.0, level + 4)}
+        row |= {
+            "train_loss": 2.0 * (1.01 - epoch / epochs) + 0.01,
+            "train_accuracy": min(100.0, level + 4),
+        }
         if epoch % eval_every == 0 or epoch == epochs:
             row |= {"test_loss": 2.3 * (1.1 - epoch / epochs), "test_accuracy": level}
             if val:
@@ -89,14 +110,24 @@ def add_run(
     record: dict[str, Any] | None = None,
     **config: Any,
 ) -> RunDirectory:
-    """Write one run; `record` and `provenance` replace values of those, `config` goes to make_config."""
+    """Write one run; `record` and `provenance` replace values of those, `config` goes to
+    make_config.
+    """
     built = make_config(root, **config)
     run = RunDirectory.of(built)
     run.write_config(built)
-    made = new_record(built, PROVENANCE | (provenance or {})) | {"status": status, "parameters": parameters}
+    made = new_record(built, PROVENANCE | (provenance or {})) | {
+        "status": status,
+        "parameters": parameters,
+    }
     if status == "complete":
         epochs = built.trainer.epochs
-        made |= {"epochs": epochs, "seconds": 10.0 * epochs, "images_per_second": 5000.0, "test_accuracy": accuracy}
+        made |= {
+            "epochs": epochs,
+            "seconds": 10.0 * epochs,
+            "images_per_second": 5000.0,
+            "test_accuracy": accuracy,
+        }
         made |= {"train_loss": 0.01, "train_accuracy": min(100.0, accuracy + 4), "test_loss": 0.3}
     run.write_record(made | (record or {}))
     if history is not None:
@@ -104,7 +135,9 @@ def add_run(
     return run
 
 
-def add_paper_grid(root: Path, seeds: int = 3, epochs: int = 30, datasets=("cifar10", "cifar100")) -> None:
+def add_paper_grid(
+    root: Path, seeds: int = 3, epochs: int = 30, datasets=("cifar10", "cifar100")
+) -> None:
     """The published grid with the published means and a spread over seeds, histories included."""
     noise = random.Random(0)
     for (dataset, arch, variant), (accuracy, size) in PUBLISHED.items():

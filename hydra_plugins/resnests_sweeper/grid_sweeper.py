@@ -1,4 +1,6 @@
-"""Hydra's basic sweeper, whose grid is checked as a whole, launched as far as it is not done, and launched again."""
+"""Hydra's basic sweeper, whose grid is checked as a whole, launched as far as it is not done,
+and launched again.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
-LOCAL = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")  # whose jobs run on the host of the sweep
+LOCAL = (
+    "BasicLauncher",
+    "JoblibLauncher",
+    "LocalLauncher",
+)  # whose jobs run on the host of the sweep
 
 
 class GridSweeper(BasicSweeper):
@@ -21,9 +27,9 @@ class GridSweeper(BasicSweeper):
         super().__init__(max_batch_size=None, params=params)
 
     def sweep(self, arguments: list[str]) -> None:
-        from resnests.command import guarded
-        from resnests.config import Config, config_from
-        from resnests.sweep import drive
+        from resnests.config.schema import Config, config_from
+        from resnests.errors import guarded
+        from resnests.sweep.drive import drive
 
         loader = self.hydra_context.config_loader
         parser = OverridesParser.create(config_loader=loader)
@@ -38,7 +44,8 @@ class GridSweeper(BasicSweeper):
             return tree
 
         def config_of(job: list[str]) -> Config:
-            # Hydra takes 80 ms to compose a job: seeds that are plain numbers share what is composed.
+            # Hydra takes 80 ms to compose a job: seeds that are plain numbers share what is
+            # composed.
             seeds = [word for word in job if re.fullmatch(r"seed=\d+", word)]
             tree = compose(tuple(word for word in job if word not in seeds))
             for word in seeds:

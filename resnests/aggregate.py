@@ -1,0 +1,108 @@
+"""Tables, figures and a report from finished runs: python aggregate.py [runs]. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from resnests.errors import USER_ERROR, UserError
+from resnests.results import output as export
+from resnests.results.cells import drop_copies, label_rows
+from resnests.results.frame import read_runs
+from resnests.results.stats import at_best_epoch
+from resnests.results.tables import STATISTICS
+
+EXAMPLES = """examples:
+  python aggregate.py                                  the tables of runs/, as markdown
+  python aggregate.py --statistic median               medians with minimum and maximum
+  python aggregate.py --compare standard               differences to Standard, paired by seed
+  python aggregate.py --compare paper                  beside the published numbers
+  python aggregate.py --output tables.tex              LaTeX; .md, .csv (one row a run) and .html (the report) too
+  python aggregate.py --status --watch                 how far a sweep is, seen from another terminal
+  python aggregate.py sweeps/today --output results/   everything, with the figures as PNG, PDF and CSV
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        description="Make tables, figures and a report from the runs that run.py made.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "runs", nargs="?", default="runs", help="directory with the runs (default: runs)"
+    )
+    made.add_argument(
+        "--output",
+        metavar="PATH",
+        help="file, whose ending says the format, or directory, for all of them",
+    )
+    made.add_argument(
+        "--format", choices=export.FORMATS, help="format, where the file's ending does not say it"
+    )
+    shown = "; ".join(f"{name}: {meaning}" for name, meaning in STATISTICS.items())
+    made.add_argument(
+        "--statistic",
+        choices=STATISTICS,
+        help=f"what the cells show. {shown} (default: mean)".replace("%", "%%"),
+    )
+    made.add_argument(
+        "--compare",
+        choices=export.COMPARISONS,
+        action="append",
+        help="add a table of differences (may be given twice)",
+    )
+    made.add_argument(
+        "--epoch",
+        choices=("last", "best"),
+        default="last",
+        help="best: of the highest accuracy on a held-out split",
+    )
+    made.add_argument(
+        "--status", action="store_true", help="instead of tables, how far every cell is"
+    )
+    made.add_argument(
+        "--watch", action="store_true", help="with --status: again every two seconds, until Ctrl-C"
+    )
+    return made
+
+
+def _aggregate() -> None:
+    arguments = parser().parse_args()
+    if arguments.watch and not arguments.status:
+        raise UserError("--watch goes with --status")
+    if arguments.status:
+        from resnests.results.status import show
+
+        return show(arguments.runs, arguments.watch)
+    plan = export.plan(
+        arguments.output, arguments.format, arguments.statistic, arguments.compare, arguments.epoch
+    )
+    runs, warnings = read_runs(arguments.runs)
+    if arguments.epoch == "best":
+        runs = at_best_epoch(runs)
+    runs, copies = drop_copies(label_rows(runs))
+    result = export.Results(runs, [*warnings, *copies], plan)
+    for line in export.write(result):
+        print(f"aggregate.py: warning: {line}", file=sys.stderr)
+
+
+def main() -> None:
+    """The command line: exit status 2 and one line where the user must mend something."""
+    try:
+        _aggregate()
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"aggregate.py: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # as in: python aggregate.py | head
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        sys.exit(f"aggregate.py: {Path(error.filename or '')}: {error.strerror}")
+
+
+if __name__ == "__main__":
+    main()

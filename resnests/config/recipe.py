@@ -1,0 +1,69 @@
+"""A run's identity: a hash of every configured value that changes its numbers, and of none that
+does not.
+
+A new field of the configuration joins the recipe by itself, and leaves the recipes of earlier runs
+unchanged as long as it keeps its default: only values that differ from the defaults in config.py
+are hashed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from resnests.config.schema import Config
+
+# What matters to the numbers of given weights; `weights` itself joins them.
+EVALUATION_KEYS = (
+    "dataset.source",
+    "dataset.num_classes",
+    "dataset.mean",
+    "dataset.std",
+    "dataset.test_limit",
+    "arch.",
+    "variant.",
+    "trainer.precision",
+)
+
+
+def recipe_values(config: Config) -> dict[str, Any]:
+    """Every value that changes the numbers of a run, but for its seed, under its dotted key, where
+    it is no default.
+
+    The names of dataset, arch and variant are folders of the run directory already, and only labels
+    of their values."""
+    values = _identifying(config, "")
+    for key in ("seed", "dataset.name", "arch.name", "variant.name"):
+        del values[key]
+    if config.task == "evaluate":
+        values = {key: value for key, value in values.items() if key.startswith(EVALUATION_KEYS)}
+        values |= {"task": "evaluate", "weights": config.weights}
+    return values
+
+
+def recipe_hash(config: Config) -> str:
+    """Eight hexadecimal digits that two configurations share exactly when their numbers may be
+    averaged.
+    """
+    text = json.dumps(recipe_values(config), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _identifying(node: Any, prefix: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(node):
+        value = getattr(node, item.name)
+        if item.metadata.get("free"):
+            continue
+        if dataclasses.is_dataclass(value):
+            values |= _identifying(value, f"{prefix}{item.name}.")
+        elif value != _default(item):
+            values[prefix + item.name] = value
+    return values
+
+
+def _default(item: dataclasses.Field) -> Any:
+    if item.default_factory is not dataclasses.MISSING:
+        return item.default_factory()
+    return item.default  # MISSING where there is none, which no value equals

@@ -1,0 +1,208 @@
+"""From uint8 images to training batches, in two ways with one distribution: reflect-pad crop, flip,
+normalise.
+
+`TensorPipeline` cuts and augments whole batches on the training device. `TorchvisionPipeline` is
+the official way, draw for draw. Both derive every random number from (seed, epoch), so an epoch can
+be taken up at any step."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resnests.config.schema import Config, Dataset
+from resnests.data.splits import Split
+
+Batch = tuple[Tensor, Tensor]  # images float32 (B, 3, H, W) normalised, labels int64 (B,)
+
+
+def build_pipeline(
+    config: Config, train: Split, device: torch.device
+) -> TensorPipeline | TorchvisionPipeline:
+    kind = TensorPipeline if config.pipeline.name == "tensor" else TorchvisionPipeline
+    return kind(
+        train,
+        config.dataset,
+        config.pipeline.crop_padding,
+        config.trainer.batch_size,
+        config.seed,
+        device,
+    )
+
+
+def stream(seed: int, purpose: str, epoch: int) -> torch.Generator:
+    """A generator of its own for every (seed, purpose, epoch): hashed, as sums of them would
+    coincide.
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+class Normalise:
+    """uint8 (..., 3) -> float32 (..., 3): scaled to [0, 1], less the mean, over the standard
+    deviation.
+    """
+
+    def __init__(self, dataset: Dataset, device: torch.device) -> None:
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64) for values in (dataset.mean, dataset.std)
+        )
+        self.scale = (1 / (255 * std)).float().to(device)
+        self.shift = (-mean / std).float().to(device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.float().mul_(self.scale).add_(self.shift)
+
+
+class Images:
+    """A split on the device, and its batches in order, not augmented: for evaluation."""
+
+    def __init__(self, split: Split, dataset: Dataset, device: torch.device) -> None:
+        self.images = torch.from_numpy(np.ascontiguousarray(split.images)).to(device)
+        self.labels = torch.from_numpy(split.labels).to(device)
+        self.normalise = Normalise(dataset, device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
+        # On CPUs caches decide: 128 images are evaluated a quarter faster than 500, in half the
+        # memory.
+        batch_size = batch_size or (128 if self.labels.device.type == "cpu" else 1000)
+        for start in range(0, len(self), batch_size):
+            images = self.images[start : start + batch_size]
+            yield (
+                self.normalise(images).permute(0, 3, 1, 2),
+                self.labels[start : start + batch_size],
+            )
+
+
+class TensorPipeline:
+    """Shuffles, crops, flips and normalises on the device, a batch in a handful of operations.
+
+    On two cores a batch of 128 takes 0.4 ms; slices or unfolded windows of the padded images take
+    0.8 to 40 ms."""
+
+    def __init__(
+        self,
+        train: Split,
+        dataset: Dataset,
+        padding: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.data = Images(train, dataset, device)
+        self.pixels = self.data.images.view(-1, 3)
+        self.padding, self.flip, self.batch_size, self.seed = (
+            padding,
+            dataset.flip,
+            batch_size,
+            seed,
+        )
+        self.count, self.steps = len(train), math.ceil(len(train) / batch_size)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` (from 1), from step `start` on; the last one may be smaller."""
+        count, device = self.count, self.pixels.device
+        order = torch.randperm(count, generator=stream(self.seed, "shuffle", epoch)).to(device)
+        draws = stream(self.seed, "augment", epoch)
+        offsets = torch.randint(-self.padding, self.padding + 1, (2, count, 1), generator=draws).to(
+            device
+        )
+        flips = torch.rand((count, 1), generator=draws).lt(0.5 if self.flip else 0.0).to(device)
+        for first in range(start * self.batch_size, count, self.batch_size):
+            part = slice(first, first + self.batch_size)
+            yield (
+                self._cut(order[part], offsets[:, part], flips[part]),
+                self.data.labels[order[part]],
+            )
+
+    def _cut(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
+        """Images (B,), offsets (2, B, 1) of row and column, flips (B, 1) -> float32 (B, 3, H,
+        W), channels last.
+        """
+        height, width = self.data.images.shape[1:3]
+        columns = torch.arange(width, device=index.device)
+        columns = reflect(torch.where(flips, width - 1 - columns, columns) + offsets[1], width)
+        rows = reflect(torch.arange(height, device=index.device) + offsets[0], height)
+        places = (index[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
+        pixels = self.pixels.index_select(0, places.flatten()).view(len(index), height, width, 3)
+        return self.data.normalise(pixels).permute(0, 3, 1, 2)
+
+
+def reflect(position: Tensor, size: int) -> Tensor:
+    """Positions beyond an edge, mirrored at the edge pixel: as if the image had been
+    reflect-padded.
+    """
+    return size - 1 - (size - 1 - position.abs()).abs()
+
+
+class TorchvisionPipeline:
+    """The official procedure: PIL transforms in one worker process, global generator seeded with
+    seed + epoch.
+
+    One worker always: the draws of a batch depend on their number.
+    """
+
+    def __init__(
+        self,
+        train: Split,
+        dataset: Dataset,
+        padding: int,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        from torchvision import transforms
+
+        steps = [
+            transforms.RandomCrop(train.images.shape[1:3], padding=padding, padding_mode="reflect")
+        ]
+        steps = (steps if padding else []) + (
+            [transforms.RandomHorizontalFlip()] if dataset.flip else []
+        )
+        steps += [transforms.ToTensor(), transforms.Normalize(dataset.mean, dataset.std)]
+        self.loader = torch.utils.data.DataLoader(
+            _Transformed(train, transforms.Compose(steps)),
+            batch_size,
+            shuffle=True,
+            num_workers=1,
+            pin_memory=device.type == "cuda",
+        )
+        self.batch_size, self.seed, self.device = batch_size, seed, device
+        self.count, self.steps = len(train), len(self.loader)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` (from 1), from step `start` on: those before it are drawn and
+        dropped.
+        """
+        torch.manual_seed(self.seed + epoch)
+        for step, (images, labels) in enumerate(self.loader):
+            if step >= start:
+                yield (
+                    images.to(self.device, non_blocking=True),
+                    labels.to(self.device, non_blocking=True),
+                )
+
+
+class _Transformed(torch.utils.data.Dataset):
+    """PIL images through `transform`, as torchvision's data sets give them."""
+
+    def __init__(self, split: Split, transform) -> None:
+        self.split, self.transform = split, transform
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.split.images[index])), int(
+            self.split.labels[index]
+        )

@@ -1,0 +1,170 @@
+"""Pre-activation residual networks and the four heads of the paper (Section 2 and 3; tables in its
+experiments).
+
+Modules carry the names of the official checkpoints (`expansion`, `stage`, `final_bn`, `linear`,
+`H_0`, `H_k`), so that a state dict here and there is the same thing. Shapes: N images, C channels,
+H x W pixels, K classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from resnests.config.compose import conf_dir
+from resnests.config.schema import HEADS, Arch
+from resnests.errors import UserError
+from resnests.models.norm_relu import norm_relu
+
+
+def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+
+
+def pool(x: Tensor) -> Tensor:
+    """Global average: (N, C, H, W) -> (N, C)."""
+    return x.mean((2, 3))
+
+
+class Block(nn.Module):
+    """Basic block: x -> (features v, residual representation conv2(v) + shortcut).
+
+    The shortcut is x, or a projection of relu(bn1(x)) where the shape changes.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels_in)
+        self.conv1 = conv3x3(channels_in, channels_out, stride)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.conv2 = conv3x3(channels_out, channels_out)
+        self.projection = None
+        if stride != 1 or channels_in != channels_out:
+            self.projection = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False)
+            )
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C_in, H, W) -> the features v and the shortcut, both (N, C_out, H/stride,
+        W/stride).
+        """
+        y, x = norm_relu(x, self.bn1)
+        v, _ = norm_relu(self.conv1(y), self.bn2)
+        return v, x if self.projection is None else self.projection(y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        v, shortcut = self.features(x)
+        return self.conv2(v).add_(shortcut)
+
+
+class ResNet(nn.Module):
+    """Trunk and classifier: variants standard, bn_resnest and resnest. (N, 3, H, W) -> logits
+    (N, K).
+    """
+
+    def __init__(
+        self, blocks: Sequence[int], widths: Sequence[int], num_classes: int, head: str
+    ) -> None:
+        super().__init__()
+        self.head = head
+        self.expansion = conv3x3(3, widths[0])
+        self.stage = nn.ModuleList()
+        channels = widths[0]
+        for index, (depth, width) in enumerate(zip(blocks, widths, strict=True)):
+            strides = [1 if index == 0 else 2] + [1] * (depth - 1)
+            stage = nn.ModuleList()
+            for stride in strides:
+                stage.append(Block(channels, width, stride))
+                channels = width
+            self.stage.append(stage)
+        if head != "resnest":
+            self.final_bn = nn.BatchNorm2d(channels)
+        self.linear = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.expansion(x)
+        for stage in self.stage:
+            for block in stage:
+                x = block(x)
+        if self.head == "standard":
+            x, _ = norm_relu(x, self.final_bn)
+        elif self.head == "bn_resnest":
+            x = self.final_bn(x)
+        return self.linear(pool(x))
+
+
+class AResNEst(nn.Module):
+    """A-ResNEst: no classifier on the trunk; logits are H_0(input) + sum of H_i(features of block
+    i), all pooled.
+
+    Nothing reads the last block's conv2, and there is no final batch norm.
+    """
+
+    def __init__(self, blocks: Sequence[int], widths: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        # The official code draws the whole standard network first: conv2 of the last block and the
+        # classifier are drawn and dropped, so that H_0, H_1, ... get the official draws.
+        trunk = ResNet(blocks, widths, num_classes, "standard")
+        self.expansion, self.stage = trunk.expansion, trunk.stage
+        self.stage[-1][-1].conv2 = None
+        self.H_0 = nn.Linear(3, num_classes)
+        self.H_k = nn.ModuleList(
+            nn.ModuleList(nn.Linear(width, num_classes) for _ in range(depth))
+            for depth, width in zip(blocks, widths, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.H_0(pool(x))
+        x = self.expansion(x)
+        for stage, heads in zip(self.stage, self.H_k, strict=True):
+            for block, head in zip(stage, heads, strict=True):
+                v, shortcut = block.features(x)
+                logits = logits + head(pool(v))
+                if block.conv2 is not None:
+                    x = block.conv2(v).add_(shortcut)
+        return logits
+
+
+def build_model(
+    arch: str | Arch | tuple[Sequence[int], Sequence[int]],
+    variant: str = "standard",
+    num_classes: int = 10,
+) -> nn.Module:
+    """The network of `arch` with the head of `variant`: images (N, 3, H, W) -> logits (N,
+    num_classes).
+
+    `arch` is the name of a file in conf/arch, or (blocks per stage, widths per stage). Right after
+    torch.manual_seed(s) the parameters are drawn in the official order, so seed s gives the
+    official initial network."""
+    if isinstance(arch, str):
+        arch = load_arch(arch)
+    if not isinstance(arch, Arch):
+        arch = Arch("custom", *map(list, arch))
+    if variant not in HEADS:
+        raise UserError(f"variant={variant}: expected one of {', '.join(HEADS)}")
+    if variant == "a_resnest":
+        return AResNEst(arch.blocks, arch.widths, num_classes)
+    return ResNet(arch.blocks, arch.widths, num_classes, variant)
+
+
+def load_arch(name: str) -> Arch:
+    """The architecture that conf/arch/<name>.yaml describes."""
+    known = {path.stem: path for path in (conf_dir() / "arch").glob("*.yaml")}
+    if name not in known:
+        raise UserError(f"arch={name}: expected one of {', '.join(sorted(known))}")
+    return OmegaConf.to_object(
+        OmegaConf.merge(OmegaConf.structured(Arch), OmegaConf.load(known[name]))
+    )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable parameters."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def initial_model(arch: Arch, head: str, num_classes: int, seed: int) -> nn.Module:
+    """The network of `seed`, drawn on the CPU so that every device starts from the same weights."""
+    torch.manual_seed(seed)
+    return build_model(arch, head, num_classes)

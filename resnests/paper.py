@@ -1,0 +1,103 @@
+"""The paper's tables and names: Chen, Lee, Garudadri, Rao, "ResNEsts and DenseNEsts", NeurIPS 2021.
+
+Published numbers are test accuracies of the last epoch's weights over seeds 0 to 6; whether they
+are means or medians is not stated."""
+
+from __future__ import annotations
+
+import re
+
+DATASETS = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "fashion_mnist": "Fashion-MNIST",
+    "digits": "Digits",
+}
+ARCHS = {
+    "wrn16_8": "WRN-16-8",
+    "wrn40_4": "WRN-40-4",
+    "resnet110": "ResNet-110",
+    "resnet20": "ResNet-20",
+}
+VARIANTS = {
+    "standard": "Standard",
+    "resnest": "ResNEst",
+    "bn_resnest": "BN-ResNEst",
+    "a_resnest": "A-ResNEst",
+}
+
+OFFICIAL_VARIANTS = {
+    "standard": "Standard",
+    "resnest": "ResNEst",
+    "bn_resnest": "BNResNEst",
+    "a_resnest": "AResNEst",
+}
+
+# dataset -> arch -> test accuracy in % and number of parameters as printed, in the order of
+# VARIANTS
+_TABLES = {
+    "cifar10": {
+        "wrn16_8": "95.56 11M, 94.39 11M, 95.48 11M, 95.29 8.7M",
+        "wrn40_4": "95.45 9.0M, 94.58 9.0M, 95.61 9.0M, 95.48 8.4M",
+        "resnet110": "94.46 1.7M, 92.77 1.7M, 94.52 1.7M, 93.97 1.7M",
+        "resnet20": "92.60 0.27M, 91.02 0.27M, 92.56 0.27M, 92.47 0.24M",
+    },
+    "cifar100": {
+        "wrn16_8": "79.14 11M, 75.43 11M, 78.99 11M, 78.74 8.9M",
+        "wrn40_4": "79.08 9.0M, 75.16 9.0M, 78.97 9.0M, 78.62 8.7M",
+        "resnet110": "74.08 1.7M, 69.08 1.7M, 73.95 1.7M, 72.53 1.9M",
+        "resnet20": "68.56 0.28M, 64.73 0.28M, 68.47 0.28M, 68.16 0.27M",
+    },
+}
+
+# (dataset, arch, variant) -> (test accuracy in %, number of parameters as printed)
+PUBLISHED: dict[tuple[str, str, str], tuple[float, str]] = {
+    (dataset, arch, variant): (float(cell.split()[0]), cell.split()[1])
+    for dataset, table in _TABLES.items()
+    for arch, line in table.items()
+    for variant, cell in zip(VARIANTS, line.split(", "), strict=True)
+}
+
+
+def learning_rate(variant: str) -> float:
+    """The paper's initial learning rate of a variant, with SGD."""
+    return 0.01 if variant == "resnest" else 0.1
+
+
+def dataset_label(name: str) -> str:
+    return DATASETS.get(name, name)
+
+
+def variant_label(name: str) -> str:
+    return VARIANTS.get(name, name)
+
+
+def arch_label(name: str) -> str:
+    """The paper's way to write an architecture, for others of the same families too: wrn28_10 is
+    WRN-28-10.
+    """
+    name = re.sub(r"^wrn(\d+)_(\d+)$", r"WRN-\1-\2", name)
+    return re.sub(r"^resnet(\d+)$", r"ResNet-\1", name)
+
+
+def natural(text: str) -> list[tuple[int, float, str]]:
+    """A sort key that reads the numbers in `text` as numbers."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
+    return [(0, float(part), "") if i % 2 else (1, 0.0, part) for i, part in enumerate(parts)]
+
+
+def in_order(names: set[str] | list[str], first: dict[str, str]) -> list[str]:
+    """`names` with those of `first` ahead, in its order, and the others by name."""
+    known = list(first)
+    return sorted(
+        set(names),
+        key=lambda name: (known.index(name) if name in first else len(known), natural(name)),
+    )
+
+
+def official_name(dataset: str, arch: str, variant: str, seed: int) -> str:
+    """The folder that holds a run's weights in the official scheme, such as
+    CIFAR10_BNResNEst_ResNet_110_seed=3.
+    """
+    arch = re.sub(r"^resnet(\d+)$", r"ResNet_\1", re.sub(r"^wrn(\d+)_(\d+)$", r"WRN_\1_\2", arch))
+    return f"{dataset.upper()}_{OFFICIAL_VARIANTS.get(variant, variant)}_{arch}_seed={seed}"

@@ -1,0 +1,112 @@
+"""From run directories to one DataFrame: a row per run, every value under one name. Imports no
+torch.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from resnests.errors import UserError
+from resnests.runs.directory import METRICS, BrokenRecord, RunDirectory, find_runs, is_alive
+
+# What a run is, how it ended, and what it measured: the columns that every frame has, in this
+# order.
+COLUMNS = (
+    "path", "dataset", "arch", "variant", "seed", "recipe", "status", "weights", "weights_sha256", "parameters",
+    "epochs", "epoch", *METRICS, "seconds", "images_per_second", "error", "recipe_values",
+)  # fmt: skip
+# Keys of the configuration that are columns already.
+_LABELS = ("dataset.name", "arch.name", "variant.name", "seed", "task", "weights")
+
+
+def load_runs(root: Path | str = "runs") -> pd.DataFrame:
+    """Every run below `root`, one row each; warns of records that are broken, raises UserError
+    where there is no run.
+
+    path              the run directory
+    dataset, arch, variant, seed
+    recipe            eight hexadecimal digits that runs share whose numbers may be averaged over seeds
+    status            complete, diverged, failed, killed, interrupted or running; killed also where a running process
+                      is gone
+    weights           file that was evaluated instead of trained weights, and weights_sha256; empty for a training
+    parameters        number of trainable parameters
+    epochs            epochs completed
+    epoch             the epoch that the metrics are of: the last one
+    train_loss, test_loss          mean cross-entropy, in nats
+    train_accuracy, test_accuracy  percent
+    seconds           wall time of the training
+    images_per_second training images per second
+    error             why the run ended, where it failed
+    recipe_values     JSON: every value that makes the recipe and is no default
+    optimizer.lr, trainer.epochs, ...         the configuration under its dotted keys, lists as one would type them
+    provenance.git_commit, provenance.started, ...    code, versions, device and times of the run
+    """
+    frame, broken = read_runs(root)
+    for line in broken:
+        warnings.warn(line, stacklevel=2)
+    return frame
+
+
+def read_runs(root: Path | str) -> tuple[pd.DataFrame, list[str]]:
+    """The frame of load_runs, and one line for each record that could not be used."""
+    if not Path(root).is_dir():
+        raise UserError(
+            f"{root}: no such directory; expected one with runs, which run.py makes (default: runs)"
+        )
+    rows, broken = [], []
+    for run in find_runs(root):
+        try:
+            record = run.read_record()
+            if record is not None:
+                rows.append(_row(run, record))
+        except (BrokenRecord, OSError) as error:
+            broken.append(f"{run.file('record.json')}: left out, {error}")
+    if not rows:
+        found = f"none of {len(broken)} records can be read" if broken else "no run in it"
+        raise UserError(
+            "\n".join(
+                [*broken, f"{root}: {found}; expected a directory that run.py trained runs in"]
+            )
+        )
+    frame = pd.DataFrame(rows)
+    return frame.astype({"parameters": "Int64"} | dict.fromkeys(METRICS, float)), broken
+
+
+def text(value: Any) -> Any:
+    """A configured value as one types it on the command line; numbers stay numbers."""
+    if isinstance(value, list):
+        return "[" + ",".join(str(text(item)) for item in value) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return value
+
+
+def _row(run: RunDirectory, record: dict[str, Any]) -> dict[str, Any]:
+    row = {name: record.get(name) for name in COLUMNS}
+    row["path"] = str(run.path)
+    row["epoch"] = record["epochs"]
+    row["recipe_values"] = json.dumps(record["recipe_values"], sort_keys=True)
+    if record["status"] == "running" and not is_alive(record, run.read_progress()):
+        row["status"] = "killed"
+    if record.get("task") == "evaluate" and not row["weights"]:
+        row["weights"] = "unnamed file"
+    row |= {key: text(value) for key, value in _flat(record["config"]) if key not in _LABELS}
+    row |= {
+        f"provenance.{key}": value if value is None else text(value)
+        for key, value in _flat(record["provenance"])
+    }
+    return row
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

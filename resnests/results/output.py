@@ -1,0 +1,145 @@
+"""What aggregate.py writes: which formats to which place. Heavy modules are imported where they
+are needed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from resnests.errors import UserError
+from resnests.results import render
+from resnests.results.stats import against_baseline, against_paper, cell_statistics, with_interval
+from resnests.results.tables import Table, accuracy_tables, comparison_table, paper_table
+from resnests.runs.directory import write_atomic
+
+FORMATS = ("markdown", "csv", "latex", "html")
+COMPARISONS = ("standard", "paper")
+_ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html"}
+
+
+@dataclass
+class Plan:
+    output: Path | None  # a file, a directory, or None for standard output
+    format: str | None  # None where output is a directory, which gets every format
+    statistic: str
+    compare: list[str]
+    epoch: str
+
+
+@dataclass
+class Results:
+    runs: pd.DataFrame  # labelled, without copies
+    warnings: list[str]
+    plan: Plan
+
+    def tables(self) -> list[Table]:
+        tables = accuracy_tables(self.runs, self.plan.statistic, self.plan.epoch)
+        makers = {"standard": comparison_table, "paper": paper_table}
+        return tables + [makers[name](self.runs) for name in self.plan.compare]
+
+    def csv(self) -> str:
+        return self.runs.to_csv(index=False, lineterminator="\n")
+
+
+def plan(
+    output: str | None,
+    form: str | None,
+    statistic: str | None,
+    compare: list[str] | None,
+    epoch: str,
+) -> Plan:
+    """The checked wishes of a command line; raises UserError where they contradict each other."""
+    path = Path(output) if output else None
+    everything = path is not None and (
+        path.is_dir() or output.endswith("/") or (not path.suffix and form is None)
+    )
+    if path is not None and not everything and not path.parent.is_dir():
+        raise UserError(f"--output {output}: there is no directory {path.parent}")
+    if everything and form is not None:
+        raise UserError(
+            f"--format {form} with --output {output}: a directory gets every format; name a file, or no format"
+        )
+    if not everything and form is None:
+        form = _ENDINGS.get(path.suffix) if path else "markdown"
+        if form is None:
+            endings = ", ".join(_ENDINGS)
+            raise UserError(
+                f"--output {output}: no format is known by that ending; use {endings}, a directory or --format"
+            )
+    if form == "csv" and (statistic or compare):
+        raise UserError(
+            "--format csv holds one row a run, so --statistic and --compare have no place in it"
+        )
+    if compare is None:
+        compare = list(COMPARISONS) if everything or form == "html" else []
+    return Plan(path, form, statistic or "mean", list(dict.fromkeys(compare)), epoch)
+
+
+def write(results: Results) -> list[str]:
+    """Write what the plan says; the lines to warn of."""
+    plan, problems = results.plan, list(results.warnings)
+    if plan.format is None:
+        _write_all(results, problems)
+        return problems
+    makers: dict[str, Callable[[], str]] = {
+        "markdown": lambda: render.markdown(results.tables()),
+        "latex": lambda: render.latex(results.tables()),
+        "csv": results.csv,
+        "html": lambda: _page(results, problems),
+    }
+    text = makers[plan.format]()
+    if plan.output is None:
+        sys.stdout.reconfigure(encoding="utf-8")
+        sys.stdout.write(text)
+    else:
+        write_atomic(plan.output, text.encode())
+        print(f"wrote {plan.output}")
+    return problems
+
+
+def _write_all(results: Results, problems: list[str]) -> None:
+    """Every format and every figure, with the numbers behind tables and figures as CSV."""
+    from resnests.results import plots, report
+
+    folder = results.plan.output
+    figures = folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    tables, pictures = results.tables(), []
+    for drawing in plots.drawings(results.runs, problems):
+        png = drawing.render("png")
+        write_atomic(figures / f"{drawing.key}.png", png)
+        write_atomic(figures / f"{drawing.key}.pdf", drawing.render("pdf"))
+        write_atomic(figures / f"{drawing.key}.csv", _csv(drawing.data))
+        pictures.append((drawing.title, png))
+    cells = with_interval(cell_statistics(results.runs))
+    files = {
+        "tables.md": render.markdown(tables).encode(),
+        "tables.tex": render.latex(tables).encode(),
+        "runs.csv": results.csv().encode(),
+        "cells.csv": _csv(cells.reset_index()),
+        "differences.csv": _csv(against_baseline(results.runs)),
+        "paper.csv": _csv(against_paper(cells)),
+        "report.html": report.page(results.runs, tables, pictures, problems).encode(),
+    }
+    for name, data in files.items():
+        write_atomic(folder / name, data)
+    print(f"wrote {', '.join(files)} and {len(pictures)} figures below {folder}")
+
+
+def _page(results: Results, problems: list[str]) -> str:
+    from resnests.results import plots, report
+
+    tables = results.tables()
+    pictures = [
+        (drawing.title, drawing.render("png")) for drawing in plots.drawings(results.runs, problems)
+    ]
+    return report.page(results.runs, tables, pictures, problems)
+
+
+def _csv(frame: pd.DataFrame) -> bytes:
+    return frame.to_csv(index=False, lineterminator="\n").encode()

@@ -1,0 +1,114 @@
+"""How far a grid is, read from its files at any time and from any machine that sees them:
+aggregate.py --status.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+
+from resnests.errors import UserError
+from resnests.paper import ARCHS, VARIANTS, dataset_label, in_order, variant_label
+from resnests.results import notes
+from resnests.results.cells import drop_copies, in_row_order, label_rows, row_name
+from resnests.results.frame import read_runs
+from resnests.runs.directory import RunDirectory
+from resnests.text import duration
+
+INTERVAL = 2.0  # seconds between two looks of --watch
+
+
+def show(root: str, watch: bool = False) -> None:
+    """Print the status of the runs below `root`, and with `watch` again and again until
+    interrupted.
+    """
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    if not watch:
+        console.print(status(root))
+        return
+    with Live(status(root), console=console, auto_refresh=False) as live:
+        try:
+            while True:
+                time.sleep(INTERVAL)
+                live.update(_when_there_are_runs(root), refresh=True)
+        except KeyboardInterrupt:
+            pass
+
+
+def _when_there_are_runs(root: str) -> Group | str:
+    try:
+        return status(root)
+    except UserError as error:  # a sweep may just be starting
+        return str(error)
+
+
+def status(root: str) -> Group:
+    """Counts of all runs, a table of them by cell, and a line for each that runs or did not
+    finish.
+    """
+    runs, warnings = read_runs(root)
+    runs, copies = drop_copies(label_rows(runs))
+    troubles = notes.troubles(runs)
+    counts = runs["status"].value_counts().to_dict()
+    missing = sum(len(trouble.get("missing", {})) for trouble in troubles.values())
+    parts = [f"{counts.get('complete', 0)} of {len(runs) + missing} done"]
+    parts += [f"{counts[name]} {name}" for name in notes.UNFINISHED if counts.get(name)]
+    parts += [f"{missing} missing"] if missing else []
+    lines = [
+        _line(run)
+        for name in notes.UNFINISHED
+        for run in runs[runs["status"] == name].to_dict("records")
+    ]
+    return Group(", ".join(parts), _table(runs, troubles), *lines, *warnings, *copies)
+
+
+def _table(runs: pd.DataFrame, troubles: dict[tuple[str, ...], notes.Troubles]) -> Table:
+    variants = in_order(list(runs["variant"].unique()), VARIANTS)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", *map(variant_label, variants)):
+        table.add_column(name, no_wrap=True)
+    done = (
+        runs[runs["status"] == "complete"]
+        .groupby(["dataset", "arch", "row", "variant"])
+        .size()
+        .to_dict()
+    )
+    for dataset in in_order(list(runs["dataset"].unique()), {"cifar10": "", "cifar100": ""}):
+        mine = runs[runs["dataset"] == dataset]
+        for arch in in_order(list(mine["arch"].unique()), ARCHS):
+            for row in in_row_order(set(mine.loc[mine["arch"] == arch, "row"])):
+                keys = [(dataset, arch, row, variant) for variant in variants]
+                cells = [_cell(done.get(key, 0), troubles.get(key, {})) for key in keys]
+                table.add_row(f"{dataset_label(dataset)} {row_name(arch, row)}", *cells)
+    return table
+
+
+def _cell(done: int, trouble: notes.Troubles) -> str:
+    parts = [f"{done} done"] if done else []
+    parts += [f"{len(trouble[name])} {name}" for name in notes.UNFINISHED if name in trouble]
+    return ", ".join(parts) or "—"
+
+
+def _line(run: dict) -> str:
+    """One run that is not complete: how far it is, or why it ended."""
+    label = f"{run['status']}: {run['dataset']}/{run['arch']}/{run['variant']} seed={run['seed']}"
+    if run["status"] != "running":
+        reason = "" if pd.isna(run["error"]) else f": {run['error']}"
+        return f"{label}{reason}; see {Path(run['path'], 'run.log')}"
+    progress = RunDirectory(run["path"]).read_progress()
+    parts = [f"on {progress.get('device', run.get('provenance.device'))}"]
+    if "epoch" in progress:
+        parts.append(f"epoch {progress['epoch']}/{progress['epochs']}, loss {progress['loss']:.4f}")
+        parts.append(f"{progress['images_per_second']:.0f} images/s")
+        if progress["seconds_left"] is not None:
+            parts.append(f"{duration(progress['seconds_left'])} left")
+    if "time" in progress:
+        parts.append(f"last sign of life {duration(max(0.0, time.time() - progress['time']))} ago")
+    return f"{label} {', '.join(parts)}"

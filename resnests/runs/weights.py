@@ -1,0 +1,65 @@
+"""The official checkpoints' naming scheme: finding weights in a folder of them, and exporting ours.
+
+<folder>/<CIFAR10>_<AResNEst>_<WRN_16_8>_seed=<n>/last_model.pt
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from resnests.config.schema import Config
+from resnests.errors import UserError, require
+from resnests.paper import official_name
+from resnests.runs.directory import RunDirectory, write_atomic
+
+
+def weights_file(config: Config) -> Path:
+    """The file that `weights` names, or that the official scheme gives in the folder that it
+    names.
+    """
+    require(
+        config.weights is not None,
+        "weights",
+        "null",
+        f"a file or folder, which task={config.task} needs",
+    )
+    path = Path(config.weights)
+    if path.is_dir():
+        path = path / _official_name(config) / "last_model.pt"
+    if not path.is_file():
+        raise UserError(f"weights={config.weights}: there is no file {path}")
+    return path
+
+
+def _official_name(config: Config) -> str:
+    return official_name(config.dataset.name, config.arch.name, config.variant.name, config.seed)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def export(config: Config) -> Path:
+    """Copy the final weights of a finished run to where the official scheme has them; raises a
+    UserError.
+    """
+    require(
+        config.weights is not None,
+        "weights",
+        "null",
+        "the folder to export to, which task=export needs",
+    )
+    directory = RunDirectory.of(config)
+    if directory.status() != "complete" or not directory.file("model.pt").is_file():
+        raise UserError(f"{directory.path}: no finished run to export")
+    target = Path(config.weights) / _official_name(config) / "last_model.pt"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, directory.file("model.pt").read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"weights={config.weights}: {target} cannot be written ({error.strerror})"
+        ) from error
+    return target

@@ -1,0 +1,204 @@
+"""What a person sees of runs in progress, read from the run directories: a live table, or plain
+lines.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from resnests.runs.directory import FINAL, BrokenRecord
+from resnests.text import duration, epoch_line
+
+if TYPE_CHECKING:
+    from resnests.sweep.child import Run
+
+INTERVAL = 0.5  # seconds between two looks at the files
+PENDING, WAITING, RUNNING = "pending", "waiting", "running"
+
+
+@dataclass
+class View:
+    """A run as its files show it."""
+
+    run: Run
+    status: str = PENDING  # or waiting (for a device), running, or how it ended
+    progress: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    shown_epochs: int = 0
+
+    def update(self, since: float) -> None:
+        """Look again; what is older than `since` (Unix seconds) is of an earlier attempt."""
+        progress = self.run.directory.read_progress()
+        self.progress = progress if progress.get("time", 0) >= since else {}
+        try:
+            fresh = self.run.directory.file("record.json").stat().st_mtime >= since
+            self.record = (self.run.directory.read_record() if fresh else None) or {}
+        except (OSError, BrokenRecord):
+            self.record = {}
+        waiting = WAITING if self.progress else PENDING
+        self.status = self.record.get("status", RUNNING if self.progress.get("device") else waiting)
+
+    @property
+    def is_over(self) -> bool:
+        return self.status not in (PENDING, WAITING, RUNNING)
+
+    def outcome(self) -> str:
+        if self.status == "complete":
+            took = duration(self.record["seconds"])
+            given = self.run.config.task == "evaluate"
+            origin = "of given weights" if given else f"after {self.record['epochs']} epochs"
+            return f"test {self.record['test_accuracy']:.2f}% {origin}, {took}"
+        return f"{self.record.get('error') or ''}"
+
+
+class Display:
+    """Follows the runs of a sweep until the `with` block ends: live on a terminal, plain lines
+    elsewhere.
+    """
+
+    def __init__(self, runs: Sequence[Run], todo: Sequence[Run]) -> None:
+        self.total, self.skipped = len(runs), len(runs) - len(todo)
+        self.views = [View(run) for run in todo]
+        if len(self.views) == 1:
+            self.views[0].shown_epochs = len(
+                todo[0].directory.history_rows()
+            )  # of the attempt that is resumed
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.started = time.time()
+        self.live = (
+            Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        )
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> Display:
+        if self.live:
+            self.live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._refresh()
+        if self.live:
+            self.live.stop()
+
+    def say(self, line: str) -> None:
+        self.console.print(line)
+
+    def _follow(self) -> None:
+        while not self._over.wait(INTERVAL):
+            self._refresh()
+
+    def _refresh(self) -> None:
+        for view in self.views:
+            before = view.status
+            if view.status in FINAL:
+                continue
+            view.update(self.started)
+            self._tell(view, before)
+        if self.live:
+            self.live.update(self._table(), refresh=True)
+
+    def _tell(self, view: View, before: str) -> None:
+        """Plain lines: start and end of each run of a sweep, every epoch of a single one."""
+        label = view.run.label
+        begun = before in (PENDING, WAITING) and view.status not in (PENDING, WAITING)
+        if begun and not self.live:
+            self.say(f"start {label} on {view.progress.get('device', 'its device')}")
+        if len(self.views) == 1 and not self.live:
+            self._tell_epochs(view)
+        if view.is_over and view.status != before:
+            count = self.skipped + sum(v.is_over for v in self.views)
+            self.say(f"{view.status} {count}/{self.total} {label}: {view.outcome()}".rstrip(": "))
+
+    def _tell_epochs(self, view: View) -> None:
+        rows = view.run.directory.history_rows()
+        for row in rows[view.shown_epochs :]:
+            self.say(epoch_line(row, view.run.config.trainer.epochs))
+        view.shown_epochs = max(view.shown_epochs, len(rows))
+
+    def _table(self) -> Group:
+        counts = Counter(view.status for view in self.views)
+        running = [view for view in self.views if view.status == RUNNING]
+        parts = [
+            f"{counts['complete'] + self.skipped} of {self.total} done",
+            f"{len(running)} running",
+        ]
+        parts += [f"{counts[PENDING] + counts[WAITING]} waiting"]
+        parts += [
+            f"{counts[status]} {status}"
+            for status in ("failed", "killed", "diverged", "interrupted")
+        ]
+        headline = ", ".join(
+            part for part in parts if not part.startswith("0 ") or part.startswith("0 of")
+        )
+        left = self._seconds_left(running)
+        tail = f"; {duration(time.time() - self.started)} so far" + (
+            f", about {duration(left)} left" if left else ""
+        )
+        table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
+        for name in ("run", "device", "", "epoch", "loss", "accuracy", "images/s", "left"):
+            table.add_column(
+                name, justify="left" if name in ("run", "device", "") else "right", no_wrap=True
+            )
+        for view in running:
+            table.add_row(*_cells(view))
+        return Group(
+            *([Text(headline + tail)] if self.total > 1 else []), *([table] if running else [])
+        )
+
+    def _seconds_left(self, running: list[View]) -> float | None:
+        """Pending runs are taken to last as long as those of their architecture, or else as
+        those known.
+        """
+        known: dict[str, list[float]] = {}
+        for view in self.views:
+            seconds = view.record.get("seconds") if view.status == "complete" else None
+            if view in running and view.progress.get("seconds_left") is not None:
+                elapsed = view.progress["time"] - view.record.get("provenance", {}).get(
+                    "started", self.started
+                )
+                seconds = elapsed + view.progress["seconds_left"]
+            if seconds:
+                known.setdefault(view.run.config.arch.name, []).append(seconds)
+        everything = [seconds for some in known.values() for seconds in some]
+        if not everything:
+            return None
+        left = sum(view.progress.get("seconds_left") or 0 for view in running)
+        for view in self.views:
+            if view.status in (PENDING, WAITING):
+                some = known.get(view.run.config.arch.name, everything)
+                left += sum(some) / len(some)
+        return left / max(1, len(running))
+
+
+def _cells(view: View) -> list[Any]:
+    p = view.progress
+    label, device = view.run.label, p.get("device", "")
+    if "epoch" not in p:
+        return [label, device, p.get("state", ""), "", "", "", "", ""]
+    done = p["epoch"] - 1 + p["step"] / p["steps"]
+    left = p["seconds_left"]
+    return [
+        label,
+        device,
+        ProgressBar(total=p["epochs"], completed=done, width=20),
+        f"{p['epoch']}/{p['epochs']}",
+        f"{p['loss']:.4f}",
+        f"{p['accuracy']:.2f}%",
+        f"{p['images_per_second']:.0f}",
+        duration(left) if left is not None else "",
+    ]

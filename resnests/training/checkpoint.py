@@ -1,0 +1,119 @@
+"""Checkpoints and weights on disk: written whole or not at all, read only when sound."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resnests.errors import UserError
+from resnests.runs.directory import RunDirectory, write_atomic
+
+log = logging.getLogger(__name__)
+
+
+class UnsoundCheckpoint(ValueError):
+    """A file that is cut short, corrupt, foreign or of another run."""
+
+
+def save_checkpoint(directory: RunDirectory, state: dict[str, Any]) -> None:
+    """Write `state`, and keep the checkpoint before it as a second line of defence."""
+    data = _serialise(state)
+    current, fresh = directory.file("checkpoint.pt"), directory.file(".checkpoint.tmp")
+    write_atomic(fresh, data)
+    if current.exists():
+        os.replace(current, directory.file("checkpoint.previous.pt"))
+    os.replace(fresh, current)
+
+
+def load_checkpoint(
+    directory: RunDirectory, identity: dict[str, Any], device: torch.device
+) -> dict[str, Any] | None:
+    """The latest sound checkpoint of the run `identity`, None where there is none; the log names
+    unsound ones.
+    """
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        path = directory.file(name)
+        if not path.exists():
+            continue
+        try:
+            state = read_torch(path, device)
+            if not isinstance(state, dict) or state.get("identity") != identity:
+                raise UnsoundCheckpoint("it belongs to another run")
+            return state
+        except UnsoundCheckpoint as error:
+            log.warning("%s is not used: %s", path, error)
+    return None
+
+
+def save_weights(path: Path, model: torch.nn.Module) -> None:
+    """A plain state dict of CPU tensors under the official names, contiguous whatever the layout
+    in training.
+    """
+    weights = {
+        name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()
+    }
+    write_atomic(path, _serialise(weights))
+
+
+def load_weights(path: Path, model: torch.nn.Module) -> None:
+    """Put the state dict in `path` into `model`; a UserError lists every name and shape that
+    does not fit.
+    """
+    try:
+        weights = read_torch(path)
+    except UnsoundCheckpoint as error:
+        raise UserError(f"weights={path}: {error}") from error
+    if not isinstance(weights, dict) or not all(
+        isinstance(value, torch.Tensor) for value in weights.values()
+    ):
+        raise UserError(f"weights={path}: expected a plain state dict of tensors")
+    own = model.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in weights]
+    problems += [f"{name} is not part of this network" for name in weights if name not in own]
+    problems += [
+        f"{name} is {tuple(value.shape)} instead of {tuple(own[name].shape)}"
+        for name, value in weights.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    if problems:
+        raise UserError(
+            f"weights={path}: expected the names and shapes of arch and variant, but {'; '.join(problems)}"
+        )
+    model.load_state_dict(weights)
+
+
+def read_torch(path: Path, device: torch.device | str = "cpu") -> Any:
+    """The content of a file of torch.save, its checksums verified, nothing but tensors and plain
+    values unpickled.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            torn = archive.testzip()
+        if torn is not None:
+            raise UnsoundCheckpoint(f"it is corrupt at {torn}")
+        return torch.load(path, map_location=device, weights_only=True)
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        pickle.UnpicklingError,
+    ) as error:
+        if isinstance(error, UnsoundCheckpoint):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnsoundCheckpoint(f"it is cut short, corrupt or foreign ({reason})") from error
+
+
+def _serialise(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,120 @@
+"""One training step up to the gradients: operation by operation, compiled, or as one CUDA graph."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnests.config.schema import Trainer
+from resnests.errors import UserError
+
+WARM_UP = 3  # steps before a capture: in them kernels are chosen and workspaces allocated
+
+log = logging.getLogger(__name__)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def zero_totals(device: torch.device) -> Tensor:
+    """Summed loss and correct predictions, (2,)."""
+    return torch.zeros(
+        2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
+    )
+
+
+def add_totals(totals: Tensor, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
+    totals += torch.stack((loss_sum, (logits.argmax(1) == labels).sum()))
+
+
+class Step:
+    """Leaves the gradients of a batch in the parameters, and adds its loss and correct predictions
+    to `totals` (2,).
+
+    Nothing in it waits for the device. A step of ResNet-20 is some 200 small operations, one of
+    ResNet-110 a thousand, which a GPU finishes sooner than Python can start them; so on CUDA the
+    full batches, which have one shape, are captured once and replayed as a whole. The gradients
+    then live in the graph's memory, and must not be set to None. A smaller last batch takes the
+    operations one by one."""
+
+    def __init__(self, model: nn.Module, trainer: Trainer) -> None:
+        self.model, self.trainer = model, trainer
+        self.device = next(model.parameters()).device
+        self.totals = zero_totals(self.device)
+        self.network = torch.compile(model, dynamic=False) if trainer.compile else model
+        self.captures = self.device.type == "cuda" and trainer.cuda_graph is not False
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, images: Tensor, labels: Tensor) -> None:
+        """Images (B, 3, H, W), labels (B,); raises a UserError where trainer.compile or
+        trainer.cuda_graph fails.
+        """
+        full = len(labels) == self.trainer.batch_size
+        if full and self.captures and self.graph is None:
+            self._try_capture(images, labels)
+        if full and self.graph is not None:
+            self.images.copy_(images)
+            self.labels.copy_(labels)
+            self.graph.replay()
+            return
+        self.model.zero_grad(set_to_none=self.graph is None)
+        self._run(self.network if full else self.model, images, labels)
+
+    def _run(self, network: nn.Module, images: Tensor, labels: Tensor) -> None:
+        try:
+            with autocast(self.device, self.trainer.precision):
+                logits = network(images)
+            loss = F.cross_entropy(logits.float(), labels)
+            loss.backward()
+        except RuntimeError as error:
+            if network is self.model or not isinstance(
+                error, torch._dynamo.exc.TorchDynamoException
+            ):
+                raise
+            raise UserError(
+                f"trainer.compile=true: expected false, as here {_reason(error)}"
+            ) from error
+        add_totals(self.totals, loss.detach() * len(labels), logits.detach(), labels)
+
+    def _try_capture(self, images: Tensor, labels: Tensor) -> None:
+        try:
+            self._capture(images, labels)
+        except RuntimeError as error:
+            if self.trainer.cuda_graph:
+                raise UserError(
+                    f"trainer.cuda_graph=true: expected null, as here {_reason(error)}"
+                ) from error
+            log.warning("training goes on without a CUDA graph, and slower: %s", _reason(error))
+            self.captures = False
+
+    def _capture(self, images: Tensor, labels: Tensor) -> None:
+        """Make the graph, on inputs of its own; weights, statistics and totals stay as they are."""
+        self.images, self.labels = images.clone(), labels.clone()
+        changed = (*self.model.buffers(), self.totals)
+        before = [value.clone() for value in changed]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    self.model.zero_grad(set_to_none=True)
+                    self._run(self.network, self.images, self.labels)
+            torch.cuda.current_stream().wait_stream(side)
+            self.model.zero_grad(set_to_none=True)
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: a data loader's thread may pin memory meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._run(self.network, self.images, self.labels)
+            self.graph = graph
+        finally:
+            for value, old in zip(changed, before, strict=True):
+                value.copy_(old)
+
+
+def _reason(error: Exception) -> str:
+    """Some of the errors say in their first line only who raised them."""
+    return " ".join(f"{type(error).__name__}: {error}".splitlines()[:2])

@@ -1,0 +1,157 @@
+import copy
+import dataclasses
+
+import pytest
+from helpers import make_config, tiny
+
+from resnests.config.recipe import recipe_hash
+from resnests.config.schema import MAX_SEED, config_dict, config_from
+from resnests.errors import UserError
+
+
+def test_defaults_are_the_papers():
+    config = make_config()
+    assert (config.dataset.name, config.optimizer.name, config.pipeline.name) == (
+        "cifar10",
+        "sgd",
+        "tensor",
+    )
+    assert (config.optimizer.lr, config.optimizer.momentum, config.optimizer.nesterov) == (
+        0.1,
+        0.9,
+        True,
+    )
+    assert (config.optimizer.weight_decay, config.optimizer.milestones) == (5e-4, [0.3, 0.6, 0.8])
+    assert (config.trainer.epochs, config.trainer.batch_size, config.trainer.precision) == (
+        200,
+        128,
+        "fp32",
+    )
+
+
+def test_resnest_brings_its_learning_rate_with_sgd_only():
+    assert make_config("variant=resnest").optimizer.lr == 0.01
+    assert make_config("variant=resnest", "optimizer=sgd_cosine").optimizer.lr == 0.01
+    assert (
+        make_config("variant=resnest", "optimizer=adamw").optimizer.lr
+        == make_config("optimizer=adamw").optimizer.lr
+    )
+    assert make_config("variant=resnest", "optimizer.lr=0.05").optimizer.lr == 0.05
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optimizer.lr=0.2",
+        "optimizer=adamw",
+        "trainer.epochs=100",
+        "trainer.batch_size=64",
+        "trainer.precision=bf16",
+        "pipeline=torchvision",
+        "pipeline.crop_padding=2",
+        "dataset.train_limit=50",
+        "dataset.val_fraction=0.1",
+        "dataset.mean=[0,0,0]",
+        "arch.blocks=[2,2,2]",
+        "optimizer.milestones=[]",
+    ],
+)
+def test_what_changes_the_numbers_changes_the_recipe(override):
+    assert recipe_hash(make_config(override)) != recipe_hash(make_config())
+
+
+def test_what_does_not_change_the_numbers_does_not_change_the_recipe():
+    overrides = [
+        "trainer.device=cpu",
+        "trainer.channels_last=false",
+        "trainer.checkpoint_every=7",
+        "trainer.eval_every=5",
+        "trainer.overwrite=true",
+        "dataset.root=/elsewhere",
+        "dataset.download=false",
+        "devices.runs_per_gpu=4",
+        "sweep.retries=3",
+        "runs_dir=/elsewhere",
+        "seed=3",
+        "optimizer.lr=0.10",
+    ]
+    assert recipe_hash(make_config(*overrides)) == recipe_hash(make_config())
+
+
+def test_recipe_of_the_paper_stays_what_it_was():
+    """Finished runs are found again by these: a change here orphans everybody's results."""
+    assert recipe_hash(make_config()) == "5177e433"
+    assert recipe_hash(make_config("variant=resnest", "dataset=cifar100")) == "d3af5416"
+
+
+def test_a_configuration_survives_the_way_through_plain_values():
+    config = make_config("variant=a_resnest", "optimizer=adamw", "seed=5")
+    assert config_from(config_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("trainer.epochs=0", "trainer.epochs=0"),
+        ("trainer.batch_size=-1", "trainer.batch_size=-1"),
+        ("trainer.precision=fp64", "trainer.precision=fp64"),
+        ("trainer.device=tpu", "trainer.device=tpu"),
+        ("trainer.device='cuda:x'", "trainer.device=cuda:x"),
+        ("optimizer.lr=0", "optimizer.lr=0.0"),
+        ("optimizer.lr=nan", "optimizer.lr=nan"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1.0"),
+        ("optimizer.milestones=[0.5,0.2]", "optimizer.milestones=[0.5, 0.2]"),
+        ("optimizer.milestones=[60,120]", "optimizer.milestones"),
+        ("optimizer.betas=[0.9,0.99]", "optimizer.betas"),
+        ("seed=-1", "seed=-1"),
+        (f"seed={MAX_SEED + 1}", "seed="),
+        ("dataset.train_limit=0", "dataset.train_limit=0"),
+        ("dataset.test_limit=-3", "dataset.test_limit=-3"),
+        ("dataset.val_fraction=1", "dataset.val_fraction=1.0"),
+        ("dataset.std=[1,1,0]", "dataset.std"),
+        ("dataset.mean=[1,1]", "dataset.mean"),
+        ("arch.widths=[16,32]", "arch.widths"),
+        ("arch.blocks=[0,1,1]", "arch.blocks"),
+        ("variant.head=foo", "variant.head=foo"),
+        ("arch.name='../up'", "arch.name"),
+        ("devices.runs_per_gpu=0", "devices.runs_per_gpu=0"),
+        ("sweep.retries=-1", "sweep.retries=-1"),
+    ],
+)
+def test_values_out_of_range_are_named(override, key):
+    with pytest.raises(UserError) as caught:
+        make_config(override)
+    assert key in str(caught.value)
+    assert "expected" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_momentum_is_not_accepted_where_it_would_be_ignored():
+    with pytest.raises(
+        UserError, match=r"optimizer.momentum=0.5: expected null, as adamw has no momentum"
+    ):
+        make_config("optimizer=adamw", "optimizer.momentum=0.5")
+
+
+def leaves(node, path=(), free=False):
+    """(path, whether it is declared free) of every value of a configuration."""
+    for item in dataclasses.fields(node):
+        value, is_free = getattr(node, item.name), free or bool(item.metadata.get("free"))
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, (*path, item.name), is_free)
+        else:
+            yield (*path, item.name), is_free
+
+
+LABELS = {("seed",), ("dataset", "name"), ("arch", "name"), ("variant", "name")}
+
+
+@pytest.mark.parametrize(("path", "free"), list(leaves(tiny())))
+def test_every_value_is_part_of_the_recipe_or_declared_free(path, free):
+    config = tiny()
+    before, node = recipe_hash(config), copy.deepcopy(config)
+    changed = node
+    for name in path[:-1]:
+        node = getattr(node, name)
+    setattr(node, path[-1], "another value")
+    assert (recipe_hash(changed) == before) == (free or path in LABELS)

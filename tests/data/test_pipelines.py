@@ -1,0 +1,153 @@
+import numpy as np
+import pytest
+import torch
+from helpers import make_config
+from torchvision import transforms
+
+from resnests.data.pipelines import Images, TensorPipeline, build_pipeline, reflect, stream
+from resnests.data.splits import Split, load
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    rng = np.random.default_rng(0)
+    return Split(rng.integers(0, 256, (300, 32, 32, 3), dtype=np.uint8), np.arange(300) % 10)
+
+
+def pipeline(split, *overrides):
+    return build_pipeline(make_config("trainer.batch_size=64", *overrides), split, CPU)
+
+
+def test_torchvision_pipeline_gives_the_official_batches(split):
+    """The official procedure, written with torchvision alone, as the global generator is seeded
+    with seed + epoch.
+    """
+    seed, epoch = 3, 2
+    config = make_config(f"seed={seed}")
+
+    class Official(torch.utils.data.Dataset):
+        steps = transforms.Compose(
+            [
+                transforms.ToPILImage(),
+                transforms.RandomCrop(32, padding=4, padding_mode="reflect"),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(config.dataset.mean, config.dataset.std),
+            ]
+        )
+
+        def __len__(self):
+            return len(split)
+
+        def __getitem__(self, index):
+            return self.steps(split.images[index]), int(split.labels[index])
+
+    torch.manual_seed(seed + epoch)
+    expected = list(torch.utils.data.DataLoader(Official(), 64, shuffle=True, num_workers=1))
+    ours = list(pipeline(split, "pipeline=torchvision", f"seed={seed}").batches(epoch))
+    assert len(ours) == len(expected) == 5
+    for (x, y), (images, labels) in zip(ours, expected, strict=True):
+        assert torch.equal(x, images)
+        assert torch.equal(y, labels)
+
+
+@pytest.mark.parametrize("name", ["tensor", "torchvision"])
+def test_an_epoch_can_be_taken_up_at_any_step(split, name):
+    source = pipeline(split, f"pipeline={name}")
+    whole = list(source.batches(4))
+    rest = list(source.batches(4, start=3))
+    assert len(whole) == source.steps == 5
+    assert [len(y) for _, y in whole] == [64, 64, 64, 64, 44]
+    assert len(rest) == 2
+    assert all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+        for a, b in zip(whole[3:], rest, strict=True)
+    )
+
+
+def test_no_two_seeds_or_epochs_share_a_shuffle(split):
+    """Streams that were seeded with seed + epoch would give seed 0 epoch 2 and seed 1 epoch 1
+    the same batches.
+    """
+
+    def labels(seed, epoch):
+        return next(iter(pipeline(split, f"seed={seed}").batches(epoch)))[0]
+
+    drawn = [labels(seed, epoch) for seed in range(3) for epoch in range(1, 4)]
+    for i, one in enumerate(drawn):
+        assert all(not torch.equal(one, other) for other in drawn[:i])
+    assert torch.equal(drawn[0], labels(0, 1))
+
+
+def test_an_epoch_holds_every_image_once(split):
+    seen = torch.cat([y for _, y in pipeline(split).batches(1)])
+    assert torch.equal(torch.sort(seen).values, torch.sort(torch.from_numpy(split.labels)).values)
+
+
+def test_tensor_crops_are_crops_of_the_reflect_padded_image(split):
+    config = make_config()
+    source = pipeline(split)
+    padded = np.pad(split.images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
+    index, rows, columns = torch.arange(20), torch.arange(20) % 9 - 4, torch.arange(20) // 2 % 9 - 4
+    flips = torch.arange(20) % 3 == 0
+    cut = source._cut(index, torch.stack((rows, columns))[:, :, None], flips[:, None])
+    for i in range(20):
+        top, left = int(rows[i]) + 4, int(columns[i]) + 4
+        image = padded[i, top : top + 32, left : left + 32]
+        image = image[:, ::-1] if flips[i] else image
+        expected = transforms.Normalize(config.dataset.mean, config.dataset.std)(
+            transforms.ToTensor()(image.copy())
+        )
+        assert torch.allclose(cut[i], expected, atol=1e-5)
+
+
+def test_reflection_repeats_no_edge():
+    assert reflect(torch.arange(-3, 8), 5).tolist() == [3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1]
+
+
+def test_both_pipelines_draw_from_one_distribution():
+    """Mean and spread of every pixel over many epochs agree within five standard errors."""
+    digits = load(make_config("dataset=digits").dataset).train.take(slice(40))
+    epochs = 40
+
+    def moments(name):
+        source = build_pipeline(
+            make_config("dataset=digits", "dataset.flip=true", f"pipeline={name}"), digits, CPU
+        )
+        images = torch.cat(
+            [x for epoch in range(1, epochs + 1) for x, _ in source.batches(epoch)]
+        ).double()
+        return images.mean(0), images.var(0), len(images)
+
+    (mean, variance, n), (other_mean, other_variance, _) = moments("tensor"), moments("torchvision")
+    error = ((variance + other_variance) / n).sqrt() + 1e-3
+    assert ((mean - other_mean).abs() / error).max() < 5
+    assert torch.allclose(variance.mean(), other_variance.mean(), rtol=0.03)
+
+
+def test_every_offset_and_both_orientations_come_up_equally_often():
+    """A single bright pixel shows where its image was cut: 81 places, twice for the flip."""
+    images = np.zeros((1, 32, 32, 3), dtype=np.uint8)
+    images[0, 16, 10] = 255
+    many = Split(np.repeat(images, 8100, axis=0), np.zeros(8100, dtype=np.int64))
+    source = TensorPipeline(many, make_config().dataset, 4, 8100, 0, CPU)
+    x, _ = next(source.batches(1))
+    places = (x[:, 0] > 0).flatten(1).float().argmax(1)
+    counts = torch.bincount(places, minlength=1024)
+    assert (counts > 0).sum() == 162
+    assert counts[counts > 0].float().std() < 3 * 50**0.5
+
+
+def test_a_data_set_without_mirror_symmetry_is_never_flipped(split):
+    source = pipeline(split, "dataset.flip=false", "pipeline.crop_padding=0")
+    images = Images(split, make_config().dataset, CPU)
+    whole = next(images.batches(300))[0]
+    x, _ = next(source.batches(1))
+    assert all(any(torch.equal(one, other) for other in whole) for one in x[:10])
+
+
+def test_streams_depend_on_every_part_of_their_name():
+    names = [(0, "shuffle", 1), (0, "shuffle", 2), (1, "shuffle", 1), (0, "augment", 1)]
+    assert len({torch.rand(1, generator=stream(*name)).item() for name in names}) == 4

@@ -1,0 +1,184 @@
+"""python aggregate.py, as a user runs it."""
+
+import csv
+import io
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trees
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def aggregate(*arguments, cwd=ROOT, status=0):
+    command = [sys.executable, "-W", "error", str(ROOT / "aggregate.py"), *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=120
+    )
+    assert done.returncode == status, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("work") / "runs"
+    for variant in trees.VARIANTS:
+        for seed, accuracy in enumerate((91.0, 92.0, 93.5)):
+            value = accuracy - 0.1 * seed * trees.VARIANTS.index(variant)
+            history = trees.history_rows(value, 5)
+            trees.add_run(
+                root, value, seed=seed, variant=variant, trainer__epochs=5, history=history
+            )
+    return root
+
+
+def test_it_prints_the_table_of_runs_below_the_working_directory(tree):
+    out = aggregate(cwd=tree.parent).stdout
+    assert "## CIFAR-10" in out
+    assert "| Architecture | Standard" in out
+    assert "92.17% ± 1.26 (0.27M)" in out
+
+
+def test_it_imports_neither_torch_nor_what_plain_tables_do_not_need(tree):
+    code = (
+        "import sys, runpy; sys.argv[0] = 'aggregate.py'; runpy.run_path('aggregate.py', run_name='__main__');"
+        "print(sorted({'torch', 'scipy', 'matplotlib', 'hydra'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tree)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_comparisons_are_added_on_request(tree):
+    out = aggregate(tree, "--compare", "standard", "--compare", "paper").stdout
+    assert "## Differences to Standard" in out
+    assert "## Beside the paper" in out
+    assert "92.60" in out
+    assert "## Differences" not in aggregate(tree).stdout
+
+
+def test_the_statistic_is_shown_and_named(tree):
+    out = aggregate(tree, "--statistic", "median").stdout
+    assert "92.00% [91.00 to 93.50] (0.27M)" in out
+    assert "median [minimum to maximum]" in out
+
+
+def test_csv_has_one_row_a_run_and_everything(tree):
+    rows = list(csv.DictReader(io.StringIO(aggregate(tree, "--format", "csv").stdout)))
+    assert len(rows) == 12
+    assert {row["seed"] for row in rows} == {"0", "1", "2"}
+    assert rows[0]["optimizer.weight_decay"] == "0.0005"
+    assert rows[0]["provenance.git_commit"].startswith("0123")
+
+
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("t.md", "## CIFAR-10"),
+        ("t.tex", "\\documentclass"),
+        ("t.csv", "path,"),
+        ("t.html", "<!DOCTYPE html>"),
+    ],
+)
+def test_the_ending_of_the_file_says_the_format(tree, tmp_path, name, start):
+    aggregate(tree, "--output", tmp_path / name)
+    assert (tmp_path / name).read_text().startswith(start)
+    assert [path.name for path in tmp_path.iterdir()] == [name]  # and no temporary file
+
+
+def test_a_directory_gets_every_format_and_the_figures_with_their_data(tree, tmp_path):
+    out = tmp_path / "new" / "results"
+    aggregate(tree, "--output", f"{out}/")
+    names = {path.name for path in out.iterdir()}
+    assert names == {
+        "tables.md", "tables.tex", "runs.csv", "cells.csv", "differences.csv", "paper.csv", "report.html", "figures",
+    }  # fmt: skip
+    figures = {path.name for path in (out / "figures").iterdir()}
+    keys = ("curves_cifar10_resnet20", "parameters_cifar10", "variants_cifar10")
+    assert figures == {f"{key}.{ending}" for key in keys for ending in ("png", "pdf", "csv")}
+    assert (out / "report.html").read_text().count("data:image/png") == 3
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_the_latex_compiles_as_it_is(tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "runs")
+    error = "50% of {a_b} | #1 & $x ~^\\ [é < >"
+    trees.add_run(
+        tmp_path / "runs", seed=3, trainer__epochs=5, status="failed", record={"error": error}
+    )
+    aggregate(
+        tmp_path / "runs",
+        "--output",
+        tmp_path / "t.tex",
+        "--compare",
+        "standard",
+        "--compare",
+        "paper",
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
+    assert (tmp_path / "t.pdf").stat().st_size > 10_000
+
+
+def test_a_broken_record_is_named_and_left_out(tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "runs")
+    broken = next((tmp_path / "runs/cifar10/resnet20/a_resnest").glob("*/seed=2/record.json"))
+    broken.write_text('{"schema": 1')
+    done = aggregate(tmp_path / "runs")
+    assert str(broken) in done.stderr
+    assert "left out" in done.stderr
+    assert "Missing: seed 2 of ResNet-20 A-ResNEst." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none"], "none: no such directory"),
+        (["empty"], "empty: no run in it"),
+        (["runs", "--output", "t.docx"], "t.docx: no format is known by that ending"),
+        (["runs", "--output", "nowhere/t.md"], "there is no directory nowhere"),
+        (["runs", "--output", "empty", "--format", "csv"], "a directory gets every format"),
+        (["runs", "--format", "csv", "--compare", "paper"], "one row a run"),
+        (["runs", "--epoch", "best"], "12 of 12 complete runs have no held-out split"),
+    ],
+)
+def test_what_cannot_be_done_is_one_clear_line(tree, arguments, message):
+    (tree.parent / "empty").mkdir(exist_ok=True)
+    done = aggregate(*arguments, cwd=tree.parent, status=2)
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_an_unknown_choice_names_the_choices(tree):
+    done = aggregate(tree, "--statistic", "mode", status=2)
+    assert "median" in done.stderr
+
+
+def test_output_that_is_cut_off_is_no_traceback(tree):
+    command = f'"{sys.executable}" aggregate.py "{tree}" --format html | head -c 10'
+    done = subprocess.run(
+        command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "<!DOCTYPE "
+    assert "Traceback" not in done.stderr
+
+
+def test_help_lists_every_option():
+    text = aggregate("--help").stdout
+    assert all(
+        option in text
+        for option in ("--statistic", "--compare", "--output", "--epoch", "--status", "--watch")
+    )

@@ -1,0 +1,113 @@
+"""The figures: which there are, that they show what their data says, and at what size."""
+
+import io
+
+import numpy as np
+import pytest
+import trees
+from matplotlib.image import imread
+
+from resnests.results.cells import label_rows
+from resnests.results.frame import read_runs
+from resnests.results.plots import WIDTH, drawings
+
+
+def drawn(root):
+    problems = []
+    made = {drawing.key: drawing for drawing in drawings(label_rows(read_runs(root)[0]), problems)}
+    return made, problems
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for variant in ("standard", "resnest"):
+        for seed, accuracy in enumerate((88.0, 92.0)):
+            history = trees.history_rows(accuracy, 10, eval_every=2)
+            trees.add_run(
+                tmp_path, accuracy, seed=seed, variant=variant, trainer__epochs=10, history=history
+            )
+    return tmp_path
+
+
+def test_there_are_curves_variants_and_parameters_of_each_data_set(tree):
+    made, problems = drawn(tree)
+    assert set(made) == {"variants_cifar10", "parameters_cifar10", "curves_cifar10_resnet20"}
+    assert problems == []
+
+
+def test_a_png_is_as_wide_as_a_column_and_a_pdf_is_one(tree):
+    for drawing in drawn(tree)[0].values():
+        picture = imread(io.BytesIO(drawing.render("png")))
+        assert picture.shape[1] == pytest.approx(WIDTH * 300, abs=1)
+        assert np.ptp(picture) > 0.5  # something is drawn
+        assert drawing.render("pdf").startswith(b"%PDF")
+
+
+def test_the_data_of_curves_is_mean_and_deviation_over_seeds_per_epoch(tree):
+    data = drawn(tree)[0]["curves_cifar10_resnet20"].data
+    last = data[(data["variant"] == "standard") & (data["epoch"] == 10)].iloc[0]
+    assert (last["n"], last["test_accuracy_mean"]) == (2, 90.0)
+    assert last["test_accuracy_std"] == pytest.approx(np.std([88, 92], ddof=1))
+    assert data.loc[data["epoch"] == 3, "test_accuracy_mean"].isna().all()
+    assert data.loc[data["epoch"] == 3, "train_loss_mean"].notna().all()
+
+
+def test_the_variants_keep_colour_and_marker_whichever_others_there_are(tree, tmp_path):
+    def look(drawing, label):
+        (handle,) = [h for h in drawing.figure.legends[0].legend_handles if h.get_label() == label]
+        return handle.get_color(), handle.get_marker()
+
+    both = drawn(tree)[0]["variants_cifar10"]
+    trees.add_run(tmp_path / "one", 90, variant="resnest")
+    alone = drawn(tmp_path / "one")[0]["variants_cifar10"]
+    assert look(both, "ResNEst") == look(alone, "ResNEst")
+    assert look(both, "ResNEst")[0] != look(both, "Standard")[0]
+    assert look(both, "ResNEst")[1] != look(both, "Standard")[1]
+
+
+def test_the_papers_points_are_in_the_figure_over_parameters(tree):
+    drawing = drawn(tree)[0]["parameters_cifar10"]
+    assert list(drawing.data.set_index("variant")["published"][["standard", "resnest"]]) == [
+        92.60,
+        91.02,
+    ]
+    heights = {float(y) for line in drawing.figure.axes[0].lines for y in line.get_ydata()}
+    assert heights == {92.60, 91.02, 90.0}
+
+
+def test_one_seed_has_neither_band_nor_interval_and_draws(tmp_path):
+    trees.add_run(
+        tmp_path, 90, dataset="digits", trainer__epochs=1, history=trees.history_rows(90, 1)
+    )
+    made, problems = drawn(tmp_path)
+    assert all(drawing.render("png") for drawing in made.values())
+    assert "one seed" in made["curves_digits_resnet20"].title
+    assert problems == []
+
+
+def test_a_short_history_is_named_and_left_out(tree):
+    trees.add_run(tree, 20.0, seed=2, trainer__epochs=10, history=trees.history_rows(20, 4))
+    made, problems = drawn(tree)
+    data = made["curves_cifar10_resnet20"].data
+    assert set(data.loc[data["variant"] == "standard", "n"]) == {2}
+    assert len(problems) == 1
+    assert "seed=2" in problems[0]
+    assert "4 epochs, not 10" in problems[0]
+
+
+def test_runs_that_did_not_finish_and_given_weights_are_in_no_curve(tree):
+    for seed, status in ((2, "diverged"), (3, "failed")):
+        trees.add_run(
+            tree, seed=seed, status=status, trainer__epochs=10, history=trees.history_rows(5, 3)
+        )
+    record = {"task": "evaluate", "weights": "/w/x.pt", "weights_sha256": "ab"}
+    trees.add_run(tree, 80, seed=4, variant="a_resnest", record=record)
+    made, problems = drawn(tree)
+    assert set(made["curves_cifar10_resnet20"].data["n"]) == {2}
+    assert [key for key in made if key.startswith("curves")] == ["curves_cifar10_resnet20"]
+    assert problems == []
+
+
+def test_a_tree_without_a_complete_run_has_no_figure(tmp_path):
+    trees.add_run(tmp_path, status="failed")
+    assert drawn(tmp_path) == ({}, [])

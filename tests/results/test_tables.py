@@ -1,0 +1,321 @@
+"""What a reader finds in the tables: cells, rows, marks and notes."""
+
+import os
+import socket
+
+import psutil
+import pytest
+import trees
+
+from resnests import load_runs
+from resnests.errors import UserError
+from resnests.paper import PUBLISHED
+from resnests.results import render
+from resnests.results.cells import drop_copies, label_rows
+from resnests.results.frame import COLUMNS, read_runs
+from resnests.results.stats import millions
+from resnests.results.tables import accuracy_tables, comparison_table, paper_table
+from resnests.runs.directory import BrokenRecord
+
+
+def prepared(root):
+    return drop_copies(label_rows(read_runs(root)[0]))[0]
+
+
+def table(root, statistic="mean"):
+    (only,) = accuracy_tables(prepared(root), statistic)
+    return only
+
+
+def body(made):
+    """The table as {row name: {column: cell}}."""
+    return {row[0]: dict(zip(made.header[1:], row[1:], strict=True)) for row in made.rows}
+
+
+def add_seeds(root, accuracies, **run):
+    for seed, accuracy in enumerate(accuracies):
+        trees.add_run(root, accuracy, seed=seed, **run)
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (11_091_594, "11M"),
+        (8_977_226, "9.0M"),
+        (8_744_164, "8.7M"),
+        (272_282, "0.27M"),
+        (78_042, "0.078M"),
+        (0, "0M"),
+    ],
+)
+def test_parameters_have_two_significant_digits_as_in_the_paper(count, shown):
+    assert millions(count) == shown
+
+
+def test_a_cell_shows_mean_sample_deviation_and_parameters(tmp_path):
+    add_seeds(tmp_path, [90, 91, 92])
+    made = table(tmp_path)
+    assert body(made)["ResNet-20"]["Standard"] == "91.00% ± 1.00 (0.27M)"
+    assert "mean ± sample standard deviation of 3 seeds" in made.caption
+
+
+@pytest.mark.parametrize(
+    ("statistic", "cell"),
+    [("median", "91.00% [90.00 to 94.00] (0.27M)"), ("ci", "91.67% [86.50 to 96.84] (0.27M)")],
+)
+def test_the_statistic_decides_what_cells_show(tmp_path, statistic, cell):
+    add_seeds(tmp_path, [90, 91, 94])
+    assert body(table(tmp_path, statistic))["ResNet-20"]["Standard"] == cell
+
+
+def test_one_seed_has_no_deviation_and_unequal_seeds_are_counted_in_the_cells(tmp_path):
+    add_seeds(tmp_path, [90, 91])
+    trees.add_run(tmp_path, 89.5, variant="resnest")
+    row = body(table(tmp_path))["ResNet-20"]
+    assert row["ResNEst"] == "89.50% (0.27M) n=1 [1 missing]"
+    assert row["Standard"] == "90.50% ± 0.71 (0.27M) n=2"
+
+
+def test_rows_and_columns_stand_in_the_papers_order_and_others_follow(tmp_path):
+    for arch in ("resnet8", "resnet20", "wrn40_4", "wrn16_8", "resnet110"):
+        trees.add_run(tmp_path, arch=arch)
+    trees.add_run(tmp_path, variant="my_own")
+    made = table(tmp_path)
+    assert made.header == [
+        "Architecture",
+        "Standard",
+        "ResNEst",
+        "BN-ResNEst",
+        "A-ResNEst",
+        "my_own",
+    ]
+    assert list(body(made)) == ["WRN-16-8", "WRN-40-4", "ResNet-110", "ResNet-20", "ResNet-8"]
+
+
+def test_each_data_set_has_its_own_table(tmp_path):
+    for dataset in ("digits", "cifar100", "cifar10"):
+        trees.add_run(tmp_path, dataset=dataset)
+    titles = [made.title for made in accuracy_tables(prepared(tmp_path))]
+    assert titles == ["CIFAR-10", "CIFAR-100", "Digits"]
+
+
+def test_the_papers_rate_for_resnest_does_not_split_a_row_and_is_noted(tmp_path):
+    for variant in trees.VARIANTS:
+        trees.add_run(tmp_path, 90, variant=variant)
+    made = table(tmp_path)
+    assert list(body(made)) == ["ResNet-20"]
+    assert "—" not in body(made)["ResNet-20"].values()
+    assert any("optimizer.lr=0.1 (0.01 for ResNEst)" in note for note in made.notes)
+
+
+def test_a_second_rate_of_a_variant_is_a_row_of_its_own(tmp_path):
+    for variant in ("standard", "resnest"):
+        trees.add_run(tmp_path, 90, variant=variant)
+    trees.add_run(tmp_path, 80, optimizer__lr=0.05)
+    trees.add_run(tmp_path, 70, variant="resnest", optimizer__lr=0.1)
+    rows = body(table(tmp_path))
+    assert list(rows) == [
+        "ResNet-20",
+        "ResNet-20, optimizer.lr=0.05",
+        "ResNet-20, optimizer.lr=0.1",
+    ]
+    assert rows["ResNet-20"]["ResNEst"] == rows["ResNet-20"]["Standard"] == "90.00% (0.27M)"
+    assert rows["ResNet-20, optimizer.lr=0.05"]["Standard"] == "80.00% (0.27M)"
+    assert rows["ResNet-20, optimizer.lr=0.1"]["ResNEst"] == "70.00% (0.27M)"
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ({"trainer__epochs": 10}, ["trainer.epochs=10", "trainer.epochs=200"]),
+        ({"trainer__precision": "bf16"}, ["trainer.precision=bf16", "trainer.precision=fp32"]),
+        (
+            {"pipeline": {"name": "torchvision"}},
+            ["pipeline.name=tensor", "pipeline.name=torchvision"],
+        ),
+        ({"dataset__train_limit": 100}, ["dataset.train_limit=100", "dataset.train_limit=null"]),
+        ({"arch__blocks": [4, 4, 4]}, ["arch.blocks=[3,3,3]", "arch.blocks=[4,4,4]"]),
+        (
+            {
+                "optimizer": {
+                    "name": "adamw",
+                    "lr": 1e-3,
+                    "betas": [0.9, 0.99],
+                    "weight_decay": 0.05,
+                }
+            },
+            ["optimizer.name=adamw", "optimizer.name=sgd"],
+        ),
+    ],
+)
+def test_a_second_recipe_is_its_own_row_named_by_what_differs(tmp_path, override, names):
+    trees.add_run(tmp_path, 90)
+    trees.add_run(tmp_path, 80, **override)
+    rows = body(table(tmp_path))
+    assert list(rows) == [f"ResNet-20, {name}" for name in names]
+    assert {row["Standard"] for row in rows.values()} == {"90.00% (0.27M)", "80.00% (0.27M)"}
+
+
+def test_seeds_without_a_result_are_marked_in_the_cell_and_listed_below(tmp_path):
+    add_seeds(tmp_path, [90, 90, 90, 90, 90])
+    trees.add_run(tmp_path, 89, seed=0, variant="resnest")
+    trees.add_run(
+        tmp_path, seed=1, variant="resnest", status="diverged", record={"error": "loss is nan"}
+    )
+    trees.add_run(
+        tmp_path,
+        seed=2,
+        variant="resnest",
+        status="failed",
+        record={"error": "trace\nValueError: no"},
+    )
+    trees.add_run(tmp_path, seed=3, variant="resnest", status="interrupted")
+    made = table(tmp_path)
+    marks = "[1 diverged, 1 failed, 1 interrupted, 1 missing]"
+    assert body(made)["ResNet-20"]["ResNEst"] == f"89.00% (0.27M) n=1 {marks}"
+    notes = "\n".join(made.notes)
+    assert "Missing: seed 4 of ResNet-20 ResNEst." in notes
+    assert "Failed: seed 2 of ResNet-20 ResNEst (ValueError: no)." in notes
+    assert "Diverged: seed 1 of ResNet-20 ResNEst (loss is nan)." in notes
+    assert "never averaged" in notes
+
+
+def test_a_diverged_run_with_numbers_on_record_is_not_averaged(tmp_path):
+    add_seeds(tmp_path, [90, 92])
+    trees.add_run(tmp_path, seed=2, status="diverged", record={"test_accuracy": 10.0})
+    assert body(table(tmp_path))["ResNet-20"]["Standard"] == "91.00% ± 1.41 (0.27M) [1 diverged]"
+
+
+def test_running_is_shown_only_while_its_process_lives(tmp_path):
+    me = psutil.Process()
+    alive = {"host": socket.gethostname(), "pid": os.getpid(), "process_started": me.create_time()}
+    trees.add_run(tmp_path, seed=0, status="running", provenance=alive)
+    trees.add_run(tmp_path, seed=1, status="running", provenance=alive | {"process_started": 1.0})
+    made = table(tmp_path)
+    assert body(made)["ResNet-20"]["Standard"] == "— [1 running, 1 killed]"
+    assert "no run is complete" in made.caption
+
+
+def test_given_weights_are_marked_and_never_averaged_with_trained_ones(tmp_path):
+    add_seeds(tmp_path, [90, 91])
+    given = {"task": "evaluate", "weights": "/w/last_model.pt"}
+    for seed in (0, 1):
+        record = given | {"weights_sha256": f"{seed}"}
+        trees.add_run(tmp_path / "given", 80 + seed, seed=seed, trainer__epochs=7, record=record)
+    made = table(tmp_path)
+    rows = body(made)
+    assert rows["ResNet-20"]["Standard"] == "90.50% ± 0.71 (0.27M)"
+    assert rows["ResNet-20, given weights"]["Standard"] == "80.50% ± 0.71 (0.27M)†"
+    assert any(note.startswith("† evaluated from given weights") for note in made.notes)
+
+
+def test_two_folders_of_given_weights_are_two_rows(tmp_path):
+    for folder, accuracy in (("/official", 92.0), ("/mine", 90.0)):
+        record = {"weights": f"{folder}/CIFAR10_seed=0/last_model.pt", "weights_sha256": folder}
+        trees.add_run(tmp_path, accuracy, task="evaluate", weights=folder, record=record)
+    rows = body(table(tmp_path))
+    assert rows["ResNet-20, given weights, weights=/official"]["Standard"] == "92.00% (0.27M)†"
+    assert rows["ResNet-20, given weights, weights=/mine"]["Standard"] == "90.00% (0.27M)†"
+
+
+def test_a_seed_or_a_file_of_weights_counts_once(tmp_path):
+    trees.add_run(tmp_path / "a", 90, provenance={"started": "2025-01-01"})
+    trees.add_run(tmp_path / "b", 95, provenance={"started": "2025-01-02"})
+    same = {"task": "evaluate", "weights": "/w/x.pt", "weights_sha256": "ab"}
+    for seed in (0, 1):
+        trees.add_run(tmp_path / "c", 80, seed=seed, record=same)
+    runs, lines = drop_copies(label_rows(read_runs(tmp_path)[0]))
+    assert sorted(runs["test_accuracy"]) == [80, 95]
+    assert len(lines) == 2
+    assert all("left out" in line for line in lines)
+
+
+def test_mixed_code_is_flagged_with_the_versions_and_seeds(tmp_path):
+    add_seeds(tmp_path, [90, 91])
+    trees.add_run(tmp_path, 92, seed=2, provenance={"git_commit": "f" * 40, "git_dirty": True})
+    made = table(tmp_path)
+    assert body(made)["ResNet-20"]["Standard"] == "91.00% ± 1.00 (0.27M)‡"
+    (note,) = [note for note in made.notes if note.startswith("‡")]
+    assert "git 0123456, torch 2.5.0 (seeds 0, 1)" in note
+    assert "git fffffff with uncommitted changes, torch 2.5.0 (seed 2)" in note
+
+
+def test_the_published_tables_are_complete_and_the_comparison_uses_them(tmp_path):
+    assert len(PUBLISHED) == 32
+    assert PUBLISHED["cifar100", "resnet110", "a_resnest"] == (72.53, "1.9M")
+    add_seeds(tmp_path, [92.5, 92.6, 92.7])
+    add_seeds(tmp_path, [80.0, 80.1], variant="a_resnest")
+    add_seeds(tmp_path, [99.0], dataset="digits")
+    made = paper_table(prepared(tmp_path))
+    ours = {row[2]: dict(zip(made.header, row, strict=True)) for row in made.rows}
+    assert set(ours) == {"Standard", "A-ResNEst"}
+    assert (ours["Standard"]["Paper"], ours["Standard"]["Difference"]) == ("92.60", "+0.00")
+    assert (ours["Standard"]["Paper in interval"], ours["Standard"]["Parameters"]) == (
+        "inside",
+        "0.27M = 0.27M",
+    )
+    assert (ours["A-ResNEst"]["Paper in interval"], ours["A-ResNEst"]["Parameters"]) == (
+        "outside",
+        "0.27M ≠ 0.24M",
+    )
+    assert made.notes == ["The paper has no table for Digits."]
+
+
+def test_the_differences_say_what_their_seeds_can_show(tmp_path):
+    add_seeds(tmp_path, [90, 91, 92])
+    add_seeds(tmp_path, [89, 90.5, 91], variant="resnest")
+    add_seeds(tmp_path, [95], variant="a_resnest")
+    made = comparison_table(prepared(tmp_path))
+    rows = {row[2]: dict(zip(made.header, row, strict=True)) for row in made.rows}
+    assert (rows["ResNEst"]["Pairs"], rows["ResNEst"]["Δ to Standard"]) == ("3", "-0.83")
+    assert (rows["A-ResNEst"]["Pairs"], rows["A-ResNEst"]["p"]) == ("1", "—")
+    assert any(note.startswith("3 pairs") and "below 0.25" in note for note in made.notes)
+    assert any(note.startswith("1 pair shows") for note in made.notes)
+
+
+def test_load_runs_has_its_columns_and_the_configuration(tmp_path):
+    trees.add_run(tmp_path, 90, seed=3)
+    frame = load_runs(tmp_path)
+    assert tuple(frame.columns[: len(COLUMNS)]) == COLUMNS
+    run = frame.iloc[0]
+    assert (run["seed"], run["test_accuracy"], run["parameters"]) == (3, 90.0, 272_282)
+    assert (run["optimizer.lr"], run["optimizer.milestones"]) == (0.1, "[0.3,0.6,0.8]")
+    assert run["provenance.versions.torch"] == "2.5.0"
+
+
+def test_load_runs_warns_of_a_broken_record_and_keeps_the_others(tmp_path):
+    trees.add_run(tmp_path, 90)
+    trees.add_run(tmp_path, 90, seed=1).file("record.json").write_text("{")
+    with pytest.warns(UserWarning, match="seed=1.*record.json: left out"):
+        assert list(load_runs(tmp_path)["seed"]) == [0]
+
+
+def test_a_tree_without_runs_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(UserError, match="no run in it"):
+        load_runs(tmp_path)
+    with pytest.raises(UserError, match="no such directory"):
+        load_runs(tmp_path / "none")
+
+
+def test_a_history_comes_back_with_nan_where_nothing_was_measured(tmp_path):
+    run = trees.add_run(tmp_path, history=trees.history_rows(90, 4, eval_every=2))
+    history = run.read_history(("epoch", "test_accuracy"))
+    assert history["epoch"] == [1, 2, 3, 4]
+    assert [value == value for value in history["test_accuracy"]] == [False, True, False, True]
+    run.file("history.csv").write_text("epoch,test_accuracy\n1,2\n3")
+    with pytest.raises(BrokenRecord, match=r"history\.csv"):
+        run.read_history(("epoch", "test_accuracy"))
+
+
+def test_markdown_survives_pipes_and_latex_its_special_characters(tmp_path):
+    trees.add_run(tmp_path, 90)
+    trees.add_run(
+        tmp_path, seed=1, status="failed", record={"error": "50% of {a_b} | #1 & $x ~^\\ [é"}
+    )
+    made = table(tmp_path)
+    made.rows[0][1] = "a|b"
+    lines = [line for line in render.markdown([made]).splitlines() if line.startswith("|")]
+    assert len({len(line) for line in lines}) == 1
+    assert "a\\|b" in lines[2]
+    assert render.tex("50% of {a_b}") == r"50\% of \{a\_b\}"
+    assert render.latex([made]).isascii()

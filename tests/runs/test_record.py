@@ -1,0 +1,111 @@
+import json
+import math
+import os
+import socket
+import time
+
+import psutil
+import pytest
+from helpers import make_config, tiny
+
+from resnests.runs.directory import (
+    BrokenRecord,
+    RunDirectory,
+    find_runs,
+    is_alive,
+    new_record,
+    parse_record,
+)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    config = tiny(f"runs_dir={tmp_path}")
+    directory = RunDirectory.of(config)
+    directory.write_config(config)
+    directory.write_record(new_record(config, {"host": "here"}))
+    return directory
+
+
+def test_the_place_of_a_run_follows_from_its_configuration_alone(tmp_path):
+    one = RunDirectory.of(make_config(f"runs_dir={tmp_path}", "variant=resnest", "seed=3")).path
+    assert one.parts[-5:-2] == ("cifar10", "resnet20", "resnest")
+    assert one.name == "seed=3"
+    assert (
+        one.parent
+        == RunDirectory.of(
+            make_config(f"runs_dir={tmp_path}", "variant=resnest", "seed=4")
+        ).path.parent
+    )
+    longer = RunDirectory.of(
+        make_config(f"runs_dir={tmp_path}", "variant=resnest", "seed=3", "trainer.epochs=201")
+    )
+    assert longer.path.parent != one.parent
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: b"",
+        lambda text: b"[]",
+        lambda text: b"\xff\xfe\x00",
+        lambda text: text.replace(b'"schema": 1', b'"schema": 99'),
+        lambda text: text.replace(b'"running"', b'"resting"'),
+        lambda text: text.replace(b'"running"', b'"complete"'),
+        lambda text: text.replace(b'"seed": 0', b'"seed": "zero"'),
+    ],
+)
+def test_a_broken_record_is_never_taken_for_a_sound_one(directory, damage):
+    text = directory.file("record.json").read_bytes()
+    damaged = damage(text)
+    assert damaged != text
+    with pytest.raises(BrokenRecord):
+        parse_record(damaged)
+    directory.file("record.json").write_bytes(damaged)
+    assert directory.status() is None
+
+
+def test_runs_are_found_wherever_they_lie_below_a_directory(directory, tmp_path):
+    assert [run.path for run in find_runs(tmp_path)] == [directory.path]
+    assert list(find_runs(tmp_path / "nowhere")) == []
+
+
+def test_a_running_record_is_believed_as_far_as_its_process_lives(directory):
+    record = directory.read_record()
+    me = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "process_started": psutil.Process().create_time(),
+    }
+    assert is_alive(record | {"provenance": me}, {})
+    assert not is_alive(
+        record | {"provenance": me | {"process_started": 1.0}}, {}
+    )  # the number was given out again
+    elsewhere = record | {"provenance": {"host": "elsewhere"}}
+    assert is_alive(elsewhere, {"time": time.time() - 5})
+    assert not is_alive(elsewhere, {"time": time.time() - 500})
+    assert not is_alive(elsewhere, {})
+
+
+def test_a_history_is_read_as_it_was_written(directory):
+    rows = [{"epoch": 1, "lr": 0.1, "train_loss": 1 / 3, "train_accuracy": 50.0, "seconds": 1.5}]
+    directory.write_history(rows)
+    (read,) = directory.history_rows()
+    assert {key: value for key, value in read.items() if not math.isnan(value)} == rows[0]
+    directory.file("history.csv").write_text("epoch,lr\n1,torn")
+    assert directory.history_rows() == []
+
+
+def test_infinite_numbers_never_reach_a_record(directory):
+    record = directory.read_record() | {"train_loss": float("nan")}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        directory.write_record(record)
+    assert json.loads(directory.file("record.json").read_text())["train_loss"] is None
+
+
+def test_one_process_owns_a_directory_at_a_time(directory):
+    assert not directory.is_owned()
+    with directory.owner().acquire(blocking=False):
+        assert RunDirectory(directory.path).is_owned()
+    assert not directory.is_owned()

@@ -1,0 +1,329 @@
+"""Sweeps as a user runs them: what one run's misfortune costs, and what the same command makes
+of it.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from faults import FAULTS, Sweep, campaign
+from helpers import REPOSITORY, TINY, run_command, tiny
+
+from resnests.runs.directory import RunDirectory, find_runs, new_record
+from resnests.sweep import devices
+from resnests.sweep.child import Run, Stop, prepare_data, run_child
+from resnests.sweep.devices import Allocation, allocate, lease
+from resnests.sweep.drive import drive, job
+from resnests.sweep.worker import INTERRUPTED
+
+
+def statuses(root) -> dict[str, str]:
+    return {
+        f"{run.path.parts[-3]} {run.path.parts[-1]}": run.status()
+        for run in find_runs(root / "runs")
+    }
+
+
+def test_a_sweep_trains_its_grid_and_skips_what_is_finished(tmp_path):
+    first = run_command("-m", *TINY, "variant=standard,resnest", "seed=0,1", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert statuses(tmp_path) == {
+        f"{v} seed={s}": "complete" for v in ("standard", "resnest") for s in (0, 1)
+    }
+    lines = first.stdout.splitlines()
+    assert sum(line.startswith("start ") for line in lines) == 4
+    assert any(line.startswith("complete 4/4 ") for line in lines)
+    more = run_command("-m", *TINY, "variant=standard,resnest", "seed=range(3)", cwd=tmp_path)
+    assert more.returncode == 0
+    assert "4 of 6 runs are finished already" in more.stdout
+    assert len(statuses(tmp_path)) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
+
+
+def test_finished_runs_are_skipped_without_torch_or_children(tmp_path):
+    assert run_command("-m", *TINY, "seed=0,1", cwd=tmp_path).returncode == 0
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        str(REPOSITORY / "run.py"),
+        "-m",
+        *TINY,
+        "seed=0,1",
+    ]
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "nothing to do" in again.stdout
+    assert "hydra" in again.stderr
+    assert " torch\n" not in again.stderr
+
+
+def test_what_happens_to_one_run_costs_that_run_only(tmp_path):
+    """One fails, one diverges, two finish; all are accounted for."""
+    grid = ("dataset.num_classes=10,3", "optimizer.lr=0.1,1e30")
+    done = run_command("-m", *TINY, *grid, cwd=tmp_path)
+    assert done.returncode == 1
+    found = [run.read_record() for run in find_runs(tmp_path / "runs")]
+    assert sorted(record["status"] for record in found) == [
+        "complete",
+        "diverged",
+        "failed",
+        "failed",
+    ]
+    assert "3 of 4 runs are not complete" in done.stderr
+    assert (
+        "failed: digits/tiny/standard seed=0 dataset.num_classes=3 optimizer.lr=0.1" in done.stderr
+    )
+    assert "dataset.num_classes=3: expected at least 10" in done.stderr
+    assert "run.log" in done.stderr
+    assert "seed=0 dataset.num_classes=10 optimizer.lr=1e+30: train loss is" in done.stderr
+    again = run_command("-m", *TINY, *grid, cwd=tmp_path)
+    assert (
+        "2 of 4 runs are finished already" in again.stdout
+    )  # failed ones are tried again, diverged ones are not
+
+
+def test_fail_fast_stops_at_the_first_failure(tmp_path):
+    grid = ("dataset.num_classes=3,10", "seed=range(4)", "devices.slots=1", "sweep.fail_fast=true")
+    done = run_command("-m", *TINY, *grid, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "complete" not in [run.status() for run in find_runs(tmp_path / "runs")]
+    assert "8 of 8 runs are not complete" in done.stderr
+
+
+def test_retries_try_failed_runs_again_within_the_sweep(tmp_path):
+    done = run_command(
+        "-m", *TINY, "dataset.num_classes=3", "seed=0", "sweep.retries=2", cwd=tmp_path
+    )
+    assert done.returncode == 1
+    (run,) = find_runs(tmp_path / "runs")
+    assert run.file("run.log").read_text().count("dataset.num_classes=3: expected") == 3
+
+
+def test_a_killed_training_is_on_record_with_its_signal_and_resumes(tmp_path):
+    sweep = Sweep(tmp_path)
+    while not any(len(run.history_rows()) > 1 for run in find_runs(tmp_path / "runs")):
+        time.sleep(0.05)
+    doomed = sweep.children("training")[0]
+    doomed.kill()
+    assert sweep.wait() == 1
+    found = sorted(statuses(tmp_path).values())
+    assert found == ["complete", "complete", "complete", "killed"]
+    log = (tmp_path / "sweep.log").read_text()
+    assert "killed by SIGKILL" in log
+    assert "1 of 4 runs are not complete" in log
+    assert Sweep(tmp_path).wait() == 0
+
+
+def test_no_training_outlives_a_killed_sweep(tmp_path):
+    sweep = Sweep(tmp_path)
+    while len(sweep.children("training")) < 1 or not list(find_runs(tmp_path / "runs")):
+        time.sleep(0.05)
+    below = psutil.Process(sweep.process.pid).children(recursive=True)
+    sweep.process.kill()
+    sweep.wait()
+    _, alive = psutil.wait_procs(below, timeout=30)
+    assert not [process for process in alive if process.status() != "zombie"]
+    assert "running" not in statuses(tmp_path).values()
+
+
+def test_the_launchers_lost_worker_does_not_end_the_sweep(tmp_path):
+    sweep = Sweep(tmp_path)
+    while not sweep.children("worker") or not sweep.children("training"):
+        time.sleep(0.05)
+    sweep.children("worker")[0].kill()
+    assert sweep.wait() == 0
+    assert "the launcher lost a process" in (tmp_path / "sweep.log").read_text()
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+def test_runs_are_the_same_under_every_launcher(tmp_path, launcher):
+    done = run_command("-m", f"hydra/launcher={launcher}", *TINY, "seed=0,1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(statuses(tmp_path).values()) == ["complete", "complete"]
+
+
+@pytest.fixture
+def batch_sweep(tmp_path, monkeypatch):
+    """A sweep of one run whose jobs a function stands for, on other hosts than this one."""
+    for name in ("RESNESTS_SWEEP", "RESNESTS_COMMAND", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")  # so that what a sweep sets is undone
+    return lambda launch, *overrides: drive(
+        [tiny(f"runs_dir={tmp_path / 'runs'}", *overrides)], launch, remote=True
+    )
+
+
+def test_a_run_that_its_batch_job_interrupts_is_submitted_again_while_it_gets_on(
+    tmp_path, batch_sweep, capsys
+):
+    """Time limits in the first, the second and again the second epoch."""
+    run, ends = RunDirectory.of(tiny(f"runs_dir={tmp_path / 'runs'}")), [1, 2, 2]
+
+    def launch(indices, allocation):
+        assert (indices, allocation) == ([0], None)
+        run.path.mkdir(parents=True, exist_ok=True)
+        run.write_record(new_record(tiny(), {}) | {"status": "interrupted", "epochs": ends.pop(0)})
+
+    assert batch_sweep(launch) == 1
+    assert not ends
+    assert "interrupted: digits/tiny/standard seed=0" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [
+        "digits"
+    ]  # nothing of the sweep's own is left
+
+
+def test_what_the_host_of_a_batch_job_lacks_is_said_by_the_sweep(
+    tmp_path, batch_sweep, monkeypatch, capsys
+):
+    """A login node without a GPU submits what needs one; here the job's host has none either."""
+    monkeypatch.setattr(devices, "visible_gpus", list)
+    options = ("trainer.device=cuda", "trainer.precision=tf32")
+    assert (
+        batch_sweep(lambda *_: job(tiny(f"runs_dir={tmp_path / 'runs'}", *options)), *options) == 1
+    )
+    expected = "not started: digits/tiny/standard seed=0: trainer.device=cuda: expected auto or cpu"
+    assert expected in capsys.readouterr().err
+
+
+def test_two_signals_end_a_sweep_whose_jobs_wait_in_a_queue_and_the_jobs_when_they_start(
+    tmp_path, batch_sweep
+):
+    queued = []
+
+    def launch(indices, allocation):
+        queued.append(Path(json.loads(os.environ["RESNESTS_SWEEP"])["stop"]))
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("went on waiting")
+
+    assert batch_sweep(launch) == 130
+    with Stop(queued[0], own=True) as started:
+        assert started.requested()
+
+
+def test_a_signal_to_a_batch_job_stops_its_run_and_no_other(tmp_path):
+    with Stop(tmp_path / "stop", own=True) as stop:
+        signal.raise_signal(signal.SIGUSR2)
+        assert stop.requested()
+    with Stop(tmp_path / "stop", own=True) as another:
+        assert not another.requested()
+    with Stop(tmp_path / "stop") as whole:
+        signal.raise_signal(signal.SIGUSR2)
+        assert whole.requested()
+    with Stop(tmp_path / "stop", own=True) as another:
+        assert another.requested()
+
+
+def test_a_short_campaign_of_faults_loses_nothing(tmp_path):
+    random.seed(1)
+    lost, doubled, _ = campaign(tmp_path, ["worker killed", "file damaged", "second sweep"])
+    assert not lost
+    assert not doubled
+    assert len(FAULTS) == 6
+
+
+def test_two_sweeps_over_one_grid_share_it(tmp_path):
+    one, other = Sweep(tmp_path), Sweep(tmp_path)
+    assert (one.wait(), other.wait()) == (0, 0)
+    assert list(statuses(tmp_path).values()) == ["complete"] * 4
+    logs = [run.file("run.log").read_text() for run in find_runs(tmp_path / "runs")]
+    assert all(text.count("epoch 40/40") == 1 for text in logs)
+
+
+def test_a_full_disk_costs_the_run_but_no_file(tmp_path):
+    """A tmpfs of half a megabyte, where it may be mounted: elsewhere a limit on the size of
+    files.
+    """
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", small], capture_output=True
+    ).returncode
+    if mounted != 0:
+        pytest.skip("mounting a tmpfs takes root")
+    try:
+        done = run_command(*TINY, f"runs_dir={small / 'runs'}", "trainer.epochs=30", cwd=tmp_path)
+        assert done.returncode == 1
+        assert "No space left" in done.stderr
+        (run,) = find_runs(small / "runs")
+        assert run.status() in ("failed", "running")
+        assert not list(run.path.glob(".*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=8m", small], check=True)
+        again = run_command(*TINY, f"runs_dir={small / 'runs'}", "trainer.epochs=30", cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_child_that_dies_before_it_has_a_record_gets_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    run = Run(tiny(f"runs_dir={tmp_path}"), RunDirectory.of(tiny(f"runs_dir={tmp_path}")))
+    with Stop() as stop:
+        assert run_child(run, allocate(run.config, 1), stop) == 1
+    assert run.directory.read_record()["status"] == "failed"
+
+
+def test_a_run_that_is_asked_to_stop_before_it_can_listen_was_not_started(tmp_path, monkeypatch):
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    run = Run(tiny(f"runs_dir={tmp_path}"), RunDirectory.of(tiny(f"runs_dir={tmp_path}")))
+    with Stop() as stop:
+        monkeypatch.setattr(stop, "requested", iter([False] + [True] * 100).__next__)
+        assert run_child(run, allocate(run.config, 1), stop) == INTERRUPTED
+    assert run.directory.read_record() is None
+
+
+def test_data_is_prepared_once_for_a_sweep(tmp_path, monkeypatch):
+    """A process for each data set that needs one, however many runs share it."""
+    started = []
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda command, **_: (
+            started.append(command) or subprocess.CompletedProcess(command, 0, "", "")
+        ),
+    )
+    configs = [
+        tiny("dataset.source=cifar10", f"seed={seed}", f"runs_dir={tmp_path}") for seed in range(5)
+    ]
+    prepare_data([Run(config, RunDirectory.of(config)) for config in configs])
+    assert len(started) == 1
+
+
+def test_what_was_interrupted_while_it_waited_for_a_device_was_not_started(tmp_path):
+    held = lease(
+        Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
+    )
+    sweep = Sweep(tmp_path)
+    while not list(tmp_path.glob("runs/**/progress.json")):
+        time.sleep(0.05)
+    sweep.process.send_signal(signal.SIGINT)
+    assert sweep.wait() == 130
+    held.release()
+    log = (tmp_path / "sweep.log").read_text()
+    assert "interrupted while it waited for a device" in log
+    assert "4 of 4 runs are not complete" in log
+    assert "failed" not in log
+    assert not list(find_runs(tmp_path / "runs"))
+
+
+def test_a_run_with_a_damaged_record_that_could_not_start_keeps_its_checkpoint(tmp_path):
+    directory = RunDirectory.of(tiny(f"runs_dir={tmp_path / 'runs'}"))
+    directory.path.mkdir(parents=True)
+    for name in ("record.json", "checkpoint.pt"):
+        directory.file(name).write_bytes(b"torn")
+    held = lease(
+        Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
+    )
+    done = run_command(*TINY, "trainer.device=cpu", "devices.wait=false", cwd=tmp_path)
+    held.release()
+    assert done.returncode == 1
+    assert directory.file("checkpoint.pt").exists()

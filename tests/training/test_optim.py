@@ -1,0 +1,52 @@
+import pytest
+import torch
+from helpers import make_config
+
+from resnests.training.optim import build_optimizer, learning_rate
+
+
+def rates(*overrides: str, epochs: int) -> list[float]:
+    optimizer = make_config(*overrides).optimizer
+    return [learning_rate(optimizer, epoch, epochs) for epoch in range(1, epochs + 1)]
+
+
+def test_the_papers_schedule():
+    got = rates(epochs=200)
+    assert got[59] == 0.1
+    assert got[60] == pytest.approx(0.02)
+    assert got[119] == pytest.approx(0.02)
+    assert got[120] == pytest.approx(0.004)
+    assert got[160] == got[199] == pytest.approx(0.0008)
+
+
+def test_a_shortened_run_keeps_its_shape():
+    assert rates(epochs=10) == pytest.approx([0.1] * 3 + [0.02] * 3 + [0.004] * 2 + [0.0008] * 2)
+
+
+def test_no_milestones_keep_the_rate_constant():
+    assert rates("optimizer.milestones=[]", epochs=5) == [0.1] * 5
+
+
+def test_cosine_goes_from_the_rate_towards_zero():
+    got = rates("optimizer=sgd_cosine", epochs=100)
+    assert got[0] == 0.1
+    assert got[50] == pytest.approx(0.05)
+    assert got == sorted(got, reverse=True)
+    assert 0 < got[-1] < 1e-4
+
+
+def test_the_papers_optimizer_decays_every_parameter():
+    model = torch.nn.BatchNorm2d(3)
+    optimizer = build_optimizer(make_config().optimizer, model.parameters())
+    (group,) = optimizer.param_groups
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, True, 5e-4)
+    assert len(group["params"]) == 2
+
+
+def test_adamw():
+    optimizer = build_optimizer(
+        make_config("optimizer=adamw").optimizer, torch.nn.Linear(2, 2).parameters()
+    )
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)

@@ -1,0 +1,239 @@
+"""The training step compiled and as a CUDA graph does what it does operation by operation.
+
+Without a GPU the graph is emulated: what the step computes is recorded as a list of operations on
+fixed tensors and replayed into the same tensors, so a stale buffer or a gradient outside the graph
+shows here as it would there."""
+
+import contextlib
+import copy
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+# older versions look at torch.cuda when it is first imported, before it is emulated here
+import torch._dynamo
+from helpers import make_config
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from resnests.config.schema import Trainer
+from resnests.data.pipelines import build_pipeline
+from resnests.data.splits import Split
+from resnests.errors import UserError
+from resnests.models import norm_relu as kernels
+from resnests.models.resnet import build_model
+from resnests.training.loop import train_steps
+from resnests.training.optim import build_optimizer
+from resnests.training.step import Step
+
+TINY = ([2, 1, 1], [4, 8, 16])
+SIZES = (8, 8, 5, 8, 3, 8)  # batches of an epoch and a bit, with smaller ones among them
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+class Recorder(TorchDispatchMode):
+    """A CUDA graph on the CPU: what runs inside is recorded, and has no effect until it is
+    replayed.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.tape, self.replays = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        written = [
+            value
+            for argument, value in zip(func._schema.arguments, args, strict=False)
+            if argument.alias_info
+            and argument.alias_info.is_write
+            and isinstance(value, torch.Tensor)
+        ]
+        before = [value.clone() for value in written]
+        result = func(*args, **(kwargs or {}))
+        self.tape.append((func, args, kwargs or {}, result))
+        self.undo = [*zip(written, before, strict=True), *self.undo]
+        return result
+
+    def __enter__(self):
+        self.undo = []
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        with torch.no_grad():
+            for value, before in self.undo:
+                value.copy_(before)
+
+    def replay(self):
+        self.replays += 1
+        with torch.no_grad():
+            for func, args, kwargs, result in self.tape:
+                for fixed, fresh in zip(
+                    tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True
+                ):
+                    if isinstance(fixed, torch.Tensor) and fixed.data_ptr() != fresh.data_ptr():
+                        fixed.copy_(fresh)
+
+
+@pytest.fixture
+def emulated_cuda(monkeypatch):
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    monkeypatch.setattr(kernels, "library", lambda: None)  # compiled CPU kernels cannot be recorded
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: graph)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+
+
+def make_step(variant, device="cpu", emulate=False, **trainer):
+    torch.manual_seed(0)
+    model = build_model(TINY, variant).to(device, memory_format=torch.channels_last)
+    step = Step(model, Trainer(batch_size=8, **trainer))
+    step.captures = step.captures or emulate
+    return step
+
+
+def batches(device="cpu", sizes=SIZES):
+    generator = torch.Generator().manual_seed(1)
+    for size in sizes:
+        images = torch.randn(size, 3, 16, 16, generator=generator).contiguous(
+            memory_format=torch.channels_last
+        )
+        yield images.to(device), torch.randint(10, (size,), generator=generator).to(device)
+
+
+def train(step, device="cpu", sizes=SIZES):
+    """The totals after each step, and the weights and statistics at the end."""
+    optimizer = build_optimizer(make_config().optimizer, step.model.parameters())
+    totals = [step.totals.tolist() for _ in train_steps(step, optimizer, batches(device, sizes))]
+    return totals, copy.deepcopy(step.model.state_dict())
+
+
+def assert_same(first, second, exactly=True):
+    tolerance = {"rtol": 0, "atol": 0} if exactly else {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(first, second, check_device=False, **tolerance)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", ["standard", "resnest", "bn_resnest", "a_resnest"])
+def test_a_graph_trains_bit_for_bit_as_the_operations_do(emulated_cuda, variant, precision):
+    expected = train(make_step(variant, precision=precision))
+    step = make_step(variant, precision=precision, emulate=True)
+    assert_same(train(step), expected)
+    assert step.graph.replays == 4  # the full batches, the first among them
+
+
+def test_a_graph_goes_on_after_an_evaluation_and_new_totals(emulated_cuda):
+    steps = make_step("standard"), make_step("standard", emulate=True)
+    for step in steps:
+        train(step)
+        step.model.eval()
+        with torch.no_grad():
+            step.model(next(batches())[0])
+        step.totals.zero_()
+    first, second = (train(step) for step in steps)
+    assert_same(first, second)
+
+
+def test_without_a_full_batch_nothing_is_captured(emulated_cuda):
+    step = make_step("standard", emulate=True)
+    train(step, sizes=(5, 3))
+    assert step.graph is None
+
+
+def failing_graph(*args, **kwargs):
+    raise RuntimeError("operation not permitted when stream is capturing\nas it is\nand more")
+
+
+def test_where_capturing_fails_training_goes_on_and_says_so(emulated_cuda, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "graph", failing_graph)
+    expected = train(make_step("standard"))
+    with caplog.at_level(logging.WARNING):
+        assert_same(train(make_step("standard", emulate=True)), expected)
+    assert [record.message for record in caplog.records] == [
+        "training goes on without a CUDA graph, and slower: "
+        "RuntimeError: operation not permitted when stream is capturing as it is"
+    ]
+
+
+def test_where_a_graph_was_demanded_its_failure_is_the_users(emulated_cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "graph", failing_graph)
+    with pytest.raises(
+        UserError,
+        match=r"trainer.cuda_graph=true: expected null, as here RuntimeError: operation not",
+    ):
+        train(make_step("standard", emulate=True, cuda_graph=True))
+
+
+@needs_gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", ["standard", "a_resnest"])
+def test_a_graph_on_the_gpu_trains_as_the_operations_do(variant, precision, compiled):
+    step = make_step(variant, "cuda", precision=precision, cuda_graph=True, compile=compiled)
+    totals, weights = train(step, "cuda")
+    assert step.graph is not None
+    expected, expected_weights = train(
+        make_step(variant, "cuda", precision=precision, cuda_graph=False), "cuda"
+    )
+    tolerance = 1e-3 if precision == "fp32" else 5e-2
+    torch.testing.assert_close(
+        [loss for loss, _ in totals], [loss for loss, _ in expected], rtol=tolerance, atol=0
+    )
+    torch.testing.assert_close(weights, expected_weights, rtol=tolerance, atol=tolerance)
+
+
+def steps_of_an_epoch(device):
+    """Training steps with the pipeline's batches, the last one smaller."""
+    step = make_step("a_resnest", device)
+    rng = np.random.default_rng(0)
+    split = Split(rng.integers(0, 256, (30, 16, 16, 3), dtype=np.uint8), np.arange(30) % 10)
+    config = make_config("trainer.batch_size=8")
+    optimizer = build_optimizer(config.optimizer, step.model.parameters())
+    return train_steps(
+        step, optimizer, build_pipeline(config, split, torch.device(device)).batches(1)
+    )
+
+
+def test_a_step_reads_nothing_back():
+    """What would make the host wait for a GPU: item(), float(), indexing with a mask."""
+    steps = steps_of_an_epoch("cpu")
+    next(steps)
+    with Recorder() as recorder:
+        assert len(list(steps)) == 3
+    names = {func.name() for func, *_ in recorder.tape}
+    assert "aten::index_select" in names
+    assert not names & {"aten::_local_scalar_dense", "aten::nonzero", "aten::item"}
+
+
+@needs_gpu
+def test_a_step_on_the_gpu_waits_for_nothing():
+    steps = steps_of_an_epoch("cuda")
+    next(steps)  # the epoch's draws are copied, and the graph is captured
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        assert len(list(steps)) == 3
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.filterwarnings("default")  # torch.compile has advice on Python versions
+def test_a_compiled_step_trains_as_the_operations_do():
+    expected = train(make_step("standard"))
+    assert_same(train(make_step("standard", compile=True)), expected, exactly=False)
+
+
+@pytest.mark.filterwarnings("default")
+def test_where_compiling_fails_one_line_says_so(monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    torch._dynamo.reset()
+    with pytest.raises(
+        UserError, match=r"trainer.compile=true: expected false, as here .*no-such-compiler"
+    ):
+        train(make_step("resnest", compile=True))
