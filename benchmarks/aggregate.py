@@ -4,7 +4,8 @@
 Makes the tree in a temporary directory (about 250 MB and four minutes at 10,000): two data sets,
 the paper's four architectures and four variants, as many seeds as that takes. Prints a line for the
 tables and one for the figures and everything else, and for a tenth of the runs too, which shows
-whether time grows in step."""
+whether time grows in step.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 share of its peak.
 
 What fails, such as torch.compile without a compiler, is a line in a table and does not end the
-rest."""
+rest.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@ python -m benchmarks.subjects '{"kind": "ours", "arch": "resnet20", ...}'   # th
 
 A turn is timed inside the process and answered with one line of JSON; between turns the process is
 idle, so that the turns of several subjects can be interleaved and all of them see the same state of
-the machine."""
+the machine.
+"""
 
 from __future__ import annotations
 
@@ -120,7 +121,8 @@ class Baseline(Subject):
     """PIL transforms in worker processes, contiguous fp32, .item() every step.
 
     usual: two workers, the test set evaluated. official: one worker, anomaly detection, and what it
-    evaluates is the augmented training set."""
+    evaluates is the augmented training set.
+    """
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)

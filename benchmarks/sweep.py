@@ -4,7 +4,8 @@
     python -m benchmarks.sweep dataset=digits arch=resnet20 seed=0,1 trainer.epochs=6      # another grid
 
 Times whole commands, start-up and files included: `run.py -m` with its own slots (on a CPU, the
-cores shared out) against the same with devices.slots=1, in turns."""
+cores shared out) against the same with devices.slots=1, in turns.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ Every subject is a process of its own. They work in turns, each some steps at a 
 on the machine hits all of them; figures are medians over the rounds, ratios are medians of ratios
 within a round. A whole epoch is what the measured rates give for 50,000 training images and what
 each subject evaluates after them: ours and the usual loop the 10,000 test images, the official
-procedure the 50,000 augmented training images."""
+procedure the 50,000 augmented training images.
+"""
 
 from __future__ import annotations
 

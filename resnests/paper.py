@@ -1,7 +1,8 @@
 """The paper's tables and names: Chen, Lee, Garudadri, Rao, "ResNEsts and DenseNEsts", NeurIPS 2021.
 
 Published numbers are test accuracies of the last epoch's weights over seeds 0 to 6; whether they
-are means or medians is not stated."""
+are means or medians is not stated.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ undisturbed sweep is.
 A fault is SIGKILL of a training, of a joblib worker, of the whole sweep; a flipped bit in or the
 loss of the end of a checkpoint or record; a second sweep over the same grid at once. After the
 faults the same command is given until it reports success, and every file is compared with the
-undisturbed sweep."""
+undisturbed sweep.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +134,7 @@ def damage_file(_sweep: Sweep, folder: Path) -> bool:
         path
         for run in runs
         for name in ("checkpoint.pt", "record.json")
-        if (path := run.file(name)).exists()
+        if (path := run.path / name).exists()
     ]
     if not names:
         return False

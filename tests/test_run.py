@@ -45,16 +45,16 @@ def test_one_run_and_the_same_command_again(tmp_path):
         "epoch 2/2",
     ]
     run = only_run(tmp_path)
-    assert run.read_record()["status"] == "complete"
+    assert run.read_record().status == "complete"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
-    stamp = run.file("record.json").stat().st_mtime_ns
+    stamp = run.record_file.stat().st_mtime_ns
     second = run_command(*TINY, "seed=3", cwd=tmp_path)
     assert second.returncode == 0
     assert "complete already" in second.stdout
-    assert run.file("record.json").stat().st_mtime_ns == stamp
+    assert run.record_file.stat().st_mtime_ns == stamp
     third = run_command(*TINY, "seed=3", "trainer.overwrite=true", cwd=tmp_path)
     assert third.returncode == 0
-    assert run.file("record.json").stat().st_mtime_ns > stamp
+    assert run.record_file.stat().st_mtime_ns > stamp
 
 
 def test_a_runs_configuration_runs_again_as_it_is(tmp_path):
@@ -170,11 +170,11 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number, u
     assert process.returncode == 130
     assert "interrupted: digits/tiny/standard seed=0" in errors
     run = only_run(tmp_path)
-    assert run.read_record()["status"] == "interrupted"
+    assert run.read_record().status == "interrupted"
     assert not run.is_owned()
     done = run_command(*LONG, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "resuming" in run.file("run.log").read_text()
+    assert "resuming" in run.log_file.read_text()
     assert history(run.path) == history(uninterrupted.path)
 
 
@@ -193,5 +193,5 @@ def test_a_device_that_is_taken_is_not_waited_for_when_asked(tmp_path):
 
 def test_the_record_is_json_that_other_tools_read(tmp_path):
     assert run_command(*TINY, cwd=tmp_path).returncode == 0
-    record = json.loads(only_run(tmp_path).file("record.json").read_text())
-    assert record["provenance"]["command"].endswith(" ".join(TINY))
+    record = json.loads(only_run(tmp_path).record_file.read_text())
+    assert record.provenance.command.endswith(" ".join(TINY))

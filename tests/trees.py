@@ -4,13 +4,18 @@ anything.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from resnests.config.schema import Config, config_from
 from resnests.paper import PUBLISHED
-from resnests.runs.directory import RunDirectory, new_record
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import Provenance, Record
+from resnests.training.provenance import collect
 
 ARCHS = {
     "wrn16_8": ([2, 2, 2], [128, 256, 512]),
@@ -27,19 +32,18 @@ SGD = {
     "weight_decay": 5e-4,
     "milestones": [0.3, 0.6, 0.8],
 }
-PROVENANCE = {
+# What the real collector writes, with what differs from machine to machine made equal.
+PROVENANCE = dataclasses.asdict(collect(torch.device("cpu"))) | {
     "git_commit": "0123456789abcdef0123456789abcdef01234567",
     "git_dirty": False,
     "versions": {"python": "3.11.7", "torch": "2.5.0"},
-    "device": "cpu",
     "device_name": "CPU",
     "host": "nowhere",
     "pid": 1,
     "process_started": 0.0,
     "threads": 1,
-    "started": "2025-01-01T00:00:00+00:00",
-    "ended": "2025-01-01T01:00:00+00:00",
-    "argv": ["run.py"],
+    "started": 1735689600.0,  # 2025-01-01, 0:00 UTC
+    "ended": 1735693200.0,
 }
 
 
@@ -116,20 +120,14 @@ def add_run(
     built = make_config(root, **config)
     run = RunDirectory.of(built)
     run.write_config(built)
-    made = new_record(built, PROVENANCE | (provenance or {})) | {
-        "status": status,
-        "parameters": parameters,
-    }
+    made = Record.of(built, Provenance(**(PROVENANCE | (provenance or {}))))
+    values = {"status": status, "parameters": parameters}
     if status == "complete":
         epochs = built.trainer.epochs
-        made |= {
-            "epochs": epochs,
-            "seconds": 10.0 * epochs,
-            "images_per_second": 5000.0,
-            "test_accuracy": accuracy,
-        }
-        made |= {"train_loss": 0.01, "train_accuracy": min(100.0, accuracy + 4), "test_loss": 0.3}
-    run.write_record(made | (record or {}))
+        values |= {"epochs": epochs, "seconds": 10.0 * epochs, "images_per_second": 5000.0}
+        values |= {"train_loss": 0.01, "train_accuracy": min(100.0, accuracy + 4)}
+        values |= {"test_loss": 0.3, "test_accuracy": accuracy}
+    run.write_record(dataclasses.replace(made, **(values | (record or {}))))
     if history is not None:
         run.write_history(history)
     return run

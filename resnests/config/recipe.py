@@ -3,7 +3,8 @@ does not.
 
 A new field of the configuration joins the recipe by itself, and leaves the recipes of earlier runs
 unchanged as long as it keeps its default: only values that differ from the defaults in config.py
-are hashed."""
+are hashed.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def recipe_values(config: Config) -> dict[str, Any]:
     it is no default.
 
     The names of dataset, arch and variant are folders of the run directory already, and only labels
-    of their values."""
+    of their values.
+    """
     values = _identifying(config, "")
     for key in ("seed", "dataset.name", "arch.name", "variant.name"):
         del values[key]

@@ -2,7 +2,8 @@
 
 A field marked `free` decides where, how fast or how verbosely a run happens, never which numbers
 come out: it is no part of a run's identity (recipe.py). The defaults here are, so they must never
-change."""
+change.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +111,8 @@ class Optimizer:
 
     The rate of epoch e (from 1) is lr * gamma ** (number of milestones passed), and, with `cosine`,
     that times half a cosine from 1 to 0. Milestones are fractions of the epochs, so that a
-    shortened run keeps its shape."""
+    shortened run keeps its shape.
+    """
 
     name: str
     lr: float

@@ -8,7 +8,8 @@ gain.
 
 norm_relu.cpp needs no headers of PyTorch, so the user's C++ compiler builds it in about a second,
 once; the library is kept in the user's cache directory. Without a compiler, or with
-RESNESTS_KERNELS=0, PyTorch's operations compute the same numbers to rounding."""
+RESNESTS_KERNELS=0, PyTorch's operations compute the same numbers to rounding.
+"""
 
 from __future__ import annotations
 
@@ -167,7 +168,8 @@ def keep_freed_memory() -> None:
 
     Otherwise every activation of every step is mapped, zeroed and faulted in page by page again:
     wrn16_8 then trains at 0.6 to 0.7 times the speed. It can take a third more memory, so it is for
-    processes that do nothing but train."""
+    processes that do nothing but train.
+    """
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl has not

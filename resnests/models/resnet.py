@@ -3,7 +3,8 @@ experiments).
 
 Modules carry the names of the official checkpoints (`expansion`, `stage`, `final_bn`, `linear`,
 `H_0`, `H_k`), so that a state dict here and there is the same thing. Shapes: N images, C channels,
-H x W pixels, K classes."""
+H x W pixels, K classes.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +138,8 @@ def build_model(
 
     `arch` is the name of a file in conf/arch, or (blocks per stage, widths per stage). Right after
     torch.manual_seed(s) the parameters are drawn in the official order, so seed s gives the
-    official initial network."""
+    official initial network.
+    """
     if isinstance(arch, str):
         arch = load_arch(arch)
     if not isinstance(arch, Arch):

@@ -3,7 +3,8 @@ variants themselves.
 
 A recipe differs between variants in its head, and, as in the paper, in its learning rate (resnest's
 is 0.01). Neither splits a row. A variant with several learning rates does: then each rate other
-than the paper's gets its own row."""
+than the paper's gets its own row.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def label_rows(runs: pd.DataFrame) -> pd.DataFrame:
 
     `row` names what sets a recipe apart from the others of its data set: "" where there is only
     one, otherwise such as "optimizer.lr=0.05, trainer.epochs=10". Architectures keep their own
-    rows, whatever the label."""
+    rows, whatever the label.
+    """
     runs = runs.assign(given=runs["weights"].notna())
     identity = ["dataset", "arch", "variant", "recipe", "given"]
     recipes = runs.drop_duplicates(identity).reset_index(drop=True)
@@ -46,7 +48,8 @@ def drop_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     per one left out.
 
     Of two runs with one seed (two trees that were read as one, say) a complete one is kept, and of
-    those the later."""
+    those the later.
+    """
     started = runs.get("provenance.started", pd.Series("", runs.index)).astype(str)
     best_first = pd.DataFrame({"complete": runs["status"] == "complete", "started": started})
     runs = runs.loc[

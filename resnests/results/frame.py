@@ -4,6 +4,7 @@ torch.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from typing import Any
 import pandas as pd
 
 from resnests.errors import UserError
-from resnests.runs.directory import METRICS, BrokenRecord, RunDirectory, find_runs, is_alive
+from resnests.runs.directory import RunDirectory, find_runs
+from resnests.runs.record import METRICS, BrokenRecord, Record
 
 # What a run is, how it ended, and what it measured: the columns that every frame has, in this
 # order.
@@ -66,7 +68,7 @@ def read_runs(root: Path | str) -> tuple[pd.DataFrame, list[str]]:
             if record is not None:
                 rows.append(_row(run, record))
         except (BrokenRecord, OSError) as error:
-            broken.append(f"{run.file('record.json')}: left out, {error}")
+            broken.append(f"{run.record_file}: left out, {error}")
     if not rows:
         found = f"none of {len(broken)} records can be read" if broken else "no run in it"
         raise UserError(
@@ -87,20 +89,18 @@ def text(value: Any) -> Any:
     return value
 
 
-def _row(run: RunDirectory, record: dict[str, Any]) -> dict[str, Any]:
-    row = {name: record.get(name) for name in COLUMNS}
+def _row(run: RunDirectory, record: Record) -> dict[str, Any]:
+    row = {name: getattr(record, name, None) for name in COLUMNS}
     row["path"] = str(run.path)
-    row["epoch"] = record["epochs"]
-    row["recipe_values"] = json.dumps(record["recipe_values"], sort_keys=True)
-    if record["status"] == "running" and not is_alive(record, run.read_progress()):
+    row["epoch"] = record.epochs
+    row["recipe_values"] = json.dumps(record.recipe_values, sort_keys=True)
+    if record.status == "running" and not record.is_alive(run.read_progress()):
         row["status"] = "killed"
-    if record.get("task") == "evaluate" and not row["weights"]:
+    if record.task == "evaluate" and not record.weights:
         row["weights"] = "unnamed file"
-    row |= {key: text(value) for key, value in _flat(record["config"]) if key not in _LABELS}
-    row |= {
-        f"provenance.{key}": value if value is None else text(value)
-        for key, value in _flat(record["provenance"])
-    }
+    row |= {key: text(value) for key, value in _flat(record.config) if key not in _LABELS}
+    for key, value in _flat(dataclasses.asdict(record.provenance)):
+        row[f"provenance.{key}"] = None if value is None else text(value)
     return row
 
 

@@ -24,7 +24,8 @@ def troubles(runs: pd.DataFrame) -> dict[tuple[str, ...], Troubles]:
     """Per cell the seeds that its numbers lack.
 
     A seed is missing in a cell where it has no run, and another cell of the same data set and
-    recipe has one. A variant without any run counts as never meant to be run."""
+    recipe has one. A variant without any run counts as never meant to be run.
+    """
     expected = runs.groupby(["dataset", "row"], sort=False)["seed"].agg(set)
     found: dict[tuple[str, ...], Troubles] = {}
     seeds = runs.groupby(CELL, sort=False)["seed"].agg(set)

@@ -2,7 +2,8 @@
 accuracies, parameters.
 
 Colours are Okabe and Ito's, safe for the colour-blind; markers and dashes repeat what they say, for
-print in grey."""
+print in grey.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ from resnests.paper import (
 )
 from resnests.results.cells import CELL, in_row_order, row_name
 from resnests.results.stats import cell_statistics, with_interval
-from resnests.runs.directory import BrokenRecord, RunDirectory
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import BrokenRecord
 
 WIDTH = 3.3  # inches
 DPI = 300

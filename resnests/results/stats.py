@@ -3,7 +3,8 @@ numbers.
 
 Accuracies and their differences are in percent and percentage points. Intervals are 95% Student-t
 intervals of a mean; where there are fewer than two values, an interval is nan. scipy is imported
-only where a quantile is needed."""
+only where a quantile is needed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ import pandas as pd
 from resnests.errors import UserError
 from resnests.paper import PUBLISHED
 from resnests.results.cells import CELL
-from resnests.runs.directory import BrokenRecord, RunDirectory
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import BrokenRecord
 
 LEVEL = 0.95
 BASELINE = "standard"
@@ -55,7 +57,8 @@ def against_baseline(runs: pd.DataFrame) -> pd.DataFrame:
 
     n pairs, delta, its interval low to high, p of a two-sided paired t test (nan for one pair, or
     where all differences are equal, as then nothing tells their spread), and p_holm, corrected for
-    all tests of the frame together."""
+    all tests of the frame together.
+    """
     complete = runs[runs["status"] == "complete"]
     seeds = complete.pivot_table(
         index=[*CELL[:3], "seed"], columns="variant", values="test_accuracy"
@@ -97,7 +100,8 @@ def against_paper(cells: pd.DataFrame) -> pd.DataFrame:
     """Cells with intervals that the paper has a number for, beside it.
 
     published, difference (our mean less it), inside (whether it lies in our interval; None for one
-    seed), published_parameters (text), same_parameters."""
+    seed), published_parameters (text), same_parameters.
+    """
     rows = []
     for key, cell in zip(cells.index, cells.to_dict("records"), strict=True):
         dataset, arch, _, variant = key
@@ -129,7 +133,8 @@ def at_best_epoch(runs: pd.DataFrame) -> pd.DataFrame:
     """`runs` with the metrics of complete ones taken at the epoch of the best validation accuracy.
 
     Raises UserError where a complete run has no held-out split: the test set must not choose what
-    is reported of it."""
+    is reported of it.
+    """
     runs = runs.copy()
     complete = runs[runs["status"] == "complete"]
     without = complete[complete["weights"].notna() | ~(complete["dataset.val_fraction"] > 0)]

@@ -12,7 +12,8 @@ torch.
         run.lock       held by the process that owns the directory
 
 Every file but run.log and run.lock is written to a temporary name, flushed and renamed: whole or
-not at all."""
+not at all.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,6 @@ import io
 import json
 import math
 import os
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,14 +30,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from resnests.config.recipe import recipe_hash, recipe_values
+from resnests.config.recipe import recipe_hash
 from resnests.config.schema import Config, config_dict, config_from
+from resnests.runs.record import BrokenRecord, Record
 
-SCHEMA = 1
-# complete and diverged are final: the same command would only compute the same again.
-STATUSES = ("running", "complete", "diverged", "failed", "killed", "interrupted")
-FINAL = ("complete", "diverged")
-METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")  # accuracies in percent
 HISTORY = (
     "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy",
     "seconds", "images_per_second",
@@ -58,10 +54,6 @@ hydra:
   sweep: {dir: ., subdir: .}
   output_subdir: null
 """
-
-
-class BrokenRecord(ValueError):
-    """A record.json that is torn, foreign or inconsistent."""
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -85,47 +77,56 @@ class RunDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.record_file = self.path / "record.json"
+        self.history_file = self.path / "history.csv"
+        self.progress_file = self.path / "progress.json"
+        self.checkpoint_file = self.path / "checkpoint.pt"
+        self.previous_checkpoint_file = self.path / "checkpoint.previous.pt"
+        self.weights_file = self.path / "model.pt"
+        self.log_file = self.path / "run.log"
+        self.lock_file = self.path / "run.lock"
 
     @classmethod
     def of(cls, config: Config) -> RunDirectory:
         parts = (config.dataset.name, config.arch.name, config.variant.name, recipe_hash(config))
         return cls(Path(config.runs_dir).joinpath(*parts, f"seed={config.seed}"))
 
-    def file(self, name: str) -> Path:
-        return self.path / name
-
     def write_config(self, config: Config) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(
-            self.file("config.yaml"),
+            self.config_file,
             (_RERUN_HEADER + OmegaConf.to_yaml(config_dict(config))).encode(),
         )
 
     def read_config(self) -> Config:
-        tree = OmegaConf.load(self.file("config.yaml"))
+        tree = OmegaConf.load(self.config_file)
         return config_from(
             {key: value for key, value in tree.items() if key not in ("defaults", "hydra")}
         )
 
-    def write_record(self, record: dict[str, Any]) -> None:
-        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-        write_atomic(self.file("record.json"), text.encode())
+    def write_record(self, record: Record) -> None:
+        write_atomic(self.record_file, record.to_json().encode())
 
-    def read_record(self) -> dict[str, Any] | None:
+    def read_record(self) -> Record | None:
         """The checked record, None where there is none; raises BrokenRecord."""
         try:
-            text = self.file("record.json").read_bytes()
+            text = self.record_file.read_bytes()
         except FileNotFoundError:
             return None
-        return parse_record(text)
+        return Record.from_json(text)
 
     def status(self) -> str | None:
         """The status on record, None where there is no sound record."""
+        record = self.sound_record()
+        return record.status if record else None
+
+    def sound_record(self) -> Record | None:
+        """The record, None where there is none or a broken one."""
         try:
-            record = self.read_record()
+            return self.read_record()
         except BrokenRecord:
             return None
-        return record["status"] if record else None
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Rows of HISTORY's columns; a value that was not measured stays empty."""
@@ -133,27 +134,24 @@ class RunDirectory:
         writer = csv.DictWriter(text, HISTORY, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomic(self.file("history.csv"), text.getvalue().encode())
+        write_atomic(self.history_file, text.getvalue().encode())
 
     def read_history(self, columns: tuple[str, ...] = HISTORY) -> dict[str, list[float]]:
         """The named columns, a value per epoch, nan where nothing was measured; raises
         BrokenRecord.
         """
         try:
-            header, *lines = self.file("history.csv").read_text().splitlines()
-            cells = (
-                zip(*(line.split(",") for line in lines), strict=True)
-                if lines
-                else ([] for _ in header.split(","))
-            )
-            table = dict(zip(header.split(","), cells, strict=True))
+            with open(self.history_file, newline="") as file:
+                header, *rows = csv.reader(file)
+            cells = zip(*rows, strict=True) if rows else ([] for _ in header)
+            table = dict(zip(header, cells, strict=True))
             return {
                 name: [float(value) if value else math.nan for value in table[name]]
                 for name in columns
             }
         except OSError as error:
             raise BrokenRecord(f"history.csv: {error.strerror}") from error
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, csv.Error) as error:
             raise BrokenRecord(
                 f"history.csv is no table of {', '.join(columns)} ({error})"
             ) from error
@@ -171,16 +169,14 @@ class RunDirectory:
         ]
 
     def write_progress(self, progress: dict[str, Any]) -> None:
-        write_atomic(
-            self.file("progress.json"), json.dumps(progress | {"time": time.time()}).encode()
-        )
+        write_atomic(self.progress_file, json.dumps(progress | {"time": time.time()}).encode())
 
     def read_progress(self) -> dict[str, Any]:
         """The latest sign of life ({} where there is none): state, device, epoch, loss, ...,
         time (Unix seconds).
         """
         try:
-            progress = json.loads(self.file("progress.json").read_bytes())
+            progress = json.loads(self.progress_file.read_bytes())
         except (OSError, ValueError):
             return {}
         return progress if isinstance(progress, dict) else {}
@@ -188,7 +184,7 @@ class RunDirectory:
     def owner(self) -> FileLock:
         """The lock that a process holds while the directory is its own."""
         self.path.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.file("run.lock"))
+        return FileLock(self.lock_file)
 
     def is_owned(self) -> bool:
         """Whether some living process owns the directory."""
@@ -207,58 +203,13 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Forget what an earlier attempt left, but for its log and the lock."""
-        names = ("record.json", "history.csv", "progress.json", "model.pt")
-        for name in (*names, "checkpoint.pt", "checkpoint.previous.pt"):
-            self.file(name).unlink(missing_ok=True)
+        for path in (self.record_file, self.history_file, self.progress_file, self.weights_file):
+            path.unlink(missing_ok=True)
+        self.clear_checkpoints()
 
-
-def new_record(config: Config, provenance: dict[str, Any]) -> dict[str, Any]:
-    """The record of a run that starts now."""
-    return {
-        "schema": SCHEMA,
-        "task": config.task,
-        "status": "running",
-        "dataset": config.dataset.name,
-        "arch": config.arch.name,
-        "variant": config.variant.name,
-        "seed": config.seed,
-        "recipe": recipe_hash(config),
-        "recipe_values": recipe_values(config),
-        "parameters": None,
-        "epochs": 0,
-        **dict.fromkeys(METRICS),
-        "seconds": 0.0,
-        "images_per_second": None,
-        "error": None,
-        "config": config_dict(config),
-        "provenance": provenance,
-    }
-
-
-def parse_record(text: bytes) -> dict[str, Any]:
-    """The record in `text`, its keys and types checked as far as readers rely on them; raises
-    BrokenRecord.
-    """
-    try:
-        record = json.loads(text)
-    except ValueError as error:
-        raise BrokenRecord(f"no JSON ({error})") from error
-    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise BrokenRecord(f"no record of schema {SCHEMA}")
-    types = dict.fromkeys(("dataset", "arch", "variant", "recipe", "status"), str)
-    types |= {"seed": int, "epochs": int, "config": dict, "recipe_values": dict, "provenance": dict}
-    for key, kind in types.items():
-        if not isinstance(record.get(key), kind):
-            raise BrokenRecord(f"{key} is {record.get(key)!r}, not of type {kind.__name__}")
-    if record["status"] not in STATUSES:
-        raise BrokenRecord(f"unknown status {record['status']!r}")
-    if record["status"] == "complete":
-        evaluated = record.get("task") == "evaluate"  # given weights have no training of ours
-        for key in (*(METRICS[2:] if evaluated else METRICS), "parameters"):
-            value = record.get(key)
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise BrokenRecord(f"{key} of a complete run is {value!r}")
-    return record
+    def clear_checkpoints(self) -> None:
+        for path in (self.checkpoint_file, self.previous_checkpoint_file):
+            path.unlink(missing_ok=True)
 
 
 def find_runs(root: Path | str) -> Iterator[RunDirectory]:
@@ -268,23 +219,3 @@ def find_runs(root: Path | str) -> Iterator[RunDirectory]:
         if "record.json" in files:
             children.clear()
             yield RunDirectory(folder)
-
-
-def is_alive(record: dict[str, Any], progress: dict[str, Any], stale: float = 60.0) -> bool:
-    """Whether the process that a `running` record names still works.
-
-    Asks the operating system on the host that the run is on, and elsewhere believes signs of life
-    younger than `stale` seconds."""
-    provenance = record["provenance"]
-    if provenance.get("host") != socket.gethostname():
-        return time.time() - progress.get("time", 0.0) < stale
-    import psutil
-
-    try:
-        process = psutil.Process(provenance["pid"])
-        return (
-            abs(process.create_time() - provenance["process_started"]) < 2
-            and process.status() != "zombie"
-        )
-    except (psutil.Error, KeyError, TypeError):
-        return False

@@ -52,12 +52,12 @@ def export(config: Config) -> Path:
         "the folder to export to, which task=export needs",
     )
     directory = RunDirectory.of(config)
-    if directory.status() != "complete" or not directory.file("model.pt").is_file():
+    if directory.status() != "complete" or not directory.weights_file.is_file():
         raise UserError(f"{directory.path}: no finished run to export")
     target = Path(config.weights) / _official_name(config) / "last_model.pt"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, directory.file("model.pt").read_bytes())
+        write_atomic(target, directory.weights_file.read_bytes())
     except OSError as error:
         raise UserError(
             f"weights={config.weights}: {target} cannot be written ({error.strerror})"

@@ -22,7 +22,8 @@ from filelock import Timeout
 from resnests.config.schema import Config, config_dict
 from resnests.data.splits import is_ready
 from resnests.errors import UserError
-from resnests.runs.directory import FINAL, RunDirectory, new_record
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import FINAL, Provenance, Record
 from resnests.runs.weights import digest, weights_file
 from resnests.sweep.devices import Allocation
 from resnests.sweep.worker import BUSY, INTERRUPTED, USER_ERROR
@@ -52,18 +53,15 @@ class Run:
         status = self.directory.status()
         if status in FINAL and not self.config.trainer.overwrite and not self._is_outdated():
             return "skip"
-        resumable = (
-            self.directory.file("checkpoint.pt").exists() and not self.config.trainer.overwrite
-        )
+        resumable = self.directory.checkpoint_file.exists() and not self.config.trainer.overwrite
         return "resume" if resumable else "run"
 
     def _is_outdated(self) -> bool:
         """Whether weights were evaluated that are others by now."""
         if self.config.task != "evaluate":
             return False
-        return self.directory.read_record().get("weights_sha256") != digest(
-            weights_file(self.config)
-        )
+        record = self.directory.read_record()
+        return record is None or record.weights_sha256 != digest(weights_file(self.config))
 
 
 class Stop:
@@ -72,7 +70,8 @@ class Stop:
 
     A signal stops the whole sweep, unless it is this run's `own`: that of a batch system to one of
     its jobs. Where jobs wait in a `queue`, the second signal raises KeyboardInterrupt: they stop
-    when they start and find the sweep's folder gone."""
+    when they start and find the sweep's folder gone.
+    """
 
     SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR2")
 
@@ -126,7 +125,7 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
     if stop.requested():
         return 0
     run.directory.path.mkdir(parents=True, exist_ok=True)
-    with open(run.directory.file("run.log"), "ab") as output:
+    with open(run.directory.log_file, "ab") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "resnests.sweep.worker"],
             stdin=subprocess.PIPE,
@@ -180,26 +179,24 @@ def conclude(run: Run, code: int) -> None:
         return
     directory = run.directory
     with suppress(Timeout, OSError), directory.owner().acquire(blocking=False):
-        status = directory.status()
-        if code == USER_ERROR and status is None:
+        record = directory.sound_record()
+        if record is None:
+            if code == USER_ERROR:
+                return
+            record = Record.of(run.config, Provenance(host=socket.gethostname()))
+        if record.status != "running":
             return
-        if status in (None, "running"):
-            record = (
-                directory.read_record()
-                if status
-                else new_record(run.config, {"host": socket.gethostname()})
-            )
-            if code < 0:
-                record |= {"status": "killed", "error": f"killed by {signal.Signals(-code).name}"}
-            else:
-                record |= {"status": "failed", "error": last_line(directory)}
-            directory.write_record(record)
+        if code < 0:
+            record.status, record.error = "killed", f"killed by {signal.Signals(-code).name}"
+        else:
+            record.status, record.error = "failed", last_line(directory)
+        directory.write_record(record)
 
 
 def last_line(directory: RunDirectory) -> str:
     """The last line of run.log that says something."""
     with suppress(OSError):
-        lines = directory.file("run.log").read_text(errors="replace").splitlines()
+        lines = directory.log_file.read_text(errors="replace").splitlines()
         return next((line for line in reversed(lines) if line.strip()), "no output")
     return "no log"
 

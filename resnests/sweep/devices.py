@@ -3,7 +3,8 @@
 A run leases its slots with locks that the operating system drops when the holder dies, however it
 dies. They are named after the physical device and shared by all sweeps of the machine. A GPU has
 `devices.runs_per_gpu` slots. A CPU slot is one core: a run of t threads leases t of them, so that
-the threads of all runs together never exceed the cores."""
+the threads of all runs together never exceed the cores.
+"""
 
 from __future__ import annotations
 

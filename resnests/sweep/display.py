@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from resnests.runs.directory import FINAL, BrokenRecord
+from resnests.runs.record import FINAL, BrokenRecord, Record
 from resnests.text import duration, epoch_line
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class View:
     run: Run
     status: str = PENDING  # or waiting (for a device), running, or how it ended
     progress: dict[str, Any] = field(default_factory=dict)
-    record: dict[str, Any] = field(default_factory=dict)
+    record: Record | None = None
     shown_epochs: int = 0
 
     def update(self, since: float) -> None:
@@ -42,24 +42,30 @@ class View:
         progress = self.run.directory.read_progress()
         self.progress = progress if progress.get("time", 0) >= since else {}
         try:
-            fresh = self.run.directory.file("record.json").stat().st_mtime >= since
-            self.record = (self.run.directory.read_record() if fresh else None) or {}
+            fresh = self.run.directory.record_file.stat().st_mtime >= since
+            self.record = self.run.directory.read_record() if fresh else None
         except (OSError, BrokenRecord):
-            self.record = {}
-        waiting = WAITING if self.progress else PENDING
-        self.status = self.record.get("status", RUNNING if self.progress.get("device") else waiting)
+            self.record = None
+        if self.record:
+            self.status = self.record.status
+        elif self.progress:
+            self.status = RUNNING if self.progress.get("device") else WAITING
+        else:
+            self.status = PENDING
 
     @property
     def is_over(self) -> bool:
         return self.status not in (PENDING, WAITING, RUNNING)
 
     def outcome(self) -> str:
+        if self.record is None:
+            return ""
         if self.status == "complete":
-            took = duration(self.record["seconds"])
+            took = duration(self.record.seconds)
             given = self.run.config.task == "evaluate"
-            origin = "of given weights" if given else f"after {self.record['epochs']} epochs"
-            return f"test {self.record['test_accuracy']:.2f}% {origin}, {took}"
-        return f"{self.record.get('error') or ''}"
+            origin = "of given weights" if given else f"after {self.record.epochs} epochs"
+            return f"test {self.record.test_accuracy:.2f}% {origin}, {took}"
+        return self.record.error or ""
 
 
 class Display:
@@ -166,11 +172,10 @@ class Display:
         """
         known: dict[str, list[float]] = {}
         for view in self.views:
-            seconds = view.record.get("seconds") if view.status == "complete" else None
+            seconds = view.record.seconds if view.record and view.status == "complete" else None
             if view in running and view.progress.get("seconds_left") is not None:
-                elapsed = view.progress["time"] - view.record.get("provenance", {}).get(
-                    "started", self.started
-                )
+                started = view.record and view.record.provenance.started
+                elapsed = view.progress["time"] - (started or self.started)
                 seconds = elapsed + view.progress["seconds_left"]
             if seconds:
                 known.setdefault(view.run.config.arch.name, []).append(seconds)

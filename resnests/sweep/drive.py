@@ -2,7 +2,8 @@
 helps. No torch.
 
 The run directories are the only truth: what was done, what failed and why is read from them, so
-that any death of any process leaves nothing to repair and the same command goes on."""
+that any death of any process leaves nothing to repair and the same command goes on.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from filelock import Timeout
 from resnests.config.recipe import recipe_values
 from resnests.config.schema import Config
 from resnests.errors import UserError, require
-from resnests.runs.directory import FINAL, RunDirectory
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import FINAL
 from resnests.runs.weights import export, weights_file
 from resnests.sweep.child import (
     POLL,
@@ -112,7 +114,8 @@ def drive(
 
     `launch` returns when the runs that it was given have ended; it may raise when a process of the
     launcher died. Where it is `remote`, a batch system with a file system in common, each job sees
-    for itself what its host has."""
+    for itself what its host has.
+    """
     runs = check(configs, remote)
     if configs[0].task == "export":
         require(
@@ -223,11 +226,11 @@ def _got_on(run: Run, epochs: Counter[Path]) -> bool:
     """Whether `run` was interrupted, by the time limit of its job say, in a later epoch than
     before.
     """
-    directory = run.directory
-    if directory.status() != "interrupted":
+    record, path = run.directory.sound_record(), run.directory.path
+    if record is None or record.status != "interrupted":
         return False
-    before, epochs[directory.path] = epochs[directory.path], directory.read_record()["epochs"]
-    return epochs[directory.path] > before
+    before, epochs[path] = epochs[path], record.epochs
+    return epochs[path] > before
 
 
 def run_single(config: Config) -> int:
@@ -253,7 +256,7 @@ def job(config: Config) -> str | None:
             code = run_child(run, allocation, stop)
         except UserError as error:  # about this host, which the sweep could not see
             run.directory.path.mkdir(parents=True, exist_ok=True)
-            with open(run.directory.file("run.log"), "a") as output:
+            with open(run.directory.log_file, "a") as output:
                 print(error, file=output)
             code = USER_ERROR
         if stop.orphaned:
@@ -303,12 +306,12 @@ def _exit_status(runs: Sequence[Run], interrupted: bool) -> int:
     open_runs = [run for run in runs if run.directory.status() != "complete"]
     for run in open_runs:
         directory = run.directory
-        status = directory.status()
-        reason = directory.read_record()["error"] if status else None
-        if status is None and directory.file("run.log").exists():
+        record = directory.sound_record()
+        status, reason = (record.status, record.error) if record else (None, None)
+        if status is None and directory.log_file.exists():
             status, reason = "not started", last_line(directory)
             _discard(directory)
-        tail = "" if status in (None, "not started") else f"; see {directory.file('run.log')}"
+        tail = "" if status in (None, "not started") else f"; see {directory.log_file}"
         print(
             f"{status or 'not started'}: {run.label}{f': {reason}' if reason else ''}{tail}",
             file=sys.stderr,
@@ -325,10 +328,12 @@ def _exit_status(runs: Sequence[Run], interrupted: bool) -> int:
 
 def _discard(directory: RunDirectory) -> None:
     """Remove what a run left that never began."""
-    if any(
-        directory.file(name).exists()
-        for name in ("record.json", "checkpoint.pt", "checkpoint.previous.pt")
-    ):
+    began = (
+        directory.record_file,
+        directory.checkpoint_file,
+        directory.previous_checkpoint_file,
+    )
+    if any(path.exists() for path in began):
         return  # it did begin, and its record was damaged since
     with suppress(OSError):
         for path in directory.path.iterdir():

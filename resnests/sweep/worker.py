@@ -4,7 +4,8 @@
 
 It leases before it imports torch, so that torch sees only its device and threads. Its standard
 input is its parent's sign of life: when that closes, or on SIGTERM, SIGINT or SIGUSR2, it writes a
-checkpoint at the next step and ends."""
+checkpoint at the next step and ends.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ from filelock import FileLock, Timeout
 
 from resnests.config.schema import Config, config_from
 from resnests.errors import UserError
-from resnests.runs.directory import FINAL, RunDirectory
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import FINAL
 from resnests.sweep.devices import Allocation, Lease, lease
 
 # Exit statuses, beside 0 for a final status on record and 1 for a failure.

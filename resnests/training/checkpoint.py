@@ -25,10 +25,10 @@ class UnsoundCheckpoint(ValueError):
 def save_checkpoint(directory: RunDirectory, state: dict[str, Any]) -> None:
     """Write `state`, and keep the checkpoint before it as a second line of defence."""
     data = _serialise(state)
-    current, fresh = directory.file("checkpoint.pt"), directory.file(".checkpoint.tmp")
+    current, fresh = directory.checkpoint_file, directory.path / ".checkpoint.tmp"
     write_atomic(fresh, data)
     if current.exists():
-        os.replace(current, directory.file("checkpoint.previous.pt"))
+        os.replace(current, directory.previous_checkpoint_file)
     os.replace(fresh, current)
 
 
@@ -38,8 +38,7 @@ def load_checkpoint(
     """The latest sound checkpoint of the run `identity`, None where there is none; the log names
     unsound ones.
     """
-    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-        path = directory.file(name)
+    for path in (directory.checkpoint_file, directory.previous_checkpoint_file):
         if not path.exists():
             continue
         try:

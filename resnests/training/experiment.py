@@ -19,7 +19,8 @@ from resnests.data.pipelines import Images, build_pipeline
 from resnests.data.splits import load
 from resnests.errors import UserError
 from resnests.models.resnet import count_parameters, initial_model
-from resnests.runs.directory import METRICS, RunDirectory, new_record
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import METRICS, Record
 from resnests.runs.weights import digest, weights_file
 from resnests.text import epoch_line
 from resnests.training.checkpoint import (
@@ -45,41 +46,46 @@ def run_experiment(
     status on record.
 
     The caller owns the directory, and cleared it if trainer.overwrite is set. An exception is
-    recorded as failed and raised again."""
+    recorded as failed and raised again.
+    """
     device = torch.device(device)
     directory = RunDirectory.of(config)
     directory.write_config(config)
-    record = new_record(config, collect(device))
+    record = Record.of(config, collect(device))
     directory.write_record(record)
     work = _evaluate if config.task == "evaluate" else _train
     try:
         work(config, directory, device, record, should_stop, report)
-        record["status"] = "complete"
+        record.status = "complete"
     except Interrupted:
-        record["status"] = "interrupted"
+        record.status = "interrupted"
     except Diverged as error:
         hint = f"a lower optimizer.lr than {config.optimizer.lr:g} may help"
-        record |= {"status": "diverged", "error": f"{error}: {hint}"}
-        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-            directory.file(name).unlink(missing_ok=True)
+        record.status, record.error = "diverged", f"{error}: {hint}"
+        directory.clear_checkpoints()
     except BaseException as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        record |= {"status": "failed", "error": f"{kind}{error}"}
+        record.status, record.error = "failed", f"{kind}{error}"
         raise
     finally:
-        record["provenance"]["ended"] = time.time()
+        record.provenance.ended = time.time()
         directory.write_record(record)
-    return record["status"]
+    return record.status
 
 
 def _train(
-    config: Config, directory: RunDirectory, device: torch.device, record: dict, should_stop, report
+    config: Config,
+    directory: RunDirectory,
+    device: torch.device,
+    record: Record,
+    should_stop,
+    report,
 ) -> None:
     report({"state": "loading"})
     set_numerics(config.trainer)
     splits = load(config.dataset)
     model = initial_model(config.arch, config.variant.head, config.dataset.num_classes, config.seed)
-    record["parameters"] = count_parameters(model)
+    record.parameters = count_parameters(model)
     model.to(device, memory_format=_memory_format(config, device))
     optimizer = build_optimizer(config.optimizer, model.parameters())
     identity = {"recipe": recipe_hash(config), "seed": config.seed, "variant": config.variant.name}
@@ -130,12 +136,17 @@ def _train(
         )
         raise
     finally:
-        record |= _peak_memory(device)
-    save_weights(directory.file("model.pt"), model)
+        _note_memory(record, device)
+    save_weights(directory.weights_file, model)
 
 
 def _evaluate(
-    config: Config, directory: RunDirectory, device: torch.device, record: dict, should_stop, report
+    config: Config,
+    directory: RunDirectory,
+    device: torch.device,
+    record: Record,
+    should_stop,
+    report,
 ) -> None:
     """Test accuracy of given weights: ours or official, which have the same names."""
     report({"state": "loading"})
@@ -143,11 +154,8 @@ def _evaluate(
     path = weights_file(config)
     model = initial_model(config.arch, config.variant.head, config.dataset.num_classes, config.seed)
     load_weights(path, model)
-    record |= {
-        "parameters": count_parameters(model),
-        "weights": str(path),
-        "weights_sha256": digest(path),
-    }
+    record.parameters = count_parameters(model)
+    record.weights, record.weights_sha256 = str(path), digest(path)
     model.to(device, memory_format=_memory_format(config, device))
     test = Images(load(config.dataset).test, config.dataset, device)
     report({"state": "evaluating"})
@@ -158,8 +166,10 @@ def _evaluate(
         raise UserError(
             f"weights={path}: their test loss is {loss}, expected weights that give finite logits"
         )
-    record |= {"test_loss": loss, "test_accuracy": accuracy, "seconds": round(seconds, 3)}
-    record |= {"images_per_second": round(len(test) / seconds, 2), **_peak_memory(device)}
+    record.test_loss, record.test_accuracy = loss, accuracy
+    record.seconds = round(seconds, 3)
+    record.images_per_second = round(len(test) / seconds, 2)
+    _note_memory(record, device)
 
 
 def _resume(
@@ -192,20 +202,20 @@ def _memory_format(config: Config, device: torch.device) -> torch.memory_format:
     return torch.channels_last if wanted else torch.contiguous_format
 
 
-def _note(record: dict, state: State) -> None:
+def _note(record: Record, state: State) -> None:
     """Bring the record up to the epochs that are done."""
-    record["epochs"] = state.epoch - 1
+    record.epochs = state.epoch - 1
     if state.history:
-        record |= {key: state.history[-1].get(key) for key in METRICS}
-        record["seconds"] = round(sum(row["seconds"] for row in state.history), 3)
+        for name in METRICS:
+            setattr(record, name, state.history[-1].get(name))
+        record.seconds = round(sum(row["seconds"] for row in state.history), 3)
         speeds = [row["images_per_second"] for row in state.history]
-        record["images_per_second"] = round(len(speeds) / sum(1 / speed for speed in speeds), 2)
+        record.images_per_second = round(len(speeds) / sum(1 / speed for speed in speeds), 2)
 
 
-def _peak_memory(device: torch.device) -> dict[str, int]:
-    """Bytes: resident memory of this process, and what was allocated on the device."""
+def _note_memory(record: Record, device: torch.device) -> None:
+    """The most bytes so far: resident in this process, and allocated on the device."""
     unit = 1 if sys.platform == "darwin" else 1024
-    memory = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    record.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     if device.type == "cuda":
-        memory["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(device)
-    return memory
+        record.peak_device_memory_bytes = torch.cuda.max_memory_allocated(device)

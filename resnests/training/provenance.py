@@ -10,37 +10,39 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
+from resnests.runs.record import Provenance
+
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
 
 
-def collect(device: torch.device) -> dict[str, Any]:
-    """The `provenance` of record.json; times are Unix seconds."""
+def collect(device: torch.device) -> Provenance:
+    """Of this process, which starts to train now."""
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     if device.type == "cuda":
         versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    return {
-        **_git(Path(__file__).parent),
-        "versions": versions,
-        "device": str(device),
-        "device_name": _device_name(device),
-        "threads": torch.get_num_threads(),
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "command": os.environ.get("RESNESTS_COMMAND", " ".join(sys.argv)),
-        "pid": os.getpid(),
-        "process_started": psutil.Process().create_time(),
-        "started": time.time(),
-        "ended": None,
-    }
+    commit, dirty = _git(Path(__file__).parent)
+    return Provenance(
+        git_commit=commit,
+        git_dirty=dirty,
+        versions=versions,
+        device=str(device),
+        device_name=_device_name(device),
+        threads=torch.get_num_threads(),
+        host=socket.gethostname(),
+        platform=platform.platform(),
+        command=os.environ.get("RESNESTS_COMMAND", " ".join(sys.argv)),
+        pid=os.getpid(),
+        process_started=psutil.Process().create_time(),
+        started=time.time(),
+    )
 
 
-def _git(folder: Path) -> dict[str, Any]:
+def _git(folder: Path) -> tuple[str | None, bool | None]:
     """Commit of the code, and whether it was changed since; None outside a checkout."""
 
     def git(*arguments: str) -> str:
@@ -50,12 +52,9 @@ def _git(folder: Path) -> dict[str, Any]:
         ).stdout.strip()
 
     try:
-        return {
-            "git_commit": git("rev-parse", "HEAD"),
-            "git_dirty": bool(git("status", "--porcelain", "-uno")),
-        }
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "-uno"))
     except (OSError, subprocess.SubprocessError):
-        return {"git_commit": None, "git_dirty": None}
+        return None, None
 
 
 def _device_name(device: torch.device) -> str:

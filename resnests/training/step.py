@@ -39,7 +39,8 @@ class Step:
     ResNet-110 a thousand, which a GPU finishes sooner than Python can start them; so on CUDA the
     full batches, which have one shape, are captured once and replayed as a whole. The gradients
     then live in the graph's memory, and must not be set to None. A smaller last batch takes the
-    operations one by one."""
+    operations one by one.
+    """
 
     def __init__(self, model: nn.Module, trainer: Trainer) -> None:
         self.model, self.trainer = model, trainer

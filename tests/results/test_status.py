@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -11,7 +12,8 @@ from helpers import run_command, tiny
 from rich.console import Console
 from trees import add_run
 
-from resnests.runs.directory import RunDirectory, new_record
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import Provenance, Record
 from resnests.sweep.child import Run
 from resnests.sweep.display import Display
 from resnests.text import duration
@@ -110,7 +112,7 @@ def test_the_live_table_shows_counts_and_every_running_run(tmp_path):
     runs[0].directory.write_config(runs[0].config)
     time.sleep(0.01)
     display.started -= 1
-    runs[0].directory.write_record(new_record(runs[0].config, {}))
+    runs[0].directory.write_record(Record.of(runs[0].config, Provenance()))
     runs[0].directory.write_progress(PROGRESS)
     display._refresh()
     console.print(display._table())
@@ -130,7 +132,9 @@ def test_plain_lines_tell_start_and_end_of_each_run_of_a_sweep(tmp_path):
     display.started -= 1
     directory.write_progress(PROGRESS)
     display._refresh()
-    record = new_record(runs[0].config, {}) | {"status": "failed", "error": "OSError: no disk"}
+    record = replace(
+        Record.of(runs[0].config, Provenance()), status="failed", error="OSError: no disk"
+    )
     directory.write_record(record)
     display._refresh()
     display._refresh()

@@ -15,7 +15,7 @@ from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import COLUMNS, read_runs
 from resnests.results.stats import millions
 from resnests.results.tables import accuracy_tables, comparison_table, paper_table
-from resnests.runs.directory import BrokenRecord
+from resnests.runs.record import BrokenRecord
 
 
 def prepared(root):
@@ -219,8 +219,8 @@ def test_two_folders_of_given_weights_are_two_rows(tmp_path):
 
 
 def test_a_seed_or_a_file_of_weights_counts_once(tmp_path):
-    trees.add_run(tmp_path / "a", 90, provenance={"started": "2025-01-01"})
-    trees.add_run(tmp_path / "b", 95, provenance={"started": "2025-01-02"})
+    trees.add_run(tmp_path / "a", 90, provenance={"started": 1735689600.0})
+    trees.add_run(tmp_path / "b", 95, provenance={"started": 1735776000.0})
     same = {"task": "evaluate", "weights": "/w/x.pt", "weights_sha256": "ab"}
     for seed in (0, 1):
         trees.add_run(tmp_path / "c", 80, seed=seed, record=same)
@@ -285,7 +285,7 @@ def test_load_runs_has_its_columns_and_the_configuration(tmp_path):
 
 def test_load_runs_warns_of_a_broken_record_and_keeps_the_others(tmp_path):
     trees.add_run(tmp_path, 90)
-    trees.add_run(tmp_path, 90, seed=1).file("record.json").write_text("{")
+    trees.add_run(tmp_path, 90, seed=1).record_file.write_text("{")
     with pytest.warns(UserWarning, match="seed=1.*record.json: left out"):
         assert list(load_runs(tmp_path)["seed"]) == [0]
 
@@ -302,7 +302,7 @@ def test_a_history_comes_back_with_nan_where_nothing_was_measured(tmp_path):
     history = run.read_history(("epoch", "test_accuracy"))
     assert history["epoch"] == [1, 2, 3, 4]
     assert [value == value for value in history["test_accuracy"]] == [False, True, False, True]
-    run.file("history.csv").write_text("epoch,test_accuracy\n1,2\n3")
+    run.history_file.write_text("epoch,test_accuracy\n1,2\n3")
     with pytest.raises(BrokenRecord, match=r"history\.csv"):
         run.read_history(("epoch", "test_accuracy"))
 

@@ -3,19 +3,14 @@ import math
 import os
 import socket
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
 from helpers import make_config, tiny
 
-from resnests.runs.directory import (
-    BrokenRecord,
-    RunDirectory,
-    find_runs,
-    is_alive,
-    new_record,
-    parse_record,
-)
+from resnests.runs.directory import RunDirectory, find_runs
+from resnests.runs.record import BrokenRecord, Provenance, Record
 
 
 @pytest.fixture
@@ -23,7 +18,7 @@ def directory(tmp_path):
     config = tiny(f"runs_dir={tmp_path}")
     directory = RunDirectory.of(config)
     directory.write_config(config)
-    directory.write_record(new_record(config, {"host": "here"}))
+    directory.write_record(Record.of(config, Provenance(host="here")))
     return directory
 
 
@@ -57,12 +52,12 @@ def test_the_place_of_a_run_follows_from_its_configuration_alone(tmp_path):
     ],
 )
 def test_a_broken_record_is_never_taken_for_a_sound_one(directory, damage):
-    text = directory.file("record.json").read_bytes()
+    text = directory.record_file.read_bytes()
     damaged = damage(text)
     assert damaged != text
     with pytest.raises(BrokenRecord):
-        parse_record(damaged)
-    directory.file("record.json").write_bytes(damaged)
+        Record.from_json(damaged)
+    directory.record_file.write_bytes(damaged)
     assert directory.status() is None
 
 
@@ -73,19 +68,18 @@ def test_runs_are_found_wherever_they_lie_below_a_directory(directory, tmp_path)
 
 def test_a_running_record_is_believed_as_far_as_its_process_lives(directory):
     record = directory.read_record()
-    me = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "process_started": psutil.Process().create_time(),
-    }
-    assert is_alive(record | {"provenance": me}, {})
-    assert not is_alive(
-        record | {"provenance": me | {"process_started": 1.0}}, {}
-    )  # the number was given out again
-    elsewhere = record | {"provenance": {"host": "elsewhere"}}
-    assert is_alive(elsewhere, {"time": time.time() - 5})
-    assert not is_alive(elsewhere, {"time": time.time() - 500})
-    assert not is_alive(elsewhere, {})
+    me = Provenance(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process_started=psutil.Process().create_time(),
+    )
+    assert replace(record, provenance=me).is_alive({})
+    given_out_again = replace(me, process_started=1.0)
+    assert not replace(record, provenance=given_out_again).is_alive({})
+    elsewhere = replace(record, provenance=Provenance(host="elsewhere"))
+    assert elsewhere.is_alive({"time": time.time() - 5})
+    assert not elsewhere.is_alive({"time": time.time() - 500})
+    assert not elsewhere.is_alive({})
 
 
 def test_a_history_is_read_as_it_was_written(directory):
@@ -93,15 +87,15 @@ def test_a_history_is_read_as_it_was_written(directory):
     directory.write_history(rows)
     (read,) = directory.history_rows()
     assert {key: value for key, value in read.items() if not math.isnan(value)} == rows[0]
-    directory.file("history.csv").write_text("epoch,lr\n1,torn")
+    directory.history_file.write_text("epoch,lr\n1,torn")
     assert directory.history_rows() == []
 
 
 def test_infinite_numbers_never_reach_a_record(directory):
-    record = directory.read_record() | {"train_loss": float("nan")}
+    record = replace(directory.read_record(), train_loss=float("nan"))
     with pytest.raises(ValueError, match="not JSON compliant"):
         directory.write_record(record)
-    assert json.loads(directory.file("record.json").read_text())["train_loss"] is None
+    assert json.loads(directory.record_file.read_text())["train_loss"] is None
 
 
 def test_one_process_owns_a_directory_at_a_time(directory):

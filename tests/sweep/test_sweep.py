@@ -16,7 +16,8 @@ import pytest
 from faults import FAULTS, Sweep, campaign
 from helpers import REPOSITORY, TINY, run_command, tiny
 
-from resnests.runs.directory import RunDirectory, find_runs, new_record
+from resnests.runs.directory import RunDirectory, find_runs
+from resnests.runs.record import Provenance, Record
 from resnests.sweep import devices
 from resnests.sweep.child import Run, Stop, prepare_data, run_child
 from resnests.sweep.devices import Allocation, allocate, lease
@@ -70,7 +71,7 @@ def test_what_happens_to_one_run_costs_that_run_only(tmp_path):
     done = run_command("-m", *TINY, *grid, cwd=tmp_path)
     assert done.returncode == 1
     found = [run.read_record() for run in find_runs(tmp_path / "runs")]
-    assert sorted(record["status"] for record in found) == [
+    assert sorted(record.status for record in found) == [
         "complete",
         "diverged",
         "failed",
@@ -103,7 +104,7 @@ def test_retries_try_failed_runs_again_within_the_sweep(tmp_path):
     )
     assert done.returncode == 1
     (run,) = find_runs(tmp_path / "runs")
-    assert run.file("run.log").read_text().count("dataset.num_classes=3: expected") == 3
+    assert run.log_file.read_text().count("dataset.num_classes=3: expected") == 3
 
 
 def test_a_killed_training_is_on_record_with_its_signal_and_resumes(tmp_path):
@@ -168,7 +169,9 @@ def test_a_run_that_its_batch_job_interrupts_is_submitted_again_while_it_gets_on
     def launch(indices, allocation):
         assert (indices, allocation) == ([0], None)
         run.path.mkdir(parents=True, exist_ok=True)
-        run.write_record(new_record(tiny(), {}) | {"status": "interrupted", "epochs": ends.pop(0)})
+        run.write_record(
+            replace(Record.of(tiny(), Provenance()), status="interrupted", epochs=ends.pop(0))
+        )
 
     assert batch_sweep(launch) == 1
     assert not ends
@@ -232,7 +235,7 @@ def test_two_sweeps_over_one_grid_share_it(tmp_path):
     one, other = Sweep(tmp_path), Sweep(tmp_path)
     assert (one.wait(), other.wait()) == (0, 0)
     assert list(statuses(tmp_path).values()) == ["complete"] * 4
-    logs = [run.file("run.log").read_text() for run in find_runs(tmp_path / "runs")]
+    logs = [run.log_file.read_text() for run in find_runs(tmp_path / "runs")]
     assert all(text.count("epoch 40/40") == 1 for text in logs)
 
 
@@ -266,7 +269,7 @@ def test_a_child_that_dies_before_it_has_a_record_gets_one(tmp_path, monkeypatch
     run = Run(tiny(f"runs_dir={tmp_path}"), RunDirectory.of(tiny(f"runs_dir={tmp_path}")))
     with Stop() as stop:
         assert run_child(run, allocate(run.config, 1), stop) == 1
-    assert run.directory.read_record()["status"] == "failed"
+    assert run.directory.read_record().status == "failed"
 
 
 def test_a_run_that_is_asked_to_stop_before_it_can_listen_was_not_started(tmp_path, monkeypatch):
@@ -319,11 +322,11 @@ def test_a_run_with_a_damaged_record_that_could_not_start_keeps_its_checkpoint(t
     directory = RunDirectory.of(tiny(f"runs_dir={tmp_path / 'runs'}"))
     directory.path.mkdir(parents=True)
     for name in ("record.json", "checkpoint.pt"):
-        directory.file(name).write_bytes(b"torn")
+        (directory.path / name).write_bytes(b"torn")
     held = lease(
         Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
     )
     done = run_command(*TINY, "trainer.device=cpu", "devices.wait=false", cwd=tmp_path)
     held.release()
     assert done.returncode == 1
-    assert directory.file("checkpoint.pt").exists()
+    assert directory.checkpoint_file.exists()

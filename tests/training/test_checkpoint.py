@@ -54,7 +54,7 @@ def damage_flip(content: bytearray) -> bytes:
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(directory, damage, caplog):
     save_checkpoint(directory, state(1.0))
     save_checkpoint(directory, state(2.0))
-    path = directory.file("checkpoint.pt")
+    path = directory.checkpoint_file
     path.write_bytes(damage(bytearray(path.read_bytes())))
     with caplog.at_level(logging.WARNING):
         assert load(directory)["model"]["w"][0] == 1
@@ -69,7 +69,7 @@ def test_a_checkpoint_of_another_run_is_named_and_not_used(directory, caplog):
 
 
 def test_every_single_flipped_bit_of_the_weights_is_noticed(directory):
-    path = directory.file("model.pt")
+    path = directory.weights_file
     save_weights(path, torch.nn.Linear(20, 20))
     sound = path.read_bytes()
     reference = read_torch(path)
@@ -87,12 +87,12 @@ def test_every_single_flipped_bit_of_the_weights_is_noticed(directory):
 def test_a_pickle_that_runs_code_is_refused(directory):
     class Hostile:
         def __reduce__(self):
-            return os.system, (f"touch {directory.file('owned')}",)
+            return os.system, (f"touch {directory.path / 'owned'}",)
 
-    torch.save(Hostile(), directory.file("model.pt"))
+    torch.save(Hostile(), directory.weights_file)
     with pytest.raises(UnsoundCheckpoint):
-        read_torch(directory.file("model.pt"))
-    assert not directory.file("owned").exists()
+        read_torch(directory.weights_file)
+    assert not (directory.path / "owned").exists()
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):

@@ -6,8 +6,8 @@ from helpers import TINY, make_config, run_command
 
 from resnests import build_model
 from resnests.errors import UserError
-from resnests.runs.directory import find_runs
 from resnests.paper import official_name
+from resnests.runs.directory import find_runs
 from resnests.training.checkpoint import load_weights, read_torch
 
 EVALUATE = ("task=evaluate", "dataset=digits", "arch=resnet20")
@@ -46,12 +46,10 @@ def test_a_grid_of_given_weights_leaves_records_marked_as_evaluated(tmp_path, of
     records = [run.read_record() for run in find_runs(tmp_path / "runs")]
     assert len(records) == 4
     for record in records:
-        assert (record["task"], record["status"], record["epochs"]) == ("evaluate", "complete", 0)
-        assert record["weights"].endswith(f"_ResNet_20_seed={record['seed']}/last_model.pt")
-        assert (
-            record["parameters"] == {"standard": 272_282, "a_resnest": 238_130}[record["variant"]]
-        )
-        assert record["train_accuracy"] is None
+        assert (record.task, record.status, record.epochs) == ("evaluate", "complete", 0)
+        assert record.weights.endswith(f"_ResNet_20_seed={record.seed}/last_model.pt")
+        assert record.parameters == {"standard": 272_282, "a_resnest": 238_130}[record.variant]
+        assert record.train_accuracy is None
     assert "4 of 4 runs are finished" not in done.stdout
     again = run_command("-m", *EVALUATE, *grid, cwd=tmp_path)
     assert "nothing to do" in again.stdout
@@ -78,9 +76,9 @@ def test_trained_evaluated_and_exported_weights_agree(tmp_path):
     done = run_command(*TINY, "seed=2", "task=evaluate", "weights=given", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     records = [run.read_record() for run in find_runs(tmp_path / "runs")]
-    evaluated = next(record for record in records if record["task"] == "evaluate")
-    assert evaluated["test_accuracy"] == trained.read_record()["test_accuracy"]
-    assert evaluated["test_loss"] == pytest.approx(trained.read_record()["test_loss"], rel=1e-6)
+    evaluated = next(record for record in records if record.task == "evaluate")
+    assert evaluated.test_accuracy == trained.read_record().test_accuracy
+    assert evaluated.test_loss == pytest.approx(trained.read_record().test_loss, rel=1e-6)
 
 
 def test_what_cannot_be_exported_is_named(tmp_path):

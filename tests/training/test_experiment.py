@@ -9,7 +9,8 @@ from helpers import history, tiny
 
 from resnests import build_model
 from resnests.config.schema import HEADS
-from resnests.runs.directory import HISTORY, RunDirectory, parse_record
+from resnests.runs.directory import HISTORY, RunDirectory
+from resnests.runs.record import Record
 from resnests.training.checkpoint import read_torch
 from resnests.training.experiment import run_experiment
 
@@ -41,29 +42,31 @@ def test_a_finished_run_leaves_what_the_format_promises(tmp_path):
     path = RunDirectory.of(config).path
     assert path.relative_to(tmp_path).parts[:3] == ("digits", "tiny", "a_resnest")
     assert path.name == "seed=4"
-    record = parse_record((path / "record.json").read_bytes())
-    assert record["status"] == "complete"
-    assert (record["dataset"], record["arch"], record["variant"], record["seed"]) == (
+    record = Record.from_json((path / "record.json").read_bytes())
+    assert record.status == "complete"
+    assert (record.dataset, record.arch, record.variant, record.seed) == (
         "digits",
         "tiny",
         "a_resnest",
         4,
     )
-    assert record["recipe"] == path.parent.name
-    assert record["epochs"] == 3
-    assert record["parameters"] == sum(
+    assert record.recipe == path.parent.name
+    assert record.epochs == 3
+    assert record.parameters == sum(
         p.numel() for p in build_model(((1, 1), (4, 8)), "a_resnest").parameters()
     )
-    assert 0 <= record["test_accuracy"] <= 100
-    assert record["seconds"] > 0
-    assert record["images_per_second"] > 0
-    assert {"git_commit", "git_dirty", "versions", "device", "host"} <= record["provenance"].keys()
+    assert 0 <= record.test_accuracy <= 100
+    assert record.seconds > 0
+    assert record.images_per_second > 0
+    assert {"git_commit", "git_dirty", "versions", "device", "host"} <= vars(
+        record.provenance
+    ).keys()
     with open(path / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == list(HISTORY)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [bool(row["test_loss"]) for row in rows] == [False, True, True]
-    assert float(rows[-1]["test_accuracy"]) == record["test_accuracy"]
+    assert float(rows[-1]["test_accuracy"]) == record.test_accuracy
     weights = torch.load(path / "model.pt", weights_only=True)
     build_model(((1, 1), (4, 8)), "a_resnest").load_state_dict(weights)
     assert RunDirectory(path).read_config() == config
@@ -111,9 +114,9 @@ def test_a_damaged_checkpoint_costs_epochs_but_not_the_result(tmp_path):
     run_experiment(whole)
     run_experiment(parts, should_stop=stop_after(9))
     directory = RunDirectory.of(parts)
-    checkpoint = directory.file("checkpoint.pt")
+    checkpoint = directory.checkpoint_file
     checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
-    directory.file("record.json").write_text("{ torn")
+    directory.record_file.write_text("{ torn")
     assert run_experiment(parts) == "complete"
     assert same_weights(RunDirectory.of(whole).path, directory.path)
     assert history(RunDirectory.of(whole).path) == history(directory.path)
@@ -124,10 +127,10 @@ def test_divergence_ends_the_run_with_epoch_and_hint_and_no_weights(tmp_path):
     assert run_experiment(config) == "diverged"
     directory = RunDirectory.of(config)
     record = directory.read_record()
-    assert "in epoch 1" in record["error"]
-    assert "optimizer.lr than 1e+30" in record["error"]
-    assert not directory.file("model.pt").exists()
-    assert not directory.file("checkpoint.pt").exists()
+    assert "in epoch 1" in record.error
+    assert "optimizer.lr than 1e+30" in record.error
+    assert not directory.weights_file.exists()
+    assert not directory.checkpoint_file.exists()
 
 
 def test_an_exception_is_on_record_and_not_swallowed(tmp_path):
@@ -135,8 +138,8 @@ def test_an_exception_is_on_record_and_not_swallowed(tmp_path):
     with pytest.raises(ValueError, match="num_classes"):
         run_experiment(config)
     record = RunDirectory.of(config).read_record()
-    assert record["status"] == "failed"
-    assert "dataset.num_classes=3" in record["error"]
+    assert record.status == "failed"
+    assert "dataset.num_classes=3" in record.error
 
 
 def test_a_fixed_seed_gives_the_losses_it_always_gave(tmp_path):
@@ -183,6 +186,6 @@ def test_bf16_trains_to_about_the_same_loss(tmp_path):
     for precision in ("fp32", "bf16"):
         config = tiny(f"runs_dir={tmp_path}", f"trainer.precision={precision}", "optimizer.lr=0.01")
         run_experiment(config)
-        losses.append(RunDirectory.of(config).read_record()["train_loss"])
+        losses.append(RunDirectory.of(config).read_record().train_loss)
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.03)

@@ -2,7 +2,8 @@
 
 Without a GPU the graph is emulated: what the step computes is recorded as a list of operations on
 fixed tensors and replayed into the same tensors, so a stale buffer or a gradient outside the graph
-shows here as it would there."""
+shows here as it would there.
+"""
 
 import contextlib
 import copy

@@ -1,0 +1,156 @@
+"""record.json as a type: how a run stands, what it measured, and where its numbers come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_type_hints
+
+from resnests.config.recipe import recipe_hash, recipe_values
+from resnests.config.schema import Config, config_dict
+
+SCHEMA = 1
+STATUSES = ("running", "complete", "diverged", "failed", "killed", "interrupted")
+FINAL = ("complete", "diverged")  # the same command would only compute the same again
+METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")  # accuracies in percent
+
+T = TypeVar("T")
+
+
+class BrokenRecord(ValueError):
+    """A record.json that is torn, foreign or inconsistent."""
+
+
+@dataclass
+class Provenance:
+    """Where the numbers of a run come from; times are Unix seconds.
+
+    A run that ended before it could say so itself has nothing but the host.
+    """
+
+    git_commit: str | None = None  # of the code; None outside a checkout
+    git_dirty: bool | None = None  # whether the code was changed since
+    versions: dict = field(default_factory=dict)  # package -> version
+    device: str | None = None
+    device_name: str | None = None
+    threads: int | None = None
+    host: str | None = None
+    platform: str | None = None
+    command: str | None = None
+    pid: int | None = None
+    process_started: float | int | None = None
+    started: float | int | None = None
+    ended: float | int | None = None
+
+
+@dataclass
+class Record:
+    """The content of record.json. What was not measured is None."""
+
+    task: str  # train or evaluate
+    status: str  # one of STATUSES
+    dataset: str
+    arch: str
+    variant: str
+    seed: int
+    recipe: str
+    recipe_values: dict  # see config/recipe.py
+    parameters: int | None = None  # trainable ones
+    epochs: int = 0  # that are done
+    train_loss: float | int | None = None  # of the last epoch, mean cross-entropy in nats
+    train_accuracy: float | int | None = None
+    test_loss: float | int | None = None
+    test_accuracy: float | int | None = None
+    seconds: float | int = 0.0  # of training and evaluation, or of the evaluation of given weights
+    images_per_second: float | int | None = None
+    error: str | None = None  # why it ended, where it failed
+    config: dict = field(default_factory=dict)  # the whole configuration
+    provenance: Provenance = field(default_factory=Provenance)
+    weights: str | None = None  # the file that was evaluated
+    weights_sha256: str | None = None
+    peak_memory_bytes: int | None = None
+    peak_device_memory_bytes: int | None = None
+
+    @classmethod
+    def of(cls, config: Config, provenance: Provenance) -> Record:
+        """The record of a run that starts now."""
+        return cls(
+            task=config.task,
+            status="running",
+            dataset=config.dataset.name,
+            arch=config.arch.name,
+            variant=config.variant.name,
+            seed=config.seed,
+            recipe=recipe_hash(config),
+            recipe_values=recipe_values(config),
+            config=config_dict(config),
+            provenance=provenance,
+        )
+
+    def to_json(self) -> str:
+        """Raises a ValueError for numbers that are not finite, which JSON does not have."""
+        values = {"schema": SCHEMA} | dataclasses.asdict(self)
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Record:
+        """The record in `text`, with its types checked; raises BrokenRecord.
+
+        Keys that this version does not know are passed over.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise BrokenRecord(f"no JSON ({error})") from error
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            raise BrokenRecord(f"no record of schema {SCHEMA}")
+        raw.setdefault("task", "train")  # the first records did not say
+        raw["provenance"] = _checked(Provenance, raw.get("provenance"))
+        record = _checked(cls, raw)
+        if record.status not in STATUSES:
+            raise BrokenRecord(f"unknown status {record.status!r}")
+        if record.status == "complete":
+            given = record.task == "evaluate"  # given weights have no training of ours
+            for name in (*(METRICS[2:] if given else METRICS), "parameters"):
+                value = getattr(record, name)
+                if value is None or not math.isfinite(value):
+                    raise BrokenRecord(f"{name} of a complete run is {value!r}")
+        return record
+
+    def is_alive(self, progress: dict[str, Any], stale: float = 60.0) -> bool:
+        """Whether the process of a running record still works.
+
+        Asks the operating system on the host that the run is on, and elsewhere believes signs of
+        life younger than `stale` seconds.
+        """
+        if self.provenance.host != socket.gethostname():
+            return time.time() - progress.get("time", 0.0) < stale
+        import psutil
+
+        if self.provenance.pid is None or self.provenance.process_started is None:
+            return False
+        try:
+            process = psutil.Process(self.provenance.pid)
+            same = abs(process.create_time() - self.provenance.process_started) < 2
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.Error, ValueError, OverflowError):  # no process can have such a number
+            return False
+
+
+def _checked(kind: type[T], raw: Any) -> T:
+    """The dataclass `kind` of a JSON object; raises BrokenRecord where a type does not fit."""
+    if not isinstance(raw, dict):
+        raise BrokenRecord(f"{kind.__name__.lower()} is {raw!r}, not an object")
+    hints = get_type_hints(kind)
+    known = {name: raw[name] for name in hints if name in raw}
+    for name, value in known.items():
+        if not isinstance(value, hints[name]):
+            raise BrokenRecord(f"{name} is {value!r}, not of type {hints[name]}")
+    try:
+        return kind(**known)
+    except TypeError as error:
+        raise BrokenRecord(str(error).partition("() ")[2]) from error
