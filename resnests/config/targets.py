@@ -6,6 +6,7 @@ Errors are one line that names the key and says what is wrong, and where in the 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.machinery
 import importlib.util
 import inspect
@@ -34,8 +35,8 @@ def build(group: str, part: Part, *args: Any, **offered: Any) -> Any:
     from hydra.utils import instantiate
 
     wanted = {key: value for key, value in offered.items() if takes(group, part, key)}
+    call = {"_target_": part.target, "_convert_": "all", **part.args}
     try:
-        call = {"_target_": part.target, "_convert_": "all", **part.args}
         return instantiate(call, *args, **wanted)
     except UserError:
         raise
@@ -56,8 +57,9 @@ def broken(what: str, error: BaseException) -> UserError:
 
 def takes(group: str, part: Part, key: str) -> bool:
     """Whether part._target_ has a parameter `key`, by name or among any others (**kwargs)."""
+    found = find(group, part)
     try:
-        parameters = inspect.signature(find(group, part)).parameters
+        parameters = inspect.signature(found).parameters
     except ValueError:  # some built-ins have no signature
         return True
     return key in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -65,16 +67,18 @@ def takes(group: str, part: Part, key: str) -> bool:
 
 def find(group: str, part: Part) -> Callable[..., Any]:
     """The callable that part._target_ names; raises a UserError."""
-    from hydra.utils import get_object
-
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     what = f"{group}._target_={part.target}"
+    module, _, rest = part.target.partition(".")
     try:
-        found = get_object(part.target)
+        found: Any = importlib.import_module(module)
+        for name in filter(None, rest.split(".")):
+            if not hasattr(found, name) and inspect.ismodule(found):
+                importlib.import_module(f"{found.__name__}.{name}")
+            found = getattr(found, name)
     except Exception as error:
-        cause = error.__cause__ or error
-        raise UserError(f"{what}: cannot be imported ({str(cause).splitlines()[0]})") from error
+        raise broken(f"{what}: cannot be imported", error) from error
     if not callable(found):
         raise UserError(f"{what}: expected something to call, not {found!r}")
     return found

@@ -51,7 +51,7 @@ class Folder:
 
 def _read_npz(path: Path) -> tuple[Split, Split]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
             found = [names for names in NAMES if set(names) <= set(file.files)]
             if not found:
                 spellings = " or ".join(", ".join(names) for names in NAMES)

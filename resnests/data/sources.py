@@ -113,8 +113,9 @@ class Torchvision:
         return train, test
 
     def _split(self, opened: Any) -> Split:
-        labels = opened.labels if self.split else opened.targets
-        images = np.asarray(opened.data)
+        labels, images = opened.labels if self.split else opened.targets, opened.data
+        if hasattr(images, "numpy"):  # a tensor
+            images, labels = images.numpy(), labels.numpy()
         if images.shape[1] == 3:  # channels first
             images = images.transpose(0, 2, 3, 1)
         elif images.ndim == 3:
