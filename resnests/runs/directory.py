@@ -2,7 +2,8 @@
 torch.
 
     <runs_dir>/<dataset>/<arch>/<variant>/<recipe>/seed=<n>/
-        config.yaml    the resolved configuration: python run.py --config-path=<this directory> --config-name=config
+        config.yaml    the resolved configuration, which runs again with
+                       python run.py --config-path=<this directory> --config-name=config
         record.json    status, final metrics, configuration, timings, provenance
         history.csv    one row an epoch
         progress.json  the latest sign of life of a running training, about once a second
@@ -35,8 +36,8 @@ from resnests.config.schema import Config, config_dict, config_from
 from resnests.runs.record import BrokenRecord, Record
 
 HISTORY = (
-    "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy",
-    "seconds", "images_per_second",
+    "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss",
+    "test_accuracy", "seconds", "images_per_second",
 )  # fmt: skip
 
 _RERUN_HEADER = """\
@@ -102,7 +103,7 @@ class RunDirectory:
     def read_config(self) -> Config:
         tree = OmegaConf.load(self.config_file)
         return config_from(
-            {key: value for key, value in tree.items() if key not in ("defaults", "hydra")}
+            {str(key): value for key, value in tree.items() if key not in ("defaults", "hydra")}
         )
 
     def write_record(self, record: Record) -> None:
