@@ -20,8 +20,9 @@ from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import Provenance, Record
 from resnests.sweep import devices
 from resnests.sweep.child import Run, Stop, prepare_data, run_child
-from resnests.sweep.devices import Allocation, allocate, lease
+from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.drive import drive, job
+from resnests.sweep.leases import lease
 from resnests.sweep.worker import INTERRUPTED
 
 
