@@ -73,18 +73,16 @@ def other_users_sweep(_sweep: Sweep, folder: Path) -> bool:
     return True
 
 
-def delete_lock(_sweep: Sweep, folder: Path) -> bool:
+def delete_lock(sweep: Sweep, folder: Path) -> bool:
     """Of a run in training, and start a second sweep, which must leave it alone."""
-    runs = [
-        run
-        for run in find_runs(folder / "runs")
-        if run.status() == "running" and run.is_owned() and run.lock_file.exists()
-    ]
-    if not runs:
-        return False
-    random.choice(runs).lock_file.unlink()
-    SECOND_SWEEPS.append(Sweep(folder))
-    return True
+    while sweep.process.poll() is None:
+        for run in find_runs(folder / "runs"):
+            if run.status() == "running" and run.is_owned():
+                run.lock_file.unlink(missing_ok=True)
+                SECOND_SWEEPS.append(Sweep(folder))
+                return True
+        time.sleep(0.1)
+    return False
 
 
 def error_with_markup(_sweep: Sweep, folder: Path) -> bool:
@@ -242,7 +240,9 @@ def main() -> int:
         f"then {commands} more command(s)"
     )
     print(f"{RUNS} results compared with those of an undisturbed sweep, and those of other users")
-    print(f"{len(lost)} results lost or different, {len(doubled)} devices doubly leased")
+    print(
+        f"{len(lost)} results lost or different, {len(doubled)} devices or directories doubly held"
+    )
     for line in [*lost, *map(str, doubled)]:
         print(line)
     return 1 if lost or doubled else 0
