@@ -2,9 +2,10 @@
 
 On Linux a lock is a name in the kernel, an abstract Unix socket: one process of whichever user can
 bind it, until that process ends however it ends. There is no file, hence none that another user
-owns, replaces by a link or deletes, and no folder to trust. All users of a host share them; a
-container with a network of its own has names of its own (and as a rule a /tmp of its own too).
-Elsewhere, such as on macOS, a lock is a locked file below the home: users do not see each other's.
+owns, replaces by a link or deletes, and no folder to trust: who takes names in bad faith can make
+others wait, no more. All users of a host share them; a container with a network of its own has
+names of its own (and as a rule a /tmp of its own too). Elsewhere, such as on macOS, a lock is a
+locked file below the home: users do not see each other's.
 
 Who comes first is served first: those who wait form a queue for each set of devices.
 """
