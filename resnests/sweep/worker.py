@@ -1,6 +1,6 @@
 """The process of one training: owns its directory and its device for as long as it lives.
 
-    python -m resnests.sweep.worker < job.json      # one line, see child.run_child; kept open by the parent
+    python -m resnests.sweep.worker < job.json   # one line, see child.run_child; kept open
 
 It leases before it imports torch, so that torch sees only its device and threads. Its standard
 input is its parent's sign of life: when that closes, or on SIGTERM, SIGINT or SIGUSR2, it writes a
@@ -23,7 +23,8 @@ from resnests.config.schema import Config, config_from
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
-from resnests.sweep.devices import Allocation, Lease, lease
+from resnests.sweep.devices import Allocation
+from resnests.sweep.leases import Lease, lease
 
 # Exit statuses, beside 0 for a final status on record and 1 for a failure.
 USER_ERROR, BUSY, INTERRUPTED = 2, 75, 130
@@ -90,6 +91,7 @@ class Worker:
         finally:
             self.over.set()
             heart.join()
+            directory.progress_file.unlink(missing_ok=True)  # other hosts would wait for this one
 
     def _train(self, config: Config, allocation: Allocation) -> int:
         if config.trainer.deterministic:
