@@ -129,7 +129,8 @@ class Display:
             self._tell_epochs(view)
         if view.is_over and view.status != before:
             count = self.skipped + sum(v.is_over for v in self.views)
-            self.say(f"{view.status} {count}/{self.total} {label}: {view.outcome()}".rstrip(": "))
+            outcome = f": {view.outcome()}" if view.outcome() else ""
+            self.say(f"{view.status} {count}/{self.total} {label}{outcome}")
 
     def _tell_epochs(self, view: View) -> None:
         rows = view.run.directory.history_rows()

@@ -78,15 +78,18 @@ def run_sweep(configs: Sequence[Config], launch: Launch, remote: bool = False) -
         token = Orders.of(configs, allocation).announce(folder)
         if not remote:  # file systems that hosts share may have no locks
             hold(token)
-        with Stop(token, _on_signal(token, remote)) as stop, Display(runs, todo) as display:
-            with suppress(KeyboardInterrupt):  # see _on_signal
-                launch_until_done(
-                    todo,
-                    lambda some: launch([run.index for run in some], allocation),
-                    stop.requested,
-                    display.say,
-                    remote,
-                )
+        with (
+            Stop(token, _on_signal(token, remote)) as stop,
+            Display(runs, todo) as display,
+            suppress(KeyboardInterrupt),  # see _on_signal
+        ):
+            launch_until_done(
+                todo,
+                lambda some: launch([run.index for run in some], allocation),
+                stop.requested,
+                display.say,
+                remote,
+            )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return say_outcome(runs, interrupted=stop.signals > 0)
@@ -123,8 +126,9 @@ def launch_until_done(
     """Launch what is to do, until nothing is left that another try could finish."""
     tries, crashes = _Tries(remote), 0
     queued: set[Run] = set()  # whose jobs may wait in a queue yet, although their launch broke off
-    while todo and not stopping():
-        todo = [run for run in todo if run.directory.status() not in FINAL]
+    while todo := [run for run in todo if run.directory.status() not in FINAL]:
+        if stopping():
+            return
         free = [run for run in todo if not run.directory.is_owned()]
         batch = [run for run in free if run not in queued]
         if not batch and len(free) < len(todo):

@@ -32,8 +32,8 @@ def runs_of(tmp_path, count: int) -> list[Run]:
 
 
 def shown(display: Display) -> str:
-    """The table as a terminal of 120 columns shows it."""
-    display.console.width = 120
+    """The table as a terminal of 200 columns shows it."""
+    display.console.width = 200
     with display.console.capture() as captured:
         display.console.print(display._table())
     return captured.get()
