@@ -23,9 +23,11 @@ import torch
 from omegaconf import OmegaConf
 from torch.nn import functional as F
 
-from resnests.config.schema import Dataset, Optimizer, Trainer
+from resnests.config.parts import Dataset, Optimizer
+from resnests.config.schema import Trainer
+from resnests.data.arrays import Split
 from resnests.data.pipelines import Images, TensorPipeline
-from resnests.data.splits import Split, load
+from resnests.data.splits import load
 from resnests.models.norm_relu import keep_freed_memory
 from resnests.models.resnet import build_model, conf_dir
 from resnests.training.experiment import set_numerics

@@ -28,7 +28,8 @@ import torch
 from benchmarks import gpu
 from benchmarks.process import REPOSITORY, Process, interleaved, ratio, table, together, wall_time
 from benchmarks.subjects import Spec, read_conf
-from resnests.config.schema import Optimizer, Trainer
+from resnests.config.parts import Optimizer
+from resnests.config.schema import Trainer
 from resnests.models.resnet import build_model, load_arch
 from resnests.training.optim import build_optimizer
 from resnests.training.step import Step

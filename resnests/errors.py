@@ -20,6 +20,10 @@ def require(condition: bool, key: str, value: Any, expected: str) -> None:
         raise UserError(f"{key}={value}: expected {expected}")
 
 
+def require_one_of(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    require(value in choices, key, value, f"one of {', '.join(choices)}")
+
+
 def require_name(key: str, name: str) -> None:
     """Names become folders of the run directory."""
     require(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
-from resnests.config.schema import Config
+from resnests.config.schema import hydra_schema
 
 SWEEPER = "hydra_plugins.resnests_sweeper.grid_sweeper.GridSweeper"
 
@@ -16,7 +16,7 @@ def register() -> None:
     from.
     """
     store = ConfigStore.instance()
-    store.store(name="schema", node=Config)
+    store.store(name="schema", node=hydra_schema())
     store.store(group="hydra/sweeper", name="grid", node={"_target_": SWEEPER, "params": {}})
 
 

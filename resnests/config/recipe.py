@@ -2,8 +2,8 @@
 does not.
 
 A new field of the configuration joins the recipe by itself, and leaves the recipes of earlier runs
-unchanged as long as it keeps its default: only values that differ from the defaults in config.py
-are hashed.
+unchanged as long as it keeps its default: only values that differ from the defaults in schema.py
+and parts.py are hashed.
 """
 
 from __future__ import annotations
@@ -13,19 +13,13 @@ import hashlib
 import json
 from typing import Any
 
+from resnests.config.parts import Part
 from resnests.config.schema import Config
+from resnests.config.targets import code_digest
 
 # What matters to the numbers of given weights; `weights` itself joins them.
-EVALUATION_KEYS = (
-    "dataset.source",
-    "dataset.num_classes",
-    "dataset.mean",
-    "dataset.std",
-    "dataset.test_limit",
-    "arch.",
-    "variant.",
-    "trainer.precision",
-)
+EVALUATION_KEYS = ("dataset.", "arch.", "variant.", "trainer.precision")
+TRAINING_KEYS = ("dataset.flip", "dataset.train_limit", "dataset.val_fraction")
 
 
 def recipe_values(config: Config) -> dict[str, Any]:
@@ -39,7 +33,11 @@ def recipe_values(config: Config) -> dict[str, Any]:
     for key in ("seed", "dataset.name", "arch.name", "variant.name"):
         del values[key]
     if config.task == "evaluate":
-        values = {key: value for key, value in values.items() if key.startswith(EVALUATION_KEYS)}
+        values = {
+            key: value
+            for key, value in values.items()
+            if key.startswith(EVALUATION_KEYS) and key not in TRAINING_KEYS
+        }
         values |= {"task": "evaluate", "weights": config.weights}
     return values
 
@@ -54,12 +52,16 @@ def recipe_hash(config: Config) -> str:
 
 def _identifying(node: Any, prefix: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    if isinstance(node, Part) and (code := code_digest(node)) is not None:
+        values[prefix + "code"] = code
     for item in dataclasses.fields(node):
         value = getattr(node, item.name)
         if item.metadata.get("free"):
             continue
         if dataclasses.is_dataclass(value):
             values |= _identifying(value, f"{prefix}{item.name}.")
+        elif item.name == "args":
+            values |= {prefix + key: argument for key, argument in value.items()}
         elif value != _default(item):
             values[prefix + item.name] = value
     return values

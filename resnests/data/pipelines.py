@@ -16,24 +16,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnests.config.schema import Config, Dataset
-from resnests.data.splits import Split
+from resnests.config.parts import Dataset
+from resnests.config.schema import Config
+from resnests.data.arrays import Split
+from resnests.errors import require
 
 Batch = tuple[Tensor, Tensor]  # images float32 (B, 3, H, W) normalised, labels int64 (B,)
 
 
 def build_pipeline(
-    config: Config, train: Split, device: torch.device
+    config: Config, dataset: Dataset, train: Split, device: torch.device
 ) -> TensorPipeline | TorchvisionPipeline:
+    """The pipeline of `config` over `train`; `dataset` has the mean and std to normalise with."""
     kind = TensorPipeline if config.pipeline.name == "tensor" else TorchvisionPipeline
-    return kind(
-        train,
-        config.dataset,
-        config.pipeline.crop_padding,
-        config.trainer.batch_size,
-        config.seed,
-        device,
-    )
+    padding, size = config.pipeline.crop_padding, min(train.images.shape[1:3])
+    expected = f"0 to {size - 1} pixels, as reflected borders are smaller than the image"
+    require(padding < size, "pipeline.crop_padding", padding, expected)
+    return kind(train, dataset, padding, config.trainer.batch_size, config.seed, device)
 
 
 def stream(seed: int, purpose: str, epoch: int) -> torch.Generator:

@@ -15,8 +15,10 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from resnests.config.compose import conf_dir
-from resnests.config.schema import HEADS, Arch
-from resnests.errors import UserError
+from resnests.config.parts import HEADS, Arch, Variant
+from resnests.config.schema import part_from
+from resnests.config.targets import build, takes
+from resnests.errors import UserError, require_one_of
 from resnests.models.norm_relu import norm_relu
 
 
@@ -128,37 +130,76 @@ class AResNEst(nn.Module):
         return logits
 
 
+class OwnHead(nn.Module):
+    """The trunk of a residual network with a head of the user's (see config.parts.Variant)."""
+
+    def __init__(self, arch: Arch, variant: Variant, num_classes: int) -> None:
+        super().__init__()
+        trunk = ResNet(arch.blocks, arch.widths, num_classes, "standard")
+        self.expansion, self.stage = trunk.expansion, trunk.stage
+        channels = [block.conv2.in_channels for stage in self.stage for block in stage]
+        self.head = build("variant", variant, channels=channels, num_classes=num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x, features = self.expansion(images), []
+        for stage in self.stage:
+            for block in stage:
+                v, shortcut = block.features(x)
+                features.append(v)
+                x = block.conv2(v).add_(shortcut)
+        return self.head(images, features, x)
+
+
+def build_network(arch: Arch, variant: Variant, num_classes: int) -> nn.Module:
+    """The network of `arch` with the head of `variant`: images (N, 3, H, W) -> logits
+    (N, num_classes). Raises a UserError where a piece of the user's fails.
+
+    Right after torch.manual_seed(s) the parameters of the paper's networks are drawn in the
+    official order, so seed s gives the official initial network.
+    """
+    if arch.target is not None:
+        if not takes("arch", arch, "head") and variant.head != "standard":
+            expected = f"standard, as {arch.target} takes no head"
+            raise UserError(f"variant.head={variant.head}: expected {expected}")
+        network = build("arch", arch, num_classes=num_classes, head=variant.head)
+        if not isinstance(network, nn.Module):
+            what = f"arch._target_={arch.target}"
+            raise UserError(f"{what}: expected an nn.Module, not {type(network).__name__}")
+        return network
+    if variant.target is not None:
+        return OwnHead(arch, variant, num_classes)
+    if variant.head == "a_resnest":
+        return AResNEst(arch.blocks, arch.widths, num_classes)
+    return ResNet(arch.blocks, arch.widths, num_classes, variant.head)
+
+
 def build_model(
     arch: str | Arch | tuple[Sequence[int], Sequence[int]],
-    variant: str = "standard",
+    variant: str | Variant = "standard",
     num_classes: int = 10,
 ) -> nn.Module:
-    """The network of `arch` with the head of `variant`: images (N, 3, H, W) -> logits (N,
-    num_classes).
+    """build_network for use as a library.
 
-    `arch` is the name of a file in conf/arch, or (blocks per stage, widths per stage). Right after
-    torch.manual_seed(s) the parameters are drawn in the official order, so seed s gives the
-    official initial network.
+    `arch` is the name of a file in conf/arch, or (blocks per stage, widths per stage); `variant`
+    that of a head.
     """
     if isinstance(arch, str):
         arch = load_arch(arch)
     if not isinstance(arch, Arch):
-        arch = Arch("custom", *map(list, arch))
-    if variant not in HEADS:
-        raise UserError(f"variant={variant}: expected one of {', '.join(HEADS)}")
-    if variant == "a_resnest":
-        return AResNEst(arch.blocks, arch.widths, num_classes)
-    return ResNet(arch.blocks, arch.widths, num_classes, variant)
+        blocks, widths = arch
+        arch = Arch(name="custom", blocks=list(blocks), widths=list(widths))
+    if isinstance(variant, str):
+        if arch.target is None:
+            require_one_of("variant", variant, HEADS)
+        variant = Variant(name=variant, head=variant)
+    return build_network(arch, variant, num_classes)
 
 
 def load_arch(name: str) -> Arch:
     """The architecture that conf/arch/<name>.yaml describes."""
     known = {path.stem: path for path in (conf_dir() / "arch").glob("*.yaml")}
-    if name not in known:
-        raise UserError(f"arch={name}: expected one of {', '.join(sorted(known))}")
-    return OmegaConf.to_object(
-        OmegaConf.merge(OmegaConf.structured(Arch), OmegaConf.load(known[name]))
-    )
+    require_one_of("arch", name, tuple(sorted(known)))
+    return part_from("arch", OmegaConf.to_container(OmegaConf.load(known[name])))
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -166,7 +207,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def initial_model(arch: Arch, head: str, num_classes: int, seed: int) -> nn.Module:
+def initial_model(arch: Arch, variant: Variant, num_classes: int, seed: int) -> nn.Module:
     """The network of `seed`, drawn on the CPU so that every device starts from the same weights."""
     torch.manual_seed(seed)
-    return build_model(arch, head, num_classes)
+    return build_network(arch, variant, num_classes)

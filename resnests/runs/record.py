@@ -72,6 +72,8 @@ class Record:
     provenance: Provenance = field(default_factory=Provenance)
     weights: str | None = None  # the file that was evaluated
     weights_sha256: str | None = None
+    mean: list | None = None  # that images were normalised with, of values scaled to [0, 1]
+    std: list | None = None
     peak_memory_bytes: int | None = None
     peak_device_memory_bytes: int | None = None
 

@@ -82,9 +82,8 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
         if name in own and value.shape != own[name].shape
     ]
     if problems:
-        raise UserError(
-            f"weights={path}: expected the names and shapes of arch and variant, but {'; '.join(problems)}"
-        )
+        expected = "the names and shapes of arch and variant"
+        raise UserError(f"weights={path}: expected {expected}, but {'; '.join(problems)}")
     model.load_state_dict(weights)
 
 

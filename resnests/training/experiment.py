@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
+from resnests.config.parts import Dataset
 from resnests.config.recipe import recipe_hash
-from resnests.config.schema import Config, Trainer
+from resnests.config.schema import Config
 from resnests.data.pipelines import Images, build_pipeline
-from resnests.data.splits import load
+from resnests.data.splits import Splits, load, with_statistics
 from resnests.errors import UserError
 from resnests.models.resnet import count_parameters, initial_model
 from resnests.runs.directory import RunDirectory
@@ -30,10 +30,23 @@ from resnests.training.checkpoint import (
     save_weights,
 )
 from resnests.training.loop import Diverged, Hooks, Interrupted, State, evaluate, fit
+from resnests.training.numerics import memory_format, set_numerics
 from resnests.training.optim import build_optimizer
-from resnests.training.provenance import collect
+from resnests.training.provenance import collect, peak_memory
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the work on one run shares."""
+
+    config: Config
+    directory: RunDirectory
+    device: torch.device
+    record: Record
+    should_stop: Callable[[], bool]
+    report: Callable[[dict[str, Any]], None]
 
 
 def run_experiment(
@@ -55,7 +68,7 @@ def run_experiment(
     directory.write_record(record)
     work = _evaluate if config.task == "evaluate" else _train
     try:
-        work(config, directory, device, record, should_stop, report)
+        work(_Run(config, directory, device, record, should_stop, report))
         record.status = "complete"
     except Interrupted:
         record.status = "interrupted"
@@ -73,103 +86,80 @@ def run_experiment(
     return record.status
 
 
-def _train(
-    config: Config,
-    directory: RunDirectory,
-    device: torch.device,
-    record: Record,
-    should_stop,
-    report,
-) -> None:
-    report({"state": "loading"})
-    set_numerics(config.trainer)
-    splits = load(config.dataset)
-    model = initial_model(config.arch, config.variant.head, config.dataset.num_classes, config.seed)
-    record.parameters = count_parameters(model)
-    model.to(device, memory_format=_memory_format(config, device))
+def _train(run: _Run) -> None:
+    config, directory, device = run.config, run.directory, run.device
+    splits, dataset, model = _prepare(run)
+    model.to(device, memory_format=memory_format(config.trainer, device))
     optimizer = build_optimizer(config.optimizer, model.parameters())
     identity = {"recipe": recipe_hash(config), "seed": config.seed, "variant": config.variant.name}
     state = _resume(directory, identity, model, optimizer, device)
 
     def save(state: State) -> None:
-        weights, moments = model.state_dict(), optimizer.state_dict()
-        save_checkpoint(
-            directory,
-            {"identity": identity, "state": asdict(state), "model": weights, "optimizer": moments},
-        )
+        values = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        save_checkpoint(directory, {"identity": identity, "state": asdict(state)} | values)
 
     def epoch_done(state: State) -> None:
-        _note(record, state)
+        _note(run.record, state)
         directory.write_history(state.history)
         log.info("%s", epoch_line(state.history[-1], config.trainer.epochs))
-        if (
-            state.epoch - 1
-        ) % config.trainer.checkpoint_every == 0 or state.epoch > config.trainer.epochs:
+        done = state.epoch - 1
+        if done % config.trainer.checkpoint_every == 0 or done == config.trainer.epochs:
             save(state)
 
-    _note(record, state)
-    directory.write_record(record)
+    _note(run.record, state)
+    directory.write_record(run.record)
     directory.write_history(state.history)
-    pipeline = build_pipeline(config, splits.train, device)
-    named = {"val": splits.val, "test": splits.test}
-    evaluations = {
-        name: Images(split, config.dataset, device)
-        for name, split in named.items()
-        if split is not None
-    }
+    pipeline = build_pipeline(config, dataset, splits.train, device)
+    evaluations = {} if splits.val is None else {"val": Images(splits.val, dataset, device)}
+    evaluations["test"] = Images(splits.test, dataset, device)
+    hooks = Hooks(run.report, epoch_done, run.should_stop)
     try:
-        fit(
-            model,
-            optimizer,
-            pipeline,
-            evaluations,
-            config,
-            state,
-            Hooks(report, epoch_done, should_stop),
-        )
+        fit(model, optimizer, pipeline, evaluations, config, state, hooks)
     except Interrupted:
         save(state)
-        log.info(
-            "interrupted in epoch %d after step %d: the same command goes on from there",
-            state.epoch,
-            state.step,
-        )
+        place = f"in epoch {state.epoch} after step {state.step}"
+        log.info("interrupted %s: the same command goes on from there", place)
         raise
     finally:
-        _note_memory(record, device)
+        _note_memory(run.record, device)
     save_weights(directory.weights_file, model)
 
 
-def _evaluate(
-    config: Config,
-    directory: RunDirectory,
-    device: torch.device,
-    record: Record,
-    should_stop,
-    report,
-) -> None:
+def _evaluate(run: _Run) -> None:
     """Test accuracy of given weights: ours or official, which have the same names."""
-    report({"state": "loading"})
-    set_numerics(config.trainer)
+    config, record = run.config, run.record
     path = weights_file(config)
-    model = initial_model(config.arch, config.variant.head, config.dataset.num_classes, config.seed)
+    splits, dataset, model = _prepare(run)
     load_weights(path, model)
-    record.parameters = count_parameters(model)
     record.weights, record.weights_sha256 = str(path), digest(path)
-    model.to(device, memory_format=_memory_format(config, device))
-    test = Images(load(config.dataset).test, config.dataset, device)
-    report({"state": "evaluating"})
+    model.to(run.device, memory_format=memory_format(config.trainer, run.device))
+    test = Images(splits.test, dataset, run.device)
+    run.report({"state": "evaluating"})
     started = time.perf_counter()
-    loss, accuracy = evaluate(model, test, config.trainer.precision, should_stop)
+    loss, accuracy = evaluate(model, test, config.trainer.precision, run.should_stop)
     seconds = time.perf_counter() - started
     if not math.isfinite(loss):
-        raise UserError(
-            f"weights={path}: their test loss is {loss}, expected weights that give finite logits"
-        )
+        expected = "weights that give finite logits"
+        raise UserError(f"weights={path}: their test loss is {loss}, expected {expected}")
     record.test_loss, record.test_accuracy = loss, accuracy
     record.seconds = round(seconds, 3)
     record.images_per_second = round(len(test) / seconds, 2)
-    _note_memory(record, device)
+    _note_memory(record, run.device)
+
+
+def _prepare(run: _Run) -> tuple[Splits, Dataset, nn.Module]:
+    """The images, their data set with the mean and std to normalise with, and the initial
+    network.
+    """
+    run.report({"state": "loading"})
+    config, record = run.config, run.record
+    set_numerics(config.trainer)
+    splits = load(config.dataset)
+    dataset = with_statistics(config.dataset, splits.train)
+    model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed)
+    record.mean, record.std = dataset.mean, dataset.std
+    record.parameters = count_parameters(model)
+    return splits, dataset, model
 
 
 def _resume(
@@ -186,22 +176,6 @@ def _resume(
     return state
 
 
-def set_numerics(trainer: Trainer) -> None:
-    """Which kernels PyTorch may choose, for the whole process."""
-    tf32 = trainer.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = not trainer.deterministic
-    torch.use_deterministic_algorithms(trainer.deterministic)
-
-
-def _memory_format(config: Config, device: torch.device) -> torch.memory_format:
-    wanted = config.trainer.channels_last
-    if wanted is None:
-        wanted = device.type != "mps"
-    return torch.channels_last if wanted else torch.contiguous_format
-
-
 def _note(record: Record, state: State) -> None:
     """Bring the record up to the epochs that are done."""
     record.epochs = state.epoch - 1
@@ -215,7 +189,6 @@ def _note(record: Record, state: State) -> None:
 
 def _note_memory(record: Record, device: torch.device) -> None:
     """The most bytes so far: resident in this process, and allocated on the device."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    record.peak_memory_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    record.peak_memory_bytes = peak_memory()
     if device.type == "cuda":
         record.peak_device_memory_bytes = torch.cuda.max_memory_allocated(device)

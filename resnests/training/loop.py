@@ -58,12 +58,17 @@ class Hooks:
 
 
 def train_steps(
-    step: Step, optimizer: torch.optim.Optimizer, batches: Iterable[Batch]
+    step: Step,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Batch],
+    clip_norm: float | None = None,
 ) -> Iterator[int]:
     """Train on each batch; yields its size after it. Nothing here waits for the device."""
     step.model.train()
     for images, labels in batches:
         step(images, labels)
+        if clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(step.model.parameters(), clip_norm)
         optimizer.step()
         yield len(labels)
 
@@ -103,9 +108,7 @@ def fit(
     step = Step(model, config.trainer)
     progress = _Progress(config.trainer.epochs, pipeline, state, hooks.report)
     while state.epoch <= config.trainer.epochs:
-        rate = learning_rate(config.optimizer, state.epoch, config.trainer.epochs)
-        set_learning_rate(optimizer, rate)
-        _train_epoch(step, optimizer, pipeline, state, hooks, progress)
+        rate = _train_epoch(step, optimizer, pipeline, config, state, hooks, progress)
         loss, accuracy = state.totals[0] / pipeline.count, 100 * state.totals[1] / pipeline.count
         _require_finite(loss, "train loss", state.epoch)
         row = {"epoch": state.epoch, "lr": rate, "train_loss": loss, "train_accuracy": accuracy}
@@ -120,22 +123,29 @@ def fit(
         row["images_per_second"] = round(pipeline.count / state.epoch_seconds, 2)
         state.history.append(row)
         state.train_seconds += state.epoch_seconds
-        state.epoch, state.step, state.totals, state.epoch_seconds = (
-            state.epoch + 1,
-            0,
-            [0.0, 0.0],
-            0.0,
-        )
+        state.epoch, state.step = state.epoch + 1, 0
+        state.totals, state.epoch_seconds = [0.0, 0.0], 0.0
         hooks.epoch_done(state)
 
 
 def _train_epoch(
-    step: Step, optimizer, pipeline, state: State, hooks: Hooks, progress: _Progress
-) -> None:
+    step: Step, optimizer, pipeline, config: Config, state: State, hooks: Hooks, progress: _Progress
+) -> float:
+    """Train from state.step to the end of the epoch; the learning rate of its last step."""
+
+    def rate(number: int) -> float:
+        place = (state.epoch, config.trainer.epochs, number, pipeline.steps)
+        return learning_rate(config.optimizer, *place)
+
+    def batches() -> Iterator[Batch]:
+        for batch in pipeline.batches(state.epoch, state.step):
+            set_learning_rate(optimizer, rate(state.step))
+            yield batch
+
     step.totals.copy_(torch.tensor(state.totals, dtype=step.totals.dtype))
     started, earlier = time.perf_counter(), state.epoch_seconds
     try:
-        for _ in train_steps(step, optimizer, pipeline.batches(state.epoch, state.step)):
+        for _ in train_steps(step, optimizer, batches(), config.optimizer.clip_norm):
             state.step += 1
             if progress.is_due():
                 state.totals = step.totals.tolist()
@@ -146,6 +156,7 @@ def _train_epoch(
     finally:
         state.totals = step.totals.tolist()
         state.epoch_seconds = earlier + time.perf_counter() - started
+    return rate(pipeline.steps - 1)
 
 
 class _Progress:

@@ -8,11 +8,15 @@ from collections.abc import Iterable
 import torch
 from torch.nn import Parameter
 
-from resnests.config.schema import Optimizer
+from resnests.config.parts import Optimizer
+from resnests.config.targets import build, takes
+from resnests.errors import UserError
 
 
 def build_optimizer(optimizer: Optimizer, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
     """Weight decay applies to every parameter, as in the official recipe."""
+    if optimizer.target is not None:
+        return _own(optimizer, parameters)
     if optimizer.name == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -29,15 +33,42 @@ def build_optimizer(optimizer: Optimizer, parameters: Iterable[Parameter]) -> to
     )
 
 
-def learning_rate(optimizer: Optimizer, epoch: int, epochs: int) -> float:
-    """The rate of `epoch` (from 1) of `epochs`; a function of the epoch alone, so that resuming
-    needs no state.
+def learning_rate(
+    optimizer: Optimizer, epoch: int, epochs: int, step: int = 0, steps: int = 1
+) -> float:
+    """The rate of `epoch` (from 1) of `epochs` in its `step` (from 0) of `steps`; a function of
+    these alone, so that resuming needs no state.
     """
     passed = sum(epoch > round(milestone * epochs) for milestone in optimizer.milestones)
     rate = optimizer.lr * optimizer.gamma**passed
-    return rate * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2 if optimizer.cosine else rate
+    if optimizer.cosine:
+        done = epoch - 1 + (step / steps if optimizer.per_step else 0)
+        rate = rate * (1 + math.cos(math.pi * done / epochs)) / 2
+    if optimizer.warmup:
+        rate *= min(1.0, (epoch - 1 + (step + 1) / steps) / (optimizer.warmup * epochs))
+    return rate
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def _own(optimizer: Optimizer, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
+    """What optimizer._target_ builds, with those of our keys that are set."""
+    ours = {
+        "weight_decay": optimizer.weight_decay,
+        "momentum": optimizer.momentum,
+        "nesterov": optimizer.nesterov,
+        "betas": optimizer.betas and tuple(optimizer.betas),
+    }
+    given = {key: value for key, value in ours.items() if value is not None}
+    for key, value in given.items():
+        if not takes("optimizer", optimizer, key):
+            expected = f"null, as {optimizer.target} does not take it"
+            raise UserError(f"optimizer.{key}={value}: expected {expected}")
+    built = build("optimizer", optimizer, list(parameters), lr=optimizer.lr, **given)
+    if not isinstance(built, torch.optim.Optimizer):
+        what = f"optimizer._target_={optimizer.target}"
+        raise UserError(f"{what}: expected a torch.optim.Optimizer, not {type(built).__name__}")
+    return built

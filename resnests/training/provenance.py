@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import resource
 import socket
 import subprocess
 import sys
@@ -40,6 +41,12 @@ def collect(device: torch.device) -> Provenance:
         process_started=psutil.Process().create_time(),
         started=time.time(),
     )
+
+
+def peak_memory() -> int:
+    """The most bytes that this process had in memory."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _git(folder: Path) -> tuple[str | None, bool | None]:

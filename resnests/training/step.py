@@ -69,7 +69,8 @@ class Step:
         try:
             with autocast(self.device, self.trainer.precision):
                 logits = network(images)
-            loss = F.cross_entropy(logits.float(), labels)
+            smoothing = self.trainer.label_smoothing
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
             loss.backward()
         except RuntimeError as error:
             if network is self.model or not isinstance(

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from helpers import make_config
 
-from resnests.data import splits as data
-from resnests.data.splits import DEBIAN_FASHION_MNIST, IDX_FILES, Dataset, load, stratified
+from resnests.config.parts import Dataset
+from resnests.data import sources as data
+from resnests.data.arrays import stratified
+from resnests.data.sources import DEBIAN_FASHION_MNIST, IDX_FILES
+from resnests.data.splits import load
 from resnests.errors import UserError
 
 
@@ -171,7 +174,7 @@ def test_without_files_and_network_the_message_says_what_to_put_where(tmp_path, 
     def no_network(*_args, **_kwargs):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(data, "_download", no_network)
+    monkeypatch.setattr(data.Torchvision, "download", no_network)
     config = dataset("cifar100", f"dataset.root={tmp_path}")
     with pytest.raises(
         UserError, match=r"no route to host.*cifar-100-python.tar.gz \(MD5 eb9058"

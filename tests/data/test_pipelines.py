@@ -4,8 +4,9 @@ import torch
 from helpers import make_config
 from torchvision import transforms
 
+from resnests.data.arrays import Split
 from resnests.data.pipelines import Images, TensorPipeline, build_pipeline, reflect, stream
-from resnests.data.splits import Split, load
+from resnests.data.splits import load
 
 CPU = torch.device("cpu")
 
@@ -17,7 +18,8 @@ def split() -> Split:
 
 
 def pipeline(split, *overrides):
-    return build_pipeline(make_config("trainer.batch_size=64", *overrides), split, CPU)
+    config = make_config("trainer.batch_size=64", *overrides)
+    return build_pipeline(config, config.dataset, split, CPU)
 
 
 def test_torchvision_pipeline_gives_the_official_batches(split):
@@ -113,9 +115,8 @@ def test_both_pipelines_draw_from_one_distribution():
     epochs = 40
 
     def moments(name):
-        source = build_pipeline(
-            make_config("dataset=digits", "dataset.flip=true", f"pipeline={name}"), digits, CPU
-        )
+        config = make_config("dataset=digits", "dataset.flip=true", f"pipeline={name}")
+        source = build_pipeline(config, config.dataset, digits, CPU)
         images = torch.cat(
             [x for epoch in range(1, epochs + 1) for x, _ in source.batches(epoch)]
         ).double()

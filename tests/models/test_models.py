@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from resnests import build_model
-from resnests.config.schema import HEADS
+from resnests.config.parts import HEADS
 from resnests.errors import UserError
 from resnests.models.resnet import count_parameters, load_arch
 

@@ -8,7 +8,7 @@ import torch
 from helpers import history, tiny
 
 from resnests import build_model
-from resnests.config.schema import HEADS
+from resnests.config.parts import HEADS
 from resnests.runs.directory import HISTORY, RunDirectory
 from resnests.runs.record import Record
 from resnests.training.checkpoint import read_torch
@@ -168,7 +168,9 @@ def test_the_torchvision_pipeline_trains_as_the_official_procedure(tmp_path):
     losses = []
     for epoch in (1, 2):
         total = 0.0
-        for x, y in build_pipeline(config, train, torch.device("cpu")).batches(epoch):
+        for x, y in build_pipeline(config, config.dataset, train, torch.device("cpu")).batches(
+            epoch
+        ):
             loss = torch.nn.functional.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()

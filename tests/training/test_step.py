@@ -20,8 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from resnests.config.schema import Trainer
+from resnests.data.arrays import Split
 from resnests.data.pipelines import build_pipeline
-from resnests.data.splits import Split
 from resnests.errors import UserError
 from resnests.models import norm_relu as kernels
 from resnests.models.resnet import build_model
@@ -198,7 +198,9 @@ def steps_of_an_epoch(device):
     config = make_config("trainer.batch_size=8")
     optimizer = build_optimizer(config.optimizer, step.model.parameters())
     return train_steps(
-        step, optimizer, build_pipeline(config, split, torch.device(device)).batches(1)
+        step,
+        optimizer,
+        build_pipeline(config, config.dataset, split, torch.device(device)).batches(1),
     )
 
 

@@ -1,0 +1,187 @@
+"""The pieces of a configuration that a user may bring: data set, network, head, optimizer.
+
+A piece of one's own names a callable by its import path, `_target_`, as Hydra's users know it; all
+keys of its YAML that are not listed here are what the callable is given (`args`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from resnests.errors import require, require_name, require_one_of
+
+SOURCES = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "svhn", "digits", "images")
+HEADS = ("standard", "resnest", "bn_resnest", "a_resnest")  # of residual networks
+OPTIMIZERS = ("sgd", "adamw")
+
+
+def free(default: Any) -> Any:
+    """A field that does not change the numbers of a run, and so is no part of its identity."""
+    return field(default=default, metadata={"free": True})
+
+
+def is_positive(value: float) -> bool:
+    return math.isfinite(value) and value > 0
+
+
+@dataclass(kw_only=True)
+class Part:
+    """What all pieces have. Its own values hold where there is no `_target_`."""
+
+    name: str
+    _target_: str | None = None  # import path of a callable
+    args: dict[str, Any] = field(default_factory=dict)  # what it is called with
+
+    @property
+    def target(self) -> str | None:
+        return self._target_
+
+
+@dataclass(kw_only=True)
+class Dataset(Part):
+    """Splits of uint8 images with labels.
+
+    `_target_(**args)`, with `root` too where it takes one, returns {"train": (images, labels),
+    "test": (images, labels)}: images uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W), labels (N,).
+    """
+
+    source: str | None = None  # who reads the files: one of SOURCES
+    num_classes: int
+    mean: list[float] | None = None  # per channel, of images scaled to [0, 1]; null: measured
+    std: list[float] | None = None
+    flip: bool = True  # whether a mirrored image keeps its label
+    train_limit: int | None = None  # only the first n images
+    test_limit: int | None = None
+    val_fraction: float = 0.0  # stratified part of the training images that is held out
+    root: str = free("data")
+    download: bool = free(True)
+
+    def __post_init__(self) -> None:
+        require_name("dataset.name", self.name)
+        if self.target is None:
+            require_one_of("dataset.source", self.source, SOURCES)
+        else:
+            require(self.source is None, "dataset.source", self.source, "null beside a _target_")
+        require(self.num_classes >= 2, "dataset.num_classes", self.num_classes, "at least 2")
+        for key, values in (("mean", self.mean), ("std", self.std)):
+            expected = "three numbers, one per channel, or null to measure both"
+            ok = (self.mean is None) == (self.std is None)
+            require(ok and len(values or "rgb") == 3, f"dataset.{key}", values, expected)
+            ok = all(map(math.isfinite if key == "mean" else is_positive, values or []))
+            kind = "finite" if key == "mean" else "positive"
+            require(ok, f"dataset.{key}", values, f"{kind} numbers")
+        for key, limit in (("train_limit", self.train_limit), ("test_limit", self.test_limit)):
+            expected = "at least 1, or null for all images"
+            require(limit is None or limit >= 1, f"dataset.{key}", limit, expected)
+        inside = 0 <= self.val_fraction <= 0.9
+        require(inside, "dataset.val_fraction", self.val_fraction, "between 0 and 0.9")
+
+
+@dataclass(kw_only=True)
+class Arch(Part):
+    """A network. `_target_(num_classes=, **args)`, with `head` (variant.head) too where it takes
+    one, returns a module from images (N, 3, H, W) to logits (N, num_classes).
+    """
+
+    blocks: list[int] | None = None  # residual blocks per stage
+    widths: list[int] | None = None  # channels per stage
+
+    def __post_init__(self) -> None:
+        require_name("arch.name", self.name)
+        for key, values in (("blocks", self.blocks), ("widths", self.widths)):
+            if self.target is not None:
+                require(values is None, f"arch.{key}", values, "null beside a _target_")
+                continue
+            ok = bool(values) and all(value >= 1 for value in values)
+            require(ok, f"arch.{key}", values, "a number of at least 1 for each stage, or _target_")
+        if self.target is None:
+            expected = f"as many stages as arch.blocks={self.blocks}"
+            ok = len(self.blocks) == len(self.widths)
+            require(ok, "arch.widths", self.widths, expected)
+
+
+@dataclass(kw_only=True)
+class Variant(Part):
+    """The head of a network.
+
+    `_target_(channels=, num_classes=, **args)` returns a module that is called with the images
+    (N, 3, H, W), the features [v_1, ..., v_L] of all blocks (N, channels[i], H_i, W_i), and the
+    last residual representation (N, channels[-1], H_L, W_L), and returns logits (N, num_classes).
+    """
+
+    head: str | None = None  # one of HEADS, or another that arch._target_ knows
+
+    def __post_init__(self) -> None:
+        require_name("variant.name", self.name)
+        expected = "a head or a _target_, one of both"
+        require((self.head is None) != (self.target is None), "variant.head", self.head, expected)
+
+
+@dataclass(kw_only=True)
+class Optimizer(Part):
+    """Update rule and learning-rate schedule.
+
+    The rate of epoch e (from 1) is lr * gamma ** (number of milestones passed), with `cosine` that
+    times half a cosine from 1 to 0, and with `warmup` that times a ramp from 0 to 1, step by step.
+    Milestones and warmup are fractions of the epochs, so that a shortened run keeps its shape.
+    `_target_(parameters, lr=, **args)` is a class of torch.optim, or one like them; weight_decay,
+    momentum, nesterov and betas are among its arguments unless they are null.
+    """
+
+    lr: float
+    weight_decay: float | None = None
+    momentum: float | None = None  # sgd
+    nesterov: bool | None = None  # sgd
+    betas: list[float] | None = None  # adamw
+    milestones: list[float] = field(default_factory=list)
+    gamma: float = 0.2
+    cosine: bool = False
+    per_step: bool = False  # whether the cosine falls with every step, not with every epoch
+    warmup: float = 0.0
+    clip_norm: float | None = None  # gradients are scaled down to this norm of all together
+
+    def __post_init__(self) -> None:
+        if self.target is None:
+            require_one_of("optimizer.name", self.name, OPTIMIZERS)
+            self._check_own_values()
+        for key in ("lr", "gamma", "clip_norm"):
+            value = getattr(self, key)
+            ok = (value is None and key == "clip_norm") or is_positive(value)
+            require(ok, f"optimizer.{key}", value, "a positive number")
+        decay = self.weight_decay
+        ok = (decay is None and self.target is not None) or (math.isfinite(decay) and decay >= 0)
+        require(ok, "optimizer.weight_decay", decay, "0 or more")
+        inside = all(0 < m < 1 for m in self.milestones)
+        require(
+            inside and sorted(self.milestones) == self.milestones,
+            "optimizer.milestones",
+            self.milestones,
+            "ascending fractions of the epochs between 0 and 1, such as [0.3,0.6,0.8]",
+        )
+        inside = 0 <= self.warmup <= 1
+        require(inside, "optimizer.warmup", self.warmup, "a fraction of the epochs, 0 to 1")
+        ok = self.cosine or not self.per_step
+        require(ok, "optimizer.per_step", self.per_step, "false without optimizer.cosine")
+
+    def _check_own_values(self) -> None:
+        """Of sgd and adamw: what the rule needs is there, and nothing that it would ignore."""
+        mine = ("momentum", "nesterov") if self.name == "sgd" else ("betas",)
+        require(self.weight_decay is not None, "optimizer.weight_decay", "null", "0 or more")
+        for key in ("momentum", "nesterov", "betas"):
+            value = getattr(self, key)
+            if key in mine:
+                expected = f"a value, which {self.name} needs"
+                require(value is not None, f"optimizer.{key}", "null", expected)
+            else:
+                expected = f"null, as {self.name} has no {key}"
+                require(value is None, f"optimizer.{key}", value, expected)
+        if self.momentum is not None:
+            ok = 0 <= self.momentum < 1
+            require(ok, "optimizer.momentum", self.momentum, "at least 0 and below 1")
+            ok = self.momentum > 0 or not self.nesterov
+            require(ok, "optimizer.nesterov", self.nesterov, "false without momentum")
+        if self.betas is not None:
+            ok = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
+            require(ok, "optimizer.betas", self.betas, "two numbers of at least 0 and below 1")

@@ -1,0 +1,201 @@
+"""The data sets that are ready to use: one object for each source of files."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from resnests.config.parts import Dataset
+from resnests.data.arrays import Split, grey_to_rgb, stratified
+from resnests.data.folder import Folder
+from resnests.errors import UserError
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+IDX_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+
+class Digits:
+    """scikit-learn's 8x8 scans with values 0 to 16; every fifth image of a class is for testing."""
+
+    def is_ready(self, dataset: Dataset) -> bool:
+        return True
+
+    def prepare(self, dataset: Dataset) -> None:
+        pass
+
+    def read(self, dataset: Dataset) -> tuple[Split, Split]:
+        # The file itself: importing sklearn.datasets for it would take longer than everything else
+        # at start-up but torch.
+        package = Path(importlib.util.find_spec("sklearn").origin).parent
+        path = package / "datasets" / "data" / "digits.csv.gz"
+        table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+        grey = np.round(table[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+        images = grey_to_rgb(grey.repeat(4, axis=1).repeat(4, axis=2))
+        everything = Split(images, table[:, 64].astype(np.int64))
+        test = stratified(everything.labels, 0.2)
+        return everything.take(~test), everything.take(test)
+
+
+class Torchvision:
+    """A data set of torchvision, which downloads it and knows its checksums."""
+
+    def __init__(self, class_name: str, *, split: bool = False) -> None:
+        self.class_name = class_name
+        self.split = split  # whether it takes split="train" instead of train=True
+
+    def _open(self, dataset: Dataset, train: bool, download: bool = False) -> Any:
+        which = {"split": "train" if train else "test"} if self.split else {"train": train}
+        return self._class()(dataset.root, **which, download=download)
+
+    def _class(self) -> Any:
+        from torchvision import datasets
+
+        return getattr(datasets, self.class_name)
+
+    def is_ready(self, dataset: Dataset) -> bool:
+        return False
+
+    def prepare(self, dataset: Dataset) -> None:
+        problem = self.problem(dataset)
+        if problem is None:
+            return
+        missing = f"dataset={dataset.name}: no complete copy in {dataset.root} ({problem})"
+        if not dataset.download:
+            raise UserError(f"{missing}, and dataset.download=false. {self._mend(dataset)}")
+        try:
+            Path(dataset.root).mkdir(parents=True, exist_ok=True)
+            with FileLock(Path(dataset.root, f".{dataset.source}.lock")):
+                self.download(dataset)
+        except (OSError, RuntimeError, EOFError, zlib.error) as error:
+            reason = f"the download failed ({str(error) or type(error).__name__})"
+            raise UserError(f"{missing}, and {reason}. {self._mend(dataset)}") from error
+
+    def download(self, dataset: Dataset) -> None:
+        """torchvision leaves a sound archive alone, and fetches again what fails its MD5."""
+        for train in (True, False):
+            self._open(dataset, train, download=True)
+
+    def problem(self, dataset: Dataset) -> str | None:
+        """What is wrong with the files, None where they are complete."""
+        try:
+            for train in (True, False):
+                self._open(dataset, train)
+        except RuntimeError as error:
+            return str(error).splitlines()[0].partition(" You can use")[0].rstrip(".")
+        return None
+
+    def _mend(self, dataset: Dataset) -> str:
+        return f"Put {self.files()} into {dataset.root}, or set dataset.root to where it is"
+
+    def files(self) -> str:
+        """What torchvision downloads, with checksums."""
+        source = self._class()
+        if hasattr(source, "tgz_md5"):
+            return f"{source.filename} (MD5 {source.tgz_md5})"
+        listed = getattr(source, "resources", None)
+        if listed is None:
+            listed = [(name, md5) for _, name, md5 in map(source.split_list.get, ("train", "test"))]
+        return ", ".join(f"{name} (MD5 {md5})" for name, md5 in listed)
+
+    def read(self, dataset: Dataset) -> tuple[Split, Split]:
+        train, test = (self._split(self._open(dataset, train)) for train in (True, False))
+        return train, test
+
+    def _split(self, opened: Any) -> Split:
+        labels, images = opened.labels if self.split else opened.targets, opened.data
+        if hasattr(images, "numpy"):  # a tensor
+            images, labels = images.numpy(), labels.numpy()
+        if images.shape[1] == 3:  # channels first
+            images = images.transpose(0, 2, 3, 1)
+        elif images.ndim == 3:
+            images = padded(images)
+        return Split(np.ascontiguousarray(images), np.array(labels, dtype=np.int64))
+
+
+class Cifar(Torchvision):
+    """With a look at every unpacked file: torchvision's own says only that something is amiss."""
+
+    def problem(self, dataset: Dataset) -> str | None:
+        from torchvision.datasets.utils import check_integrity
+
+        source = self._class()
+        meta = (source.meta["filename"], source.meta["md5"])
+        problems = []
+        for name, md5 in [*source.train_list, *source.test_list, meta]:
+            path = Path(dataset.root, source.base_folder, name)
+            if not path.is_file():
+                problems.append(f"{path} is missing")
+            elif not check_integrity(str(path), md5):
+                problems.append(f"{path} is cut short or corrupt")
+        return "; ".join(problems[:2]) or None
+
+
+class FashionMNIST(Torchvision):
+    """The four IDX files, also where torchvision or Debian put them, read without torchvision."""
+
+    def folder(self, dataset: Dataset) -> Path | None:
+        root = Path(dataset.root)
+        for folder in (root, root / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST):
+            if all((folder / name).is_file() for name in IDX_FILES):
+                return folder
+        return None
+
+    def is_ready(self, dataset: Dataset) -> bool:
+        return self.folder(dataset) is not None
+
+    def problem(self, dataset: Dataset) -> str | None:
+        return None if self.is_ready(dataset) else f"no {', '.join(IDX_FILES)}"
+
+    def read(self, dataset: Dataset) -> tuple[Split, Split]:
+        folder = self.folder(dataset)
+        splits = []
+        for image_file, label_file in (IDX_FILES[:2], IDX_FILES[2:]):
+            images, labels = read_idx(folder / image_file), read_idx(folder / label_file)
+            if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
+                expected = "28x28 images, as many as there are labels"
+                raise UserError(f"{folder / image_file}: expected {expected}")
+            splits.append(Split(padded(images), labels.astype(np.int64)))
+        return splits[0], splits[1]
+
+
+def padded(images: np.ndarray) -> np.ndarray:
+    """Grey (N, 28, 28) -> RGB (N, 32, 32, 3) with a border of zeros."""
+    return grey_to_rgb(np.pad(images, ((0, 0), (2, 2), (2, 2))))
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The uint8 array of a gzipped IDX file, whose CRC and sizes tell when it was cut short."""
+    try:
+        with gzip.open(path) as file:
+            data = file.read()
+        if len(data) < 4 or data[:3] != b"\0\0\x08":
+            raise ValueError("no IDX file of bytes")
+        dimensions = data[3]
+        shape = np.frombuffer(data, ">i4", count=dimensions, offset=4)
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        reason = f"cut short or corrupt ({error}): delete or replace it"
+        raise UserError(f"{path} is {reason}") from error
+
+
+# source -> who prepares and reads it; the keys are those of config.parts.SOURCES
+SOURCES = {
+    "cifar10": Cifar("CIFAR10"),
+    "cifar100": Cifar("CIFAR100"),
+    "fashion_mnist": FashionMNIST("FashionMNIST"),
+    "kmnist": Torchvision("KMNIST"),
+    "svhn": Torchvision("SVHN", split=True),
+    "digits": Digits(),
+    "images": Folder(),
+}

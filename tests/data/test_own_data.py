@@ -1,0 +1,241 @@
+"""Images that a user brings: by a callable, from folders, from an .npz file; and torchvision's."""
+
+import hashlib
+import sys
+
+import numpy as np
+import pytest
+from helpers import make_config
+from PIL import Image
+
+from resnests.config.schema import part_from
+from resnests.config.targets import source_files
+from resnests.data.splits import load, prepare, with_statistics
+from resnests.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def pictures(count: int, *shape: int) -> np.ndarray:
+    return RNG.integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+def images(root, **values):
+    return part_from(
+        "dataset",
+        {"name": "mine", "source": "images", "num_classes": 3, "root": str(root)} | values,
+    )
+
+
+def write_classes(folder, count: int, size=(10, 12), names=("ant", "bee", "cat")) -> None:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            Image.fromarray(pictures(1, *size, 3)[0]).save(folder / name / f"{index:03}.png")
+
+
+def test_a_folder_with_a_train_and_a_test_part(tmp_path):
+    write_classes(tmp_path / "train", 4)
+    write_classes(tmp_path / "test", 2)
+    (tmp_path / "train" / "ant" / "notes.txt").write_text("no image")
+    splits = load(images(tmp_path))
+    assert splits.train.images.shape == (12, 10, 12, 3)
+    assert splits.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert splits.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    with Image.open(tmp_path / "train" / "bee" / "000.png") as picture:
+        assert np.array_equal(splits.train.images[4], np.asarray(picture))
+
+
+def test_a_folder_of_classes_gives_every_fifth_image_to_the_test(tmp_path):
+    write_classes(tmp_path, 10)
+    splits = load(images(tmp_path))
+    assert (len(splits.train), len(splits.test)) == (24, 6)
+    assert np.bincount(splits.test.labels).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("names", [("train_images", "train_labels"), ("x_train", "y_train")])
+def test_an_npz_file_in_either_spelling(tmp_path, names):
+    first, second = names
+    other = [name.replace("train", "test") for name in names]
+    arrays = {first: pictures(6, 8, 8), second: np.arange(6)[:, None] % 3}
+    arrays |= {other[0]: pictures(3, 8, 8), other[1]: np.arange(3)}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    splits = load(images(tmp_path / "mine.npz"))
+    assert splits.train.images.shape == (6, 8, 8, 3)
+    assert np.array_equal(splits.train.images[..., 2], arrays[first])
+    assert splits.test.labels.tolist() == [0, 1, 2]
+
+
+def spoil(root, how: str):
+    if how == "sizes":
+        Image.fromarray(pictures(1, 9, 9, 3)[0]).save(root / "cat" / "odd.png")
+    elif how == "cut":
+        path = root / "ant" / "000.png"
+        path.write_bytes(path.read_bytes()[:60])
+    elif how == "classes":
+        for folder in ("bee", "cat"):
+            for path in (root / folder).iterdir():
+                path.unlink()
+            (root / folder).rmdir()
+    elif how == "few":
+        for path in root.glob("*/*"):
+            if path.name > "001.png":
+                path.unlink()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("sizes", "odd.png: expected 12x10 like the first image, not 9x9"),
+        ("cut", "000.png is cut short, corrupt or no image"),
+        ("classes", "expected a sub-folder for each of at least two classes"),
+        ("few", "expected at least five images in a class"),
+    ],
+)
+def test_what_is_wrong_with_a_folder_is_named(tmp_path, how, said):
+    write_classes(tmp_path, 6)
+    with pytest.raises(UserError, match=said):
+        load(images(spoil(tmp_path, how)))
+
+
+def test_a_place_without_images_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"dataset.root=.*nowhere: expected a folder with"):
+        prepare(images(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [("cut", "cut short, corrupt"), ("names", "expected arrays train_images"), ("objects", "cut")],
+)
+def test_what_is_wrong_with_an_npz_is_named(tmp_path, damage, said):
+    path = tmp_path / "mine.npz"
+    arrays = {name: pictures(4, 8, 8) for name in ("train_images", "test_images")}
+    arrays |= {name: np.arange(4) % 3 for name in ("train_labels", "test_labels")}
+    if damage == "names":
+        arrays = {"a": np.arange(3)}
+    if damage == "objects":  # a pickle, which is never opened
+        arrays["train_images"] = np.array([{}, {}, {}, {}], dtype=object)
+    np.savez(path, **arrays)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=said):
+        load(images(path))
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Write a module `mydata` with the given return value of its load(root)."""
+
+    def write(returned: str):
+        (tmp_path / "mydata.py").write_text(
+            f"import numpy as np\ndef load(root, size=6):\n    return {returned}\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "mydata", raising=False)
+        source_files.cache_clear()
+        values = {"_target_": "mydata.load", "name": "mine", "num_classes": 3}
+        return part_from("dataset", values | {"root": "some/where", "size": 5})
+
+    return write
+
+
+PAIR = "(np.zeros((4, size, size), 'uint8'), [0, 1, 2, 0])"
+
+
+def test_a_callable_gives_arrays_and_takes_root_and_its_arguments(module):
+    splits = load(module(f"{{'train': {PAIR}, 'test': {PAIR}}} if root == 'some/where' else None"))
+    assert splits.train.images.shape == (4, 5, 5, 3)
+    assert splits.test.labels.tolist() == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        ("[1, 2]", "expected it to return"),
+        (f"{{'train': 3, 'test': {PAIR}}}", "train: expected a pair of arrays"),
+        (
+            f"{{'train': {PAIR}, 'test': (np.zeros((4, 5, 5)), [0, 1, 2, 0])}}",
+            "test: expected uint8 images of shape .* not float64",
+        ),
+        (
+            f"{{'train': {PAIR}, 'test': (np.zeros((4, 5, 5), 'uint8'), [0, 1])}}",
+            r"test: expected integer labels of shape \(4,\)",
+        ),
+        (
+            f"{{'train': {PAIR}, 'test': (np.zeros((1, 4, 4), 'uint8'), [1])}}",
+            "images of one size in train and test",
+        ),
+        (
+            f"{{'train': {PAIR}, 'test': (np.zeros((1, 5, 5), 'uint8'), [-1])}}",
+            "labels from 0 up, not -1",
+        ),
+        (
+            f"{{'train': {PAIR}, 'test': (np.zeros((1, 5, 5), 'uint8'), [7])}}",
+            "dataset.num_classes=3: expected at least 8",
+        ),
+    ],
+)
+def test_what_a_callable_returns_is_checked(module, returned, said):
+    with pytest.raises(UserError, match=said):
+        load(module(returned))
+
+
+def test_mean_and_std_are_measured_where_they_are_not_given(tmp_path):
+    write_classes(tmp_path, 10)
+    config = images(tmp_path)
+    train = load(config).train
+    measured = with_statistics(config, train)
+    scaled = train.images.astype(np.float64) / 255
+    assert np.allclose(measured.mean, scaled.mean((0, 1, 2)), rtol=1e-12)
+    assert np.allclose(measured.std, scaled.std((0, 1, 2)), rtol=1e-9)
+    given = images(tmp_path, mean=[0.5, 0.5, 0.5], std=[0.2, 0.2, 0.2])
+    assert with_statistics(given, train) is given
+
+
+def test_images_of_one_colour_cannot_be_normalised(module):
+    config = module(f"{{'train': {PAIR}, 'test': {PAIR}}}")
+    with pytest.raises(UserError, match="one colour"):
+        with_statistics(config, load(config).train)
+
+
+def test_svhn_is_read_from_its_own_format(tmp_path, monkeypatch):
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN
+
+    listed = {}
+    for part, count in (("train", 12), ("test", 5)):
+        path = tmp_path / f"{part}_32x32.mat"
+        labels = (np.arange(count) % 10 + 1)[:, None]  # 10 stands for the digit 0
+        savemat(path, {"X": pictures(32, 32, 3, count), "y": labels})
+        listed[part] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
+    monkeypatch.setattr(SVHN, "split_list", listed)
+    config = make_config("dataset=svhn", f"dataset.root={tmp_path}").dataset
+    splits = load(config)
+    assert splits.train.images.shape == (12, 32, 32, 3)
+    assert splits.train.labels[:10].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+    path = tmp_path / "test_32x32.mat"
+    path.write_bytes(path.read_bytes()[:-1])
+    config = make_config("dataset=svhn", f"dataset.root={tmp_path}", "dataset.download=false")
+    with pytest.raises(UserError, match=r"dataset=svhn: no complete copy .*train_32x32.mat \(MD5"):
+        load(config.dataset)
+
+
+def test_kmnist_is_read_from_its_own_format(tmp_path):
+    folder = tmp_path / "KMNIST" / "raw"
+    folder.mkdir(parents=True)
+    raw = {"train": pictures(10, 28, 28), "t10k": pictures(4, 28, 28)}
+    for part, array in raw.items():
+        for name, values in (("images-idx3", array), ("labels-idx1", np.arange(len(array)) % 10)):
+            values = values.astype(np.uint8)
+            sizes = b"".join(int(n).to_bytes(4, "big") for n in values.shape)
+            header = bytes([0, 0, 8, values.ndim]) + sizes
+            (folder / f"{part}-{name}-ubyte").write_bytes(header + values.tobytes())
+    splits = load(make_config("dataset=kmnist", f"dataset.root={tmp_path}").dataset)
+    assert splits.train.images.shape == (10, 32, 32, 3)
+    assert np.array_equal(splits.test.images[:, 2:30, 2:30, 1], raw["t10k"])
+    config = make_config(
+        "dataset=kmnist", f"dataset.root={tmp_path / 'no'}", "dataset.download=false"
+    )
+    with pytest.raises(UserError, match=r"dataset=kmnist: no complete copy .*MD5"):
+        load(config.dataset)
