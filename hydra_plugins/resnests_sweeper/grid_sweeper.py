@@ -39,30 +39,36 @@ class GridSweeper(BasicSweeper):
         from resnests.sweep.drive import run_sweep
         from resnests.sweep.protocol import RUN
 
+        assert self.hydra_context is not None
+        launcher: Any = self.launcher
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         _require_one_experiment(overrides)
         jobs = self.split_arguments(overrides, max_batch_size=None)[0]
 
         def launch(indices: list[int], allocation: Allocation | None) -> list[str | None]:
-            if hasattr(self.launcher, "joblib"):
+            if allocation is not None and hasattr(launcher, "joblib"):
                 # One run a job: joblib would bundle runs where it finds the first ones short.
-                self.launcher.joblib |= {"n_jobs": allocation.concurrent, "batch_size": 1}
+                launcher.joblib |= {"n_jobs": allocation.concurrent, "batch_size": 1}
             marked = [[*jobs[i], f"++hydra.job.env_set.{RUN}='{i}'"] for i in indices]
             # The value raises what a job could not put on record.
-            returned = self.launcher.launch(marked, initial_job_idx=0)
+            returned = launcher.launch(marked, initial_job_idx=0)
             return [job_return.return_value for job_return in returned]
 
-        remote = type(self.launcher).__name__ not in LOCAL
+        remote = type(launcher).__name__ not in LOCAL
         return run_sweep(self._configs(jobs), launch, remote)
 
     def _configs(self, jobs: list[list[str]]) -> list[Config]:
         """As Hydra composes them. That takes 80 ms each: plain seeds share what is composed."""
         from resnests.config.schema import config_from
 
+        assert self.hydra_context is not None
+        assert self.config is not None
+        loader, config = self.hydra_context.config_loader, self.config
+
         @cache
         def compose(job: tuple[str, ...]) -> tuple[DictConfig, Any]:
-            tree = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
+            tree = loader.load_sweep_config(config, list(job))
             HydraConfig.instance().set_config(tree)
             with open_dict(tree):
                 del tree["hydra"]

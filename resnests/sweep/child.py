@@ -73,20 +73,22 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches the parent, which asks once for a checkpoint
         )
+    pipe = child.stdin
+    assert pipe is not None
     # What is to start afresh was cleared before: the run itself, and whoever runs its config.yaml
     # again, must resume.
     trainer = dataclasses.replace(run.config.trainer, overwrite=False)
     with suppress(BrokenPipeError):  # it died at once: the exit status tells
-        send_job(child.stdin, dataclasses.replace(run.config, trainer=trainer), allocation)
+        send_job(pipe, dataclasses.replace(run.config, trainer=trainer), allocation)
     while child.poll() is None:
         if stop.requested():
-            child.stdin.close()
+            pipe.close()
         if stop.signals > 1:
             child.kill()
         with suppress(subprocess.TimeoutExpired):
             child.wait(POLL)
     with suppress(BrokenPipeError):
-        child.stdin.close()
+        pipe.close()
     code = child.returncode
     if stop.signals and -code in Stop.SIGNALS:
         # A batch system signals every process of a job; this one was too young to listen.

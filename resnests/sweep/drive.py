@@ -7,25 +7,19 @@ that any death of any process leaves nothing to repair and the same command goes
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from filelock import Timeout
+from typing import Any
 
 from resnests.config.schema import Config
-from resnests.data.splits import is_ready
 from resnests.errors import UserError, require
 from resnests.runs.record import FINAL
 from resnests.runs.weights import export
@@ -34,7 +28,8 @@ from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.display import Display
 from resnests.sweep.outcome import say_outcome, say_skipped
 from resnests.sweep.plan import Run, plan_runs, print_plan
-from resnests.sweep.protocol import Orders, python_path
+from resnests.sweep.prepare import clear_what_starts_afresh, prepare
+from resnests.sweep.protocol import Orders
 from resnests.sweep.stop import Stop, hold
 
 MAX_CRASHES = 5  # of the launcher, one after the other, with no run reaching its end
@@ -71,36 +66,40 @@ def run_sweep(configs: Sequence[Config], launch: Launch, remote: bool = False) -
     say_skipped(runs, todo)
     if not todo:
         return say_outcome(runs, interrupted=False)
-    _prepare_data(todo)
-    _clear_what_starts_afresh(todo)
-    folder = _make_folder(Path(configs[0].runs_dir), remote)
-    try:
-        token = Orders.of(configs, allocation).announce(folder)
-        if not remote:  # file systems that hosts share may have no locks
-            hold(token)
-        with (
-            Stop(token, _on_signal(token, remote)) as stop,
-            Display(runs, todo) as display,
-            suppress(KeyboardInterrupt),  # see _on_signal
-        ):
-            launch_until_done(
-                todo,
-                lambda some: launch([run.index for run in some], allocation),
-                stop.requested,
-                display.say,
-                remote,
-            )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    prepare(todo)
+    clear_what_starts_afresh(todo)
+    with (
+        _announced(configs, allocation) as token,
+        Stop(token, _on_signal(token, remote)) as stop,
+        Display(runs, todo) as display,
+        suppress(KeyboardInterrupt),  # see _on_signal
+    ):
+        launch_until_done(
+            todo,
+            lambda some: launch([run.index for run in some], allocation),
+            stop.requested,
+            display.say,
+            remote,
+        )
     return say_outcome(runs, interrupted=stop.signals > 0)
 
 
-def _make_folder(runs_dir: Path, remote: bool) -> Path:
-    """A folder for what this sweep tells its jobs."""
-    if not remote:
-        return Path(tempfile.mkdtemp(prefix="resnests-"))
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=".sweep-", dir=runs_dir.resolve()))
+@contextmanager
+def _announced(configs: Sequence[Config], allocation: Allocation | None) -> Iterator[Path]:
+    """Tells jobs their orders, in a folder that they reach; the token of the sweep."""
+    where: dict[str, Any] = {"prefix": "resnests-"}
+    if allocation is None:  # on other hosts
+        runs_dir = Path(configs[0].runs_dir).resolve()
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        where = {"prefix": ".sweep-", "dir": runs_dir}
+    folder = Path(tempfile.mkdtemp(**where))
+    try:
+        token = Orders.of(configs, allocation).announce(folder)
+        if allocation is not None:  # file systems that hosts share may have no locks
+            hold(token)
+        yield token
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _on_signal(token: Path, remote: bool) -> Callable[[int], None]:
@@ -135,17 +134,20 @@ def launch_until_done(
             time.sleep(POLL)  # for what others train: what they do not finish is ours
             continue
         batch = batch or free
-        before = {run: run.directory.read_progress() for run in batch}
+        before = {run: _traces(run) for run in batch}
         outcomes = _launch(batch, launch, say)
         ended = any(run.directory.status() in FINAL for run in batch)
         crashes = 0 if outcomes or ended else crashes + 1
         if crashes == MAX_CRASHES:
             say(f"the launcher lost a process {crashes} times in a row: giving up")
             return
-        # A job that began left signs of life, and is lost if it is gone. The others wait on in the
-        # queue of a batch system, which the loss of one does not empty.
+        # A job that began left traces, and is lost if it is gone. The others wait on in the queue
+        # of a batch system, which the loss of one does not empty.
         left = batch if remote and not outcomes else []
-        queued = {run for run in left if run.directory.read_progress() == before[run]}
+        queued = {run for run in left if _traces(run) == before[run]}
+        for run in batch:
+            if run.directory.status() == "running" and not run.directory.is_owned():
+                conclude(run, -signal.SIGKILL)  # its process went with its job's
         done = {run for run in outcomes if not tries.is_worth_another(run, outcomes[run])}
         todo = [run for run in todo if run not in done]
 
@@ -165,6 +167,11 @@ def _launch(
         return {}
 
 
+def _traces(run: Run) -> tuple[Any, ...]:
+    """What is not the same any more once a job of `run` has begun."""
+    return run.directory.read_progress(), run.directory.sound_record()
+
+
 class _Tries:
     """What was tried before, by which it is seen whether another try could finish a run."""
 
@@ -176,8 +183,6 @@ class _Tries:
     def is_worth_another(self, run: Run, outcome: str | None) -> bool:
         if outcome == "busy" or run.directory.is_owned():
             return True  # another sweep trains it, or did until now
-        if run.directory.status() == "running":  # nobody does: its process went with its job's
-            conclude(run, -signal.SIGKILL)
         status = run.directory.status()
         if status in ("failed", "killed"):
             self.attempts[run] += 1
@@ -201,31 +206,3 @@ def _export(runs: Sequence[Run]) -> int:
             missing += 1
             print(f"not exported: {error}", file=sys.stderr)
     return 1 if missing else 0
-
-
-def _prepare_data(runs: Sequence[Run]) -> None:
-    """Fetch and check each data set once, before the runs; in a process of its own, as that may
-    take torchvision.
-    """
-    datasets = {json.dumps(asdict(run.config.dataset)): run.config.dataset for run in runs}
-    for arguments, dataset in datasets.items():
-        if is_ready(dataset):
-            continue
-        command = [sys.executable, "-m", "resnests.data.splits", arguments]
-        environment = os.environ | {"PYTHONPATH": python_path()}
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env=environment)
-        if done.returncode:
-            raise UserError(done.stderr.strip().splitlines()[-1])
-
-
-def _clear_what_starts_afresh(runs: Sequence[Run]) -> None:
-    """Clear what was finished, or is to start again at the user's wish."""
-    for run in runs:
-        redo = run.config.trainer.overwrite or run.directory.status() in FINAL
-        if redo and run.directory.path.is_dir():
-            try:
-                with run.directory.owner().acquire(blocking=False):
-                    run.directory.clear()
-            except Timeout:
-                reason = "cannot start afresh, as it is being trained right now"
-                raise UserError(f"{run.directory.path}: {reason}") from None

@@ -12,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from resnests.config.recipe import recipe_values
+from resnests.config.recipe import recipe_values, telling_keys
 from resnests.config.schema import Config, config_dict
 from resnests.errors import UserError, require
 from resnests.runs.directory import RunDirectory
@@ -131,14 +131,8 @@ def _tell_apart(runs: list[Run]) -> list[Run]:
         groups[run.label].append(recipe_values(run.config))
     told = []
     for run in runs:
-        keys = _telling_keys(groups[run.label])
-        differs = " ".join(f"{key}={attrgetter(key)(run.config)}" for key in sorted(keys))
+        values = _flat(run.config) | recipe_values(run.config)
+        keys = sorted(telling_keys(groups[run.label]))
+        differs = " ".join(f"{key}={values.get(key)}" for key in keys)
         told.append(replace(run, differs=differs))
     return told
-
-
-def _telling_keys(values: Sequence[dict[str, Any]]) -> set[str]:
-    """The keys that not all `values` agree in, without those that a name says."""
-    keys = {key for some in values for key in some if any(v.get(key) != some[key] for v in values)}
-    named = tuple(key.removesuffix("name") for key in keys if key.endswith(".name"))
-    return {key for key in keys if key.endswith(".name") or not key.startswith(named)}

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -43,7 +44,7 @@ class Orders:
     configs: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, configs: list[Config], allocation: Allocation | None) -> Orders:
+    def of(cls, configs: Sequence[Config], allocation: Allocation | None) -> Orders:
         shared = dataclasses.asdict(allocation) if allocation else None
         return cls(allocation is not None, shared, [config_dict(config) for config in configs])
 

@@ -18,11 +18,12 @@ from helpers import REPOSITORY, TINY, run_command, tiny
 
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import Provenance, Record
-from resnests.sweep import devices, drive
+from resnests.sweep import devices
 from resnests.sweep.child import job, run_child
 from resnests.sweep.devices import Allocation, allocate, lease
 from resnests.sweep.drive import launch_until_done, run_sweep
 from resnests.sweep.plan import Run
+from resnests.sweep.prepare import prepare
 from resnests.sweep.protocol import BUSY, INTERRUPTED
 from resnests.sweep.stop import Stop
 
@@ -421,8 +422,24 @@ def test_data_is_prepared_once_for_a_sweep(tmp_path, monkeypatch):
     configs = [
         tiny("dataset.source=cifar10", f"seed={seed}", f"runs_dir={tmp_path}") for seed in range(5)
     ]
-    drive._prepare_data([Run(config, RunDirectory.of(config)) for config in configs])
+    prepare([Run(config, RunDirectory.of(config)) for config in configs])
     assert len(started) == 1
+
+
+def test_pieces_of_a_users_own_that_fail_stop_a_sweep_before_its_first_run(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\ndef net(num_classes):\n    return torch.nn.Conv2d(3, num_classes, 1)\n"
+    )
+    own = ("~arch.blocks", "~arch.widths", "arch.name=mine", "+arch._target_=mine.net")
+    done = run_command(
+        "-m", *TINY, *own, "seed=0,1", cwd=tmp_path, environment={"PYTHONPATH": str(tmp_path)}
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: arch=mine: expected logits of shape (2, 10), not (2, 10, "
+    )
+    assert len(done.stderr.splitlines()) == 1
+    assert not any(tmp_path.rglob("seed=*"))
 
 
 def test_what_was_interrupted_while_it_waited_for_a_device_was_not_started(tmp_path):
