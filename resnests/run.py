@@ -50,6 +50,8 @@ def app(tree: DictConfig) -> str | None:
 def main() -> None:
     try:
         app()
+    except KeyboardInterrupt:  # before the sweep listens to signals
+        sys.exit(protocol.INTERRUPTED)
     except SystemExit as end:
         if isinstance(end.code, str):  # said by a job, which has nowhere to say it
             print(end.code, file=sys.stderr)

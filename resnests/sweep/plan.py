@@ -117,7 +117,7 @@ def _unique(runs: Iterable[Run]) -> list[Run]:
 
 def _flat(config: Config) -> dict[str, Any]:
     """Every value of the configuration under its dotted key."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in config_dict(config).items():
         inner = {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {}
         flat |= inner or {key: value}
