@@ -4,9 +4,10 @@ undisturbed sweep is.
     python tests/faults.py --faults 60      # the long form: faults injected, survived, results lost
 
 A fault is SIGKILL of a training, of a joblib worker, of the whole sweep; a flipped bit in or the
-loss of the end of a checkpoint or record; a second sweep over the same grid at once. After the
-faults the same command is given until it reports success, and every file is compared with the
-undisturbed sweep.
+loss of the end of a checkpoint or record; a second sweep over the same grid at once, also after the
+lock of a run in training was deleted, or one of another user (where root) over the same devices; an
+error full of markup. After the faults the same command is given until it reports success, and every
+file is compared with the undisturbed sweep.
 """
 
 from __future__ import annotations
@@ -14,90 +15,30 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import psutil
 import torch
-from helpers import REPOSITORY, TINY, history
+from helpers import history
+from sweeps import Leases, Sweep
 
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.training.checkpoint import read_torch
 
 SECOND_SWEEPS: list[Sweep] = []
-GRID = ("variant=standard,a_resnest", "seed=0,1")
-RUNS = 4
-
-
-class Sweep:
-    """A sweep as a user starts it, with the processes below it by their roles."""
-
-    def __init__(self, folder: Path, *overrides: str) -> None:
-        command = [
-            sys.executable,
-            str(REPOSITORY / "run.py"),
-            "-m",
-            *TINY,
-            "trainer.epochs=40",
-            *GRID,
-            *overrides,
-        ]
-        with open(folder / "sweep.log", "ab") as log:
-            self.process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-
-    def children(self, role: str) -> list[psutil.Process]:
-        """role: training, or worker for those of joblib."""
-        marks = {"training": "resnests.sweep.worker", "worker": "loky"}
-        found = []
-        try:
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                try:
-                    line = " ".join(process.cmdline())
-                except psutil.Error:
-                    continue
-                if marks[role] in line and "resource_tracker" not in line:
-                    found.append(process)
-        except psutil.Error:
-            pass
-        return found
-
-    def wait(self, timeout: float = 240) -> int:
-        return self.process.wait(timeout)
-
-
-class Leases(threading.Thread):
-    """Looks all the time whether two trainings of different directories report the same device."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(daemon=True)
-        self.folder, self.over, self.doubled = folder, threading.Event(), []
-
-    def run(self) -> None:
-        while not self.over.wait(0.1):
-            holders: dict[str, tuple[int, str]] = {}
-            for path in self.folder.glob("**/progress.json"):
-                progress = RunDirectory(path.parent).read_progress()
-                if "device" not in progress or not psutil.pid_exists(progress["pid"]):
-                    continue
-                for device in progress["device"].split():
-                    other = holders.setdefault(device, (progress["pid"], str(path)))
-                    if other[0] != progress["pid"] and self._both_live(other[0], progress["pid"]):
-                        self.doubled.append((device, other, progress["pid"]))
-
-    @staticmethod
-    def _both_live(*pids: int) -> bool:
-        """Still trainings, both of them, after what was read of them."""
-        try:
-            return all(
-                "resnests.sweep.worker" in " ".join(psutil.Process(pid).cmdline()) for pid in pids
-            )
-        except psutil.Error:
-            return False
+BOOM = "[/opt/pytorch/x.cc:3] boom"
+OTHER_USER = 54321
+# An account without rights here, but for reading: python may lie in the home of root.
+AS_OTHER_USER = (
+    f"setpriv --reuid {OTHER_USER} --regid {OTHER_USER} --clear-groups "
+    "--inh-caps=+dac_read_search --ambient-caps=+dac_read_search"
+).split()
+RUNS = 4  # of the grid of a Sweep
 
 
 def kill_training(sweep: Sweep, _folder: Path) -> bool:
@@ -120,6 +61,35 @@ def interrupt_sweep(sweep: Sweep, _folder: Path) -> bool:
 
 def second_sweep(_sweep: Sweep, folder: Path) -> bool:
     SECOND_SWEEPS.append(Sweep(folder))
+    return True
+
+
+def other_users_sweep(_sweep: Sweep, folder: Path) -> bool:
+    """Over a grid of their own, on the same devices."""
+    theirs = folder / f"user-{len(list(folder.glob('user-*')))}"
+    theirs.mkdir()
+    os.chown(theirs, OTHER_USER, OTHER_USER)
+    SECOND_SWEEPS.append(Sweep(theirs, prefix=AS_OTHER_USER))
+    return True
+
+
+def delete_lock(_sweep: Sweep, folder: Path) -> bool:
+    """Of a run in training, and start a second sweep, which must leave it alone."""
+    runs = [
+        run
+        for run in find_runs(folder / "runs")
+        if run.status() == "running" and run.is_owned() and run.lock_file.exists()
+    ]
+    if not runs:
+        return False
+    random.choice(runs).lock_file.unlink()
+    SECOND_SWEEPS.append(Sweep(folder))
+    return True
+
+
+def error_with_markup(_sweep: Sweep, folder: Path) -> bool:
+    """At the next epoch of a training: see broken/sitecustomize.py."""
+    (folder / "boom").touch()
     return True
 
 
@@ -164,8 +134,13 @@ FAULTS = {
     "sweep killed": kill_sweep,
     "sweep interrupted": interrupt_sweep,
     "second sweep": second_sweep,
+    "another user's sweep": other_users_sweep,
+    "lock deleted": delete_lock,
+    "error with markup": error_with_markup,
     "file damaged": damage_file,
 }
+if os.getuid() != 0 or not shutil.which("setpriv"):  # what becoming another user takes
+    del FAULTS["another user's sweep"]
 
 
 def hurt_until(folder: Path, faults: list[str]) -> None:
@@ -213,6 +188,8 @@ def differences(folder: Path, reference: Path) -> list[str]:
     found = []
     expected = {run.path.relative_to(reference): run.path for run in find_runs(reference / "runs")}
     assert len(expected) == RUNS
+    log = (folder / "sweep.log").read_text()
+    found += [f"error shown as: {line}" for line in log.splitlines() if not _is_shown_well(line)]
     for place, path in expected.items():
         mine = folder / place
         if RunDirectory(mine).status() != "complete":
@@ -227,6 +204,10 @@ def differences(folder: Path, reference: Path) -> list[str]:
     return found
 
 
+def _is_shown_well(line: str) -> bool:
+    return "MarkupError" not in line and ("boom" not in line or BOOM in line)
+
+
 def campaign(folder: Path, faults: list[str]) -> tuple[list[str], list, int]:
     """(differences, doubly leased devices, commands needed in the end) after `faults`."""
     hurt, reference = folder / "hurt", folder / "reference"
@@ -238,7 +219,9 @@ def campaign(folder: Path, faults: list[str]) -> tuple[list[str], list, int]:
     hurt_until(hurt, list(faults))
     commands = finish(hurt)
     watch.over.set()
-    return differences(hurt, reference), watch.doubled, commands
+    grids = [hurt, *hurt.glob("user-*")]
+    lost = [line for grid in grids for line in differences(grid, reference)]
+    return lost, watch.doubled, commands
 
 
 def main() -> int:
@@ -255,11 +238,10 @@ def main() -> int:
     for name in FAULTS:
         print(f"{faults.count(name):4} x {name}")
     print(
-        f"{len(faults)} faults injected in {time.monotonic() - started:.0f} s, then {commands} more command(s)"
+        f"{len(faults)} faults injected in {time.monotonic() - started:.0f} s, "
+        f"then {commands} more command(s)"
     )
-    print(
-        f"{RUNS - len({line.split(':')[0] for line in lost})} of {RUNS} results bit-identical to an undisturbed sweep"
-    )
+    print(f"{RUNS} results compared with those of an undisturbed sweep, and those of other users")
     print(f"{len(lost)} results lost or different, {len(doubled)} devices doubly leased")
     for line in [*lost, *map(str, doubled)]:
         print(line)

@@ -261,7 +261,8 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number, u
 
 
 def test_a_device_that_is_taken_is_not_waited_for_when_asked(tmp_path):
-    from resnests.sweep.devices import Allocation, lease
+    from resnests.sweep.devices import Allocation
+    from resnests.sweep.leases import lease
 
     slots = [f"cpu-{i}" for i in range(256)]
     held = lease(Allocation("cpu", slots, [], len(slots), 1, 1), "somebody else's run")

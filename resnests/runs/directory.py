@@ -2,7 +2,7 @@
 torch.
 
     <runs_dir>/<dataset>/<arch>/<variant>/<recipe>/seed=<n>/
-        config.yaml    the resolved configuration: python run.py --config-path=<this directory> --config-name=config
+        config.yaml    the resolved configuration, to run again as its first lines say
         record.json    status, final metrics, configuration, timings, provenance
         history.csv    one row an epoch
         progress.json  the latest sign of life of a running training, about once a second
@@ -22,6 +22,7 @@ import io
 import json
 import math
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,11 +33,11 @@ from omegaconf import OmegaConf
 
 from resnests.config.recipe import recipe_hash
 from resnests.config.schema import Config, config_dict, config_from
-from resnests.runs.record import BrokenRecord, Record
+from resnests.runs.record import BrokenRecord, Record, is_recent
 
 HISTORY = (
-    "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy",
-    "seconds", "images_per_second",
+    "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
+    "test_loss", "test_accuracy", "seconds", "images_per_second",
 )  # fmt: skip
 
 _RERUN_HEADER = """\
@@ -107,6 +108,8 @@ class RunDirectory:
 
     def write_record(self, record: Record) -> None:
         write_atomic(self.record_file, record.to_json().encode())
+        if record.status != "running":
+            self.progress_file.unlink(missing_ok=True)
 
     def read_record(self) -> Record | None:
         """The checked record, None where there is none; raises BrokenRecord."""
@@ -169,11 +172,12 @@ class RunDirectory:
         ]
 
     def write_progress(self, progress: dict[str, Any]) -> None:
-        write_atomic(self.progress_file, json.dumps(progress | {"time": time.time()}).encode())
+        sign = progress | {"time": time.time(), "host": socket.gethostname()}
+        write_atomic(self.progress_file, json.dumps(sign).encode())
 
     def read_progress(self) -> dict[str, Any]:
         """The latest sign of life ({} where there is none): state, device, epoch, loss, ...,
-        time (Unix seconds).
+        time (Unix seconds), host.
         """
         try:
             progress = json.loads(self.progress_file.read_bytes())
@@ -184,7 +188,17 @@ class RunDirectory:
     def owner(self) -> FileLock:
         """The lock that a process holds while the directory is its own."""
         self.path.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.lock_file)
+        return _OwnerLock(self.lock_file)
+
+    def shows_life(self) -> bool:
+        """Whether another process works here, as far as its signs of life and its record tell."""
+        progress = self.read_progress()
+        if progress.get("host", socket.gethostname()) != socket.gethostname():
+            return is_recent(progress)
+        record = self.sound_record()
+        if record is None or record.status != "running" or record.provenance.pid == os.getpid():
+            return False
+        return record.is_alive(progress)
 
     def is_owned(self) -> bool:
         """Whether some living process owns the directory."""
@@ -210,6 +224,21 @@ class RunDirectory:
     def clear_checkpoints(self) -> None:
         for path in (self.checkpoint_file, self.previous_checkpoint_file):
             path.unlink(missing_ok=True)
+
+
+class _OwnerLock(FileLock):
+    """run.lock; a directory that shows life is taken although the lock is free.
+
+    A file system without locks between its hosts (NFS or Lustre mounted with local flock) lets
+    each of them have it, and a file that was deleted while it was locked lets anybody.
+    """
+
+    def acquire(self, *args: Any, **kwargs: Any) -> Any:
+        held = super().acquire(*args, **kwargs)
+        if RunDirectory(Path(self.lock_file).parent).shows_life():
+            self.release()
+            raise Timeout(self.lock_file)
+        return held
 
 
 def find_runs(root: Path | str) -> Iterator[RunDirectory]:

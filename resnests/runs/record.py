@@ -123,14 +123,14 @@ class Record:
                     raise BrokenRecord(f"{name} of a complete run is {value!r}")
         return record
 
-    def is_alive(self, progress: dict[str, Any], stale: float = 60.0) -> bool:
+    def is_alive(self, progress: dict[str, Any]) -> bool:
         """Whether the process of a running record still works.
 
-        Asks the operating system on the host that the run is on, and elsewhere believes signs of
-        life younger than `stale` seconds.
+        Asks the operating system on the host that the run is on, and elsewhere believes recent
+        signs of life.
         """
         if self.provenance.host != socket.gethostname():
-            return time.time() - progress.get("time", 0.0) < stale
+            return is_recent(progress)
         import psutil
 
         if self.provenance.pid is None or self.provenance.process_started is None:
@@ -141,6 +141,13 @@ class Record:
             return same and process.status() != psutil.STATUS_ZOMBIE
         except (psutil.Error, ValueError, OverflowError):  # no process can have such a number
             return False
+
+
+def is_recent(progress: dict[str, Any], stale: float = 60.0) -> bool:
+    """Whether a sign of life is at most `stale` seconds away; from far ahead it is no better than
+    an old one, as its clock is wrong.
+    """
+    return abs(time.time() - progress.get("time", 0.0)) < stale
 
 
 def _checked(kind: type[T], raw: Any) -> T:

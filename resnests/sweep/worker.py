@@ -20,7 +20,8 @@ from resnests.config.schema import Config
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
-from resnests.sweep.devices import Allocation, lease
+from resnests.sweep.devices import Allocation
+from resnests.sweep.leases import lease
 from resnests.sweep.protocol import BUSY, INTERRUPTED, USER_ERROR, receive_job
 from resnests.sweep.stop import Stop
 
@@ -56,6 +57,7 @@ class Worker:
         finally:
             self._over.set()
             heart.join()
+            self.directory.progress_file.unlink(missing_ok=True)  # other hosts would wait for it
 
     def report(self, progress: dict[str, Any]) -> None:
         self.progress = self.progress | progress

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from filelock import Timeout
 from helpers import make_config, tiny
 
 from resnests.runs.directory import RunDirectory, find_runs
@@ -103,3 +104,64 @@ def test_one_process_owns_a_directory_at_a_time(directory):
     with directory.owner().acquire(blocking=False):
         assert RunDirectory(directory.path).is_owned()
     assert not directory.is_owned()
+
+
+@pytest.fixture
+def running(directory):
+    """A run that started; returns how to tell of it what a process on some host would."""
+
+    def tell(host: str, age: float, status: str = "running", **provenance) -> None:
+        provenance = Provenance(host=host, **provenance)
+        directory.write_record(
+            replace(directory.read_record(), status=status, provenance=provenance)
+        )
+        sign = {"state": "training", "host": host, "time": time.time() - age}
+        directory.progress_file.write_text(json.dumps(sign))
+
+    return tell
+
+
+def is_free(directory) -> bool:
+    """Both for those who look and for those who would take it."""
+    try:
+        with directory.owner().acquire(blocking=False):
+            owned = False
+    except Timeout:
+        owned = True
+    assert directory.is_owned() == owned
+    return not owned
+
+
+def test_a_run_that_shows_life_on_another_host_is_owned_although_locks_do_not_reach_it(
+    directory, running
+):
+    """NFS or Lustre mounted with local flock."""
+    running("elsewhere", age=5)
+    assert not is_free(directory)
+    running("elsewhere", age=5, status="interrupted")  # before, and waits for a device by now
+    assert not is_free(directory)
+    for age in (500, -500):  # the latter with a clock that is wrong
+        running("elsewhere", age)
+        assert is_free(directory)
+
+
+def test_a_run_that_ended_on_another_host_is_free_at_once(directory, running):
+    running("elsewhere", age=1)
+    directory.write_record(replace(directory.read_record(), status="killed"))
+    assert is_free(directory)
+
+
+def test_a_run_is_owned_although_its_lock_file_was_deleted(directory, running):
+    training = psutil.Popen(["sleep", "60"])
+    started = training.create_time()
+    running(socket.gethostname(), 1, pid=training.pid, process_started=started)
+    directory.lock_file.unlink(missing_ok=True)
+    assert not is_free(directory)
+    training.kill()
+    training.wait()
+    assert is_free(directory)
+
+
+def test_a_sign_of_life_says_where_it_comes_from(directory):
+    directory.write_progress({"state": "waiting"})
+    assert directory.read_progress()["host"] == socket.gethostname()

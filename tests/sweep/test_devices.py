@@ -1,16 +1,15 @@
 import os
-import subprocess
-import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import joblib
+import pynvml
 import pytest
 from helpers import make_config
 
 from resnests.errors import UserError
 from resnests.sweep import devices
-from resnests.sweep.devices import Allocation, allocate, lease, select_visible
+from resnests.sweep.devices import allocate, select_visible, visible_gpus
+from resnests.sweep.leases import lease
 
 GPUS = ["GPU-aaa1", "GPU-aaa2", "GPU-bbb3"]
 
@@ -30,7 +29,97 @@ GPUS = ["GPU-aaa1", "GPU-aaa2", "GPU-bbb3"]
     ],
 )
 def test_cuda_visible_devices_is_respected(visible, expected):
-    assert select_visible(GPUS, visible) == expected
+    assert select_visible(dict.fromkeys(GPUS, "H100"), visible, None) == expected
+
+
+def test_an_index_into_different_gpus_must_say_in_which_order():
+    """CUDA's own order is the fastest first, which NVML cannot tell."""
+    mixed = dict(zip(GPUS, ("T4", "H100", "T4"), strict=True))
+    assert select_visible(mixed, "1", "PCI_BUS_ID") == [GPUS[1]]
+    assert select_visible(mixed, "GPU-bbb", None) == [GPUS[2]]
+    assert select_visible(mixed, None, None) == GPUS
+    for order in (None, "FASTEST_FIRST"):
+        with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES=1: .*DEVICE_ORDER=PCI_BUS_ID"):
+            select_visible(mixed, "1", order)
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """A driver of three GPUs, of which tests break something."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    devices._warn.cache_clear()
+    order = [2, 0, 1]  # on the bus
+    for name, function in {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: len(GPUS),
+        "nvmlDeviceGetHandleByIndex": order.index,
+        "nvmlDeviceGetPciInfo": lambda i: SimpleNamespace(busId=f"00000000:{i}5:00.0"),
+        "nvmlDeviceGetUUID": GPUS.__getitem__,
+        "nvmlDeviceGetName": lambda _: "H100",
+    }.items():
+        monkeypatch.setattr(pynvml, name, function)
+    return lambda name, function: monkeypatch.setattr(pynvml, name, function)
+
+
+def fails(number):
+    def call(*_):
+        raise pynvml.NVMLError(number)
+
+    return call
+
+
+def test_gpus_come_in_the_order_of_their_bus(nvml, capsys):
+    assert visible_gpus() == GPUS
+    assert capsys.readouterr().err == ""
+
+
+def test_a_gpu_that_cannot_be_opened_hides_no_other(nvml, capsys):
+    lost = fails(pynvml.NVML_ERROR_GPU_IS_LOST)
+    nvml("nvmlDeviceGetUUID", lambda i: lost() if i == 1 else GPUS[i])
+    assert allocate(make_config(), runs=5).gpus == [GPUS[0], GPUS[2]]
+    allocate(make_config(), runs=5)
+    line = "warning: NVIDIA GPU 0 is not used: it cannot be opened (GPU is lost)\n"
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize(
+    ("broken", "number", "said"),
+    [
+        ("nvmlInit", "NVML_ERROR_LIB_RM_VERSION_MISMATCH", "its driver does not answer (RM has"),
+        ("nvmlDeviceGetHandleByIndex", "NVML_ERROR_NO_PERMISSION", "there is a driver (0 usable"),
+    ],
+)
+def test_a_driver_without_a_usable_gpu_is_said_before_hours_on_the_cpu(
+    nvml, capsys, broken, number, said
+):
+    nvml(broken, fails(getattr(pynvml, number)))
+    assert allocate(make_config("trainer.device=auto"), runs=1).kind != "cuda"
+    assert "warning: no NVIDIA GPU is used, a" in (err := capsys.readouterr().err)
+    assert said in err
+
+
+def test_a_machine_without_a_driver_or_whose_gpus_are_not_wanted_is_no_reason_to_warn(
+    nvml, capsys, monkeypatch
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    nvml("nvmlInit", fails(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
+    assert visible_gpus() == []
+    assert capsys.readouterr().err == ""
+
+
+def test_amd_gpus_are_not_used_and_this_is_said(nvml, capsys, monkeypatch):
+    nvml("nvmlInit", fails(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
+    monkeypatch.setattr(devices.Path, "exists", lambda path: str(path) == "/dev/kfd")
+    assert visible_gpus() == []
+    assert "warning: AMD GPUs are not used" in capsys.readouterr().err
+
+
+def test_windows_is_refused_with_one_line(monkeypatch):
+    monkeypatch.setattr(devices.platform, "system", lambda: "Windows")
+    with pytest.raises(UserError, match="resnests trains on Linux and macOS"):
+        allocate(make_config(), runs=1)
 
 
 @pytest.fixture
@@ -50,11 +139,19 @@ def test_gpu_slots_fill_every_gpu_before_any_gets_a_second_run():
     assert len(set(allocation.slots)) == 6
     assert (allocation.concurrent, allocation.take) == (6, 1)
     assert allocate(make_config(), runs=2).concurrent == 2
-    assert allocate(make_config("devices.slots=4"), runs=20).gpus == [*GPUS, GPUS[0]]
     assert allocate(make_config("trainer.device=cuda:1"), runs=20).gpus == [GPUS[1]]
     held = lease(allocate(make_config("trainer.device=cuda:2"), runs=1), "test")
     assert held.environment()["CUDA_VISIBLE_DEVICES"] == GPUS[2]
+    assert held.environment()["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     held.release()
+
+
+@pytest.mark.usefixtures("three_gpus")
+@pytest.mark.parametrize(("slots", "concurrent"), [(2, 2), (4, 3)])
+def test_slots_are_a_cap_that_puts_no_second_run_on_a_gpu(slots, concurrent):
+    allocation = allocate(make_config(f"devices.slots={slots}"), runs=20)
+    assert allocation.concurrent == concurrent
+    assert allocation.gpus == GPUS  # any of them, whichever is free
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -66,8 +163,11 @@ def test_cores_are_shared_out(monkeypatch):
     assert (many.concurrent, many.threads) == (8, 1)
     limited = allocate(make_config("devices.cpu_slots=2"), runs=100)
     assert (limited.concurrent, limited.threads) == (2, 4)
-    forced = allocate(make_config("devices.slots=16"), runs=100)
+    forced = allocate(make_config("devices.cpu_slots=16"), runs=100)
     assert (forced.concurrent, forced.threads, len(forced.slots)) == (16, 1, 16)
+    capped = allocate(make_config("devices.cpu_slots=16", "devices.slots=4"), runs=100)
+    assert (capped.concurrent, capped.threads) == (4, 2)
+    assert allocate(make_config("devices.slots=16"), runs=100).concurrent == 8
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -106,68 +206,3 @@ def test_a_cuda_graph_needs_cuda():
 def test_tf32_needs_cuda():
     with pytest.raises(UserError, match=r"trainer.precision=tf32: expected fp32 or bf16"):
         allocate(make_config("trainer.precision=tf32"), runs=1)
-
-
-def cpu(slots: int, take: int) -> Allocation:
-    return Allocation("cpu", [f"cpu-{i}" for i in range(slots)], [], take, slots // take, take)
-
-
-def test_no_slot_is_leased_twice():
-    allocation, held, overlaps = cpu(3, 1), set(), []
-
-    def use(_):
-        mine = lease(allocation, "test")
-        overlaps.extend(held & set(mine.names))
-        held.update(mine.names)
-        time.sleep(0.01)
-        held.difference_update(mine.names)
-        mine.release()
-
-    with ThreadPoolExecutor(12) as pool:
-        list(pool.map(use, range(24)))
-    assert not overlaps
-
-
-def test_a_lease_is_all_or_nothing():
-    one = lease(cpu(3, 2), "first")
-    assert one.names == ["cpu-0", "cpu-1"]
-    with pytest.raises(UserError):
-        lease(cpu(3, 2), "second", wait=False)
-    small = lease(cpu(3, 1), "third", wait=False)
-    assert small.names == ["cpu-2"]
-    one.release()
-    assert lease(cpu(3, 2), "second", wait=False).names == ["cpu-0", "cpu-1"]
-
-
-def test_without_waiting_the_holder_is_named():
-    held = lease(cpu(1, 1), "runs/digits")
-    with pytest.raises(
-        UserError, match=r"devices.wait=false: .* cpu-0 by process \d+ .*runs/digits"
-    ):
-        lease(cpu(1, 1), "other", wait=False)
-    held.release()
-
-
-def test_waiting_ends_when_asked_to_stop():
-    held = lease(cpu(1, 1), "first")
-    assert lease(cpu(1, 1), "other", should_stop=iter([False, True]).__next__) is None
-    held.release()
-
-
-def test_a_slot_is_free_when_its_holder_was_killed():
-    program = """
-import sys
-from resnests.sweep.devices import Allocation, lease
-held = lease(Allocation("cpu", ["cpu-0"], [], 1, 1, 1), "doomed")
-print("held", flush=True)
-sys.stdin.read()
-"""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match=rf"process {holder.pid}"):
-        lease(cpu(1, 1), "other", wait=False)
-    holder.kill()
-    holder.communicate()
-    assert lease(cpu(1, 1), "other", wait=False) is not None

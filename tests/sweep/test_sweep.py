@@ -20,8 +20,9 @@ from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import Provenance, Record
 from resnests.sweep import devices
 from resnests.sweep.child import job, run_child
-from resnests.sweep.devices import Allocation, allocate, lease
+from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.drive import launch_until_done, run_sweep
+from resnests.sweep.leases import lease
 from resnests.sweep.plan import Run
 from resnests.sweep.prepare import prepare
 from resnests.sweep.protocol import BUSY, INTERRUPTED

@@ -1,0 +1,87 @@
+"""Sweeps as a user starts them, and who holds which device meanwhile."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+from helpers import REPOSITORY, TINY
+
+from resnests.runs.directory import RunDirectory
+
+GRID = ("variant=standard,a_resnest", "seed=0,1")
+
+
+class Sweep:
+    """A sweep as a user starts it, with the processes below it by their roles."""
+
+    def __init__(self, folder: Path, *overrides: str, prefix: Sequence[str] = ()) -> None:
+        command = [
+            *prefix,
+            sys.executable,
+            str(REPOSITORY / "run.py"),
+            "-m",
+            *TINY,
+            "trainer.epochs=40",
+            *GRID,
+            *overrides,
+        ]
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "tests" / "broken")}
+        with open(folder / "sweep.log", "ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=log, stderr=log
+            )
+
+    def children(self, role: str) -> list[psutil.Process]:
+        """role: training, or worker for those of joblib."""
+        marks = {"training": "resnests.sweep.worker", "worker": "loky"}
+        found = []
+        try:
+            for process in psutil.Process(self.process.pid).children(recursive=True):
+                try:
+                    line = " ".join(process.cmdline())
+                except psutil.Error:
+                    continue
+                if marks[role] in line and "resource_tracker" not in line:
+                    found.append(process)
+        except psutil.Error:
+            pass
+        return found
+
+    def wait(self, timeout: float = 600) -> int:
+        return self.process.wait(timeout)
+
+
+class Leases(threading.Thread):
+    """Looks all the time whether two trainings of different directories report the same device."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.over, self.doubled = folder, threading.Event(), []
+
+    def run(self) -> None:
+        while not self.over.wait(0.1):
+            holders: dict[str, tuple[int, str]] = {}
+            for path in self.folder.glob("**/progress.json"):
+                progress = RunDirectory(path.parent).read_progress()
+                if "device" not in progress or not psutil.pid_exists(progress["pid"]):
+                    continue
+                for device in progress["device"].split():
+                    other = holders.setdefault(device, (progress["pid"], str(path)))
+                    if other[0] != progress["pid"] and self._both_live(other[0], progress["pid"]):
+                        self.doubled.append((device, other, progress["pid"]))
+
+    @staticmethod
+    def _both_live(*pids: int) -> bool:
+        """Still trainings, both of them, after what was read of them."""
+        try:
+            return all(
+                "resnests.sweep.worker" in " ".join(psutil.Process(pid).cmdline()) for pid in pids
+            )
+        except psutil.Error:
+            return False
