@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
 from filelock import Timeout
 
@@ -105,14 +105,9 @@ def watch_parent(stop: Stop) -> None:
     stop.ask()
 
 
-def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    stop = Stop()
-    stop.__enter__()  # until the process ends
-    config, allocation = receive_job()
-    threading.Thread(target=watch_parent, args=(stop,), daemon=True).start()
+def exit_status(worker: Worker) -> int:
     try:
-        return Worker(config, allocation, stop).work()
+        return worker.work()
     except UserError as error:
         print(error, flush=True)
         return USER_ERROR
@@ -121,9 +116,20 @@ def main() -> int:
         return 1
 
 
-if __name__ == "__main__":
-    code = main()
+def main() -> NoReturn:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    stop = Stop()
+    stop.__enter__()  # until the process ends
+    config, allocation = receive_job()
+    threading.Thread(target=watch_parent, args=(stop,), daemon=True).start()
+    worker = Worker(config, allocation, stop)
+    code = exit_status(worker)
     logging.shutdown()
     sys.stdout.flush()
-    # An orderly end would release the locks while torch still gives back the device.
+    # With what the worker holds: an orderly end would release the locks while torch still gives
+    # back the device.
     os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -411,6 +411,19 @@ def test_a_run_that_is_asked_to_stop_before_it_can_listen_was_not_started(
     assert run.directory.read_record() is None
 
 
+def test_a_second_signal_kills_a_training_that_does_not_end(tmp_path, monkeypatch):
+    deaf = tmp_path / "deaf"
+    deaf.write_text("#!/bin/sh\nexec sleep 60\n")
+    deaf.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(deaf))
+    run = Run(tiny(f"runs_dir={tmp_path}"), RunDirectory.of(tiny(f"runs_dir={tmp_path}")))
+    with Stop() as stop:
+        monkeypatch.setattr(stop, "requested", iter([False] + [True] * 100).__next__)
+        stop.signals = 2
+        assert run_child(run, allocate(run.config, 1), stop) == -signal.SIGKILL
+    assert run.directory.read_record().error == "killed by SIGKILL"
+
+
 def test_data_is_prepared_once_for_a_sweep(tmp_path, monkeypatch):
     """A process for each data set that needs one, however many runs share it."""
     started = []
