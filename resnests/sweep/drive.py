@@ -124,16 +124,21 @@ def launch_until_done(
 ) -> None:
     """Launch what is to do, until nothing is left that another try could finish."""
     tries, crashes = _Tries(remote), 0
-    queued: set[Run] = set()  # whose jobs may wait in a queue yet, although their launch broke off
-    while todo := [run for run in todo if run.directory.status() not in FINAL]:
-        if stopping():
-            return
-        free = [run for run in todo if not run.directory.is_owned()]
+    queued: dict[Run, Any] = {}  # whose jobs wait in a queue yet, although their launch broke off
+    while todo and not stopping():
+        # In this order, as an owner lets go after it has put the end on record
+        owned = {run for run in todo if run.directory.is_owned()}
+        todo = [run for run in todo if run.directory.status() not in FINAL]
+        free = [run for run in todo if run not in owned]
+        queued = {run: before for run, before in queued.items() if _traces(run) == before}
         batch = [run for run in free if run not in queued]
-        if not batch and len(free) < len(todo):
+        if not batch and owned:
             time.sleep(POLL)  # for what others train: what they do not finish is ours
             continue
-        batch = batch or free
+        if not batch:  # nothing moves in the queue
+            batch, queued = free, {}
+        if not batch:
+            return
         before = {run: _traces(run) for run in batch}
         outcomes = _launch(batch, launch, say)
         ended = any(run.directory.status() in FINAL for run in batch)
@@ -141,10 +146,10 @@ def launch_until_done(
         if crashes == MAX_CRASHES:
             say(f"the launcher lost a process {crashes} times in a row: giving up")
             return
-        # A job that began left traces, and is lost if it is gone. The others wait on in the queue
-        # of a batch system, which the loss of one does not empty.
-        left = batch if remote and not outcomes else []
-        queued = {run for run in left if _traces(run) == before[run]}
+        if remote and not outcomes:
+            # A job that began left traces, and is lost if it is gone. The others wait on in the
+            # queue of a batch system, which the loss of one does not empty.
+            queued |= {run: before[run] for run in batch if _traces(run) == before[run]}
         for run in batch:
             if run.directory.status() == "running" and not run.directory.is_owned():
                 conclude(run, -signal.SIGKILL)  # its process went with its job's

@@ -295,20 +295,26 @@ def test_a_run_that_was_busy_when_its_turn_came_is_tried_again(runs):
 def test_a_lost_batch_job_is_submitted_again_alone(runs):
     """Run 0 is done, the job of 1 was lost, that of 2 runs, that of 3 waits in the queue."""
     running = runs[2].directory.owner()
+    asked = []
 
-    def launch(batch, count):
-        if count == 1:
+    def launch(batch):
+        asked.append([run.index for run in batch])
+        if len(asked) == 1:
             ended(runs[0], "complete")
             ended(runs[1], "running")
             running.acquire()
             raise RuntimeError("job 17 is gone")
-        running.release()
-        for run in runs[2:]:
-            ended(run, "complete")
         return [ended(run, "complete") for run in batch]
 
-    assert launches(runs, launch, remote=True) == [[0, 1, 2, 3], [1]]
-    assert runs[1].directory.status() == "complete"
+    def queue_moves_on():
+        if runs[1].directory.status() == "complete" and running.is_locked:
+            ended(runs[2], "complete")
+            ended(runs[3], "complete")
+            running.release()
+        return False
+
+    launch_until_done(runs, launch, queue_moves_on, print, remote=True)
+    assert asked == [[0, 1, 2, 3], [1]]
 
 
 def test_batch_jobs_that_leave_no_trace_are_submitted_again_when_nothing_else_moves(runs):
