@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from resnests.config.compose import conf_dir, register
 from resnests.config.schema import config_from
-from resnests.errors import guarded
+from resnests.errors import USER_ERROR, guarded
+from resnests.runs.directory import RunDirectory
+from resnests.sweep import protocol
 
 register()
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-def main(tree: DictConfig) -> str | None:
-    from resnests.sweep.drive import job, run_single
+def app(tree: DictConfig) -> str | None:
+    """What Hydra calls, for a job of a sweep through a launcher; the status on record.
 
-    if (
-        HydraConfig.get().mode == RunMode.MULTIRUN
-    ):  # called by a launcher, the sweeper having checked the grid
-        return job(config_from(tree))
-    sys.exit(guarded(lambda: run_single(config_from(tree))))
+    Hydra calls users' callbacks when it returns, so that it must not exit.
+    """
+    from resnests.sweep.child import job
+    from resnests.sweep.drive import run_single
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if not protocol.is_ordered():
+            sweeper = HydraConfig.get().runtime.choices["hydra/sweeper"]
+            sys.exit(f"error: hydra/sweeper={sweeper}: expected grid, which every sweep needs")
+        return job(int(os.environ[protocol.RUN]))
+    status = None
+
+    def train() -> int:
+        nonlocal status
+        config = config_from(tree)
+        code = run_single(config)
+        status = RunDirectory.of(config).status()
+        return code
+
+    protocol.exit_status = guarded(train)
+    return status
+
+
+def main() -> None:
+    try:
+        app()
+    except KeyboardInterrupt:  # before the sweep listens to signals
+        sys.exit(protocol.INTERRUPTED)
+    except SystemExit as end:
+        if isinstance(end.code, str):  # said by a job, which has nowhere to say it
+            print(end.code, file=sys.stderr)
+            sys.exit(USER_ERROR)
+        if isinstance(end.__context__, CompactHydraException):  # there is no such key or choice
+            sys.exit(USER_ERROR)
+        raise
+    sys.exit(protocol.exit_status)
 
 
 if __name__ == "__main__":

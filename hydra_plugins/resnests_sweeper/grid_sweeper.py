@@ -5,59 +5,92 @@ and launched again.
 from __future__ import annotations
 
 import re
-import sys
+from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, open_dict
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-LOCAL = (
-    "BasicLauncher",
-    "JoblibLauncher",
-    "LocalLauncher",
-)  # whose jobs run on the host of the sweep
+if TYPE_CHECKING:
+    from resnests.config.schema import Config
+    from resnests.sweep.devices import Allocation
+
+# Whose jobs run on the host of the sweep.
+LOCAL = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
 
 
 class GridSweeper(BasicSweeper):
-    """Ends the process with the sweep's exit status, which Hydra has no other way to give."""
+    """Leaves the exit status to resnests.run, as Hydra has no way to give one."""
 
     def __init__(self, params: dict[str, Any]) -> None:
         super().__init__(max_batch_size=None, params=params)
 
     def sweep(self, arguments: list[str]) -> None:
-        from resnests.config.schema import Config, config_from
         from resnests.errors import guarded
-        from resnests.sweep.drive import drive
+        from resnests.sweep import protocol
 
-        loader = self.hydra_context.config_loader
-        parser = OverridesParser.create(config_loader=loader)
+        protocol.exit_status = guarded(lambda: self._sweep(arguments))
+
+    def _sweep(self, arguments: list[str]) -> int:
+        from resnests.sweep.drive import run_sweep
+        from resnests.sweep.protocol import RUN
+
+        assert self.hydra_context is not None
+        launcher: Any = self.launcher
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        _require_one_experiment(overrides)
         jobs = self.split_arguments(overrides, max_batch_size=None)[0]
 
+        def launch(indices: list[int], allocation: Allocation | None) -> list[str | None]:
+            if allocation is not None and hasattr(launcher, "joblib"):
+                # One run a job: joblib would bundle runs where it finds the first ones short.
+                launcher.joblib |= {"n_jobs": allocation.concurrent, "batch_size": 1}
+            marked = [[*jobs[i], f"++hydra.job.env_set.{RUN}='{i}'"] for i in indices]
+            # The value raises what a job could not put on record.
+            returned = launcher.launch(marked, initial_job_idx=0)
+            return [job_return.return_value for job_return in returned]
+
+        remote = type(launcher).__name__ not in LOCAL
+        return run_sweep(self._configs(jobs), launch, remote)
+
+    def _configs(self, jobs: list[list[str]]) -> list[Config]:
+        """As Hydra composes them. That takes 80 ms each: plain seeds share what is composed."""
+        from resnests.config.schema import config_from
+
+        assert self.hydra_context is not None
+        assert self.config is not None
+        loader, config = self.hydra_context.config_loader, self.config
+
         @cache
-        def compose(job: tuple[str, ...]) -> DictConfig:
-            tree = loader.load_sweep_config(self.config, list(job))
+        def compose(job: tuple[str, ...]) -> tuple[DictConfig, Any]:
+            tree = loader.load_sweep_config(config, list(job))
+            HydraConfig.instance().set_config(tree)
             with open_dict(tree):
                 del tree["hydra"]
-            return tree
+            return tree, HydraConfig.instance().cfg
 
-        def config_of(job: list[str]) -> Config:
-            # Hydra takes 80 ms to compose a job: seeds that are plain numbers share what is
-            # composed.
+        began = datetime.now()  # ${now:...} means the same in all of them
+        OmegaConf.register_new_resolver("now", began.strftime, replace=True)
+        configs = []
+        for job in jobs:
             seeds = [word for word in job if re.fullmatch(r"seed=\d+", word)]
-            tree = compose(tuple(word for word in job if word not in seeds))
+            tree, hydra = compose(tuple(word for word in job if word not in seeds))
+            HydraConfig.instance().cfg = hydra  # which ${hydra:...} reads
             for word in seeds:
                 tree.seed = int(word.removeprefix("seed="))
-            return config_from(tree)
+            configs.append(config_from(tree))
+        return configs
 
-        def launch(indices: list[int], allocation) -> None:
-            if hasattr(self.launcher, "joblib"):
-                # One run a job: joblib would bundle runs where it finds the first ones short.
-                self.launcher.joblib |= {"n_jobs": allocation.concurrent, "batch_size": 1}
-            for returned in self.launcher.launch([jobs[i] for i in indices], initial_job_idx=0):
-                _ = returned.return_value  # raises what a job could not put on record
 
-        remote = type(self.launcher).__name__ not in LOCAL
-        sys.exit(guarded(lambda: drive([config_of(job) for job in jobs], launch, remote)))
+def _require_one_experiment(overrides: list[Override]) -> None:
+    from resnests.errors import UserError
+
+    for override in overrides:
+        if override.key_or_group == "experiment" and override.is_sweep_override():
+            expected = "one experiment a command, as each brings a grid of its own"
+            raise UserError(f"{override.input_line}: expected {expected}")

@@ -1,121 +1,61 @@
-"""One run in a process of its own: what it is, how it is asked to stop, and how its end gets on
-record. No torch.
-"""
+"""One run in a process of its own: started, asked to stop, and its end put on record. No torch."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any
 
 from filelock import Timeout
 
-from resnests.config.schema import Config, config_dict
-from resnests.data.splits import is_ready
+from resnests.config.schema import config_from
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
-from resnests.runs.record import FINAL, Provenance, Record
-from resnests.runs.weights import digest, weights_file
-from resnests.sweep.devices import Allocation
-from resnests.sweep.worker import BUSY, INTERRUPTED, USER_ERROR
+from resnests.runs.record import Provenance, Record
+from resnests.sweep.devices import Allocation, allocate
+from resnests.sweep.plan import Run
+from resnests.sweep.protocol import BUSY, INTERRUPTED, USER_ERROR, Orders, send_job
+from resnests.sweep.stop import Stop, die_with
 
 POLL = 0.2  # seconds
 
 
-@dataclass(frozen=True)
-class Run:
-    """A configuration, its place on disk, and its number in the sweep."""
+def job(index: int) -> str | None:
+    """Train configuration `index` of the sweep, as a launcher starts it in a process of its choice.
 
-    config: Config
-    directory: RunDirectory
-    index: int = 0
-    differs: str = ""  # what tells it from other runs of the sweep with the same names and seed
-
-    @property
-    def label(self) -> str:
-        c = self.config
-        return (
-            f"{c.dataset.name}/{c.arch.name}/{c.variant.name} seed={c.seed} {self.differs}".rstrip()
-        )
-
-    @property
-    def action(self) -> str:
-        """What the next launch would do: skip, resume or run."""
-        status = self.directory.status()
-        if status in FINAL and not self.config.trainer.overwrite and not self._is_outdated():
-            return "skip"
-        resumable = self.directory.checkpoint_file.exists() and not self.config.trainer.overwrite
-        return "resume" if resumable else "run"
-
-    def _is_outdated(self) -> bool:
-        """Whether weights were evaluated that are others by now."""
-        if self.config.task != "evaluate":
-            return False
-        record = self.directory.read_record()
-        return record is None or record.weights_sha256 != digest(weights_file(self.config))
-
-
-class Stop:
-    """Whether to stop: by a signal to this process, or by a file that a process of the same sweep
-    made.
-
-    A signal stops the whole sweep, unless it is this run's `own`: that of a batch system to one of
-    its jobs. Where jobs wait in a `queue`, the second signal raises KeyboardInterrupt: they stop
-    when they start and find the sweep's folder gone.
+    Returns the status on record, or "busy" where another process trains it.
     """
+    received = Orders.receive()
+    if received is None:  # the sweep ended while this job waited in a queue
+        return None
+    orders, token = received
+    config = config_from(orders.configs[index])
+    run = Run(config, RunDirectory.of(config), index)
+    if orders.local and Stop.current is None:
+        die_with(token)
+    with Stop.listen(token) as stop:
+        code = _attempt(run, orders.allocation, stop)
+    status = "busy" if code == BUSY else run.directory.status()
+    failed = code not in (0, BUSY, INTERRUPTED) or status == "diverged"
+    if failed and config.sweep.fail_fast:
+        token.unlink(missing_ok=True)
+    return status
 
-    SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR2")
 
-    def __init__(
-        self, file: Path | None = None, parent: int | None = None, *, own=False, queue=False
-    ) -> None:
-        self.file, self.own, self.queue, self.signals = file, own, queue, 0
-        self.parent = (
-            parent if parent == os.getppid() else None
-        )  # the sweep, where this is a process of its launcher
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> Stop:
-        if threading.current_thread() is threading.main_thread():
-            for number in (getattr(signal, name) for name in self.SIGNALS if hasattr(signal, name)):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        self.signals += 1
-        if not self.own:
-            self.set()
-        outer = self._previous[number]
-        if isinstance(getattr(outer, "__self__", None), Stop):  # a job in the process of its sweep
-            outer(number, frame)
-        if self.queue and self.signals > 1:
-            raise KeyboardInterrupt
-
-    def set(self) -> None:
-        if self.file is not None:
-            with suppress(OSError):
-                self.file.touch()
-
-    @property
-    def orphaned(self) -> bool:
-        return self.parent is not None and os.getppid() != self.parent
-
-    def requested(self) -> bool:
-        told = self.file is not None and (self.file.exists() or not self.file.parent.exists())
-        return self.signals > 0 or self.orphaned or told
+def _attempt(run: Run, shared: dict[str, Any] | None, stop: Stop) -> int:
+    """Train `run` by the allocation that the sweep's runs share, or by what this host has."""
+    try:
+        allocation = Allocation(**shared) if shared else allocate(run.config, 1)
+        return run_child(run, allocation, stop)
+    except UserError as error:  # about this host, which the sweep could not see
+        run.directory.path.mkdir(parents=True, exist_ok=True)
+        with open(run.directory.log_file, "a") as output:
+            print(error, file=output)
+        return USER_ERROR
 
 
 def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
@@ -123,7 +63,7 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
     whatever it was.
     """
     if stop.requested():
-        return 0
+        return INTERRUPTED
     run.directory.path.mkdir(parents=True, exist_ok=True)
     with open(run.directory.log_file, "ab") as output:
         child = subprocess.Popen(
@@ -133,41 +73,28 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches the parent, which asks once for a checkpoint
         )
+    pipe = child.stdin
+    assert pipe is not None
     # What is to start afresh was cleared before: the run itself, and whoever runs its config.yaml
     # again, must resume.
     trainer = dataclasses.replace(run.config.trainer, overwrite=False)
-    config = dataclasses.replace(run.config, trainer=trainer)
-    job = {"config": config_dict(config), "allocation": asdict(allocation)}
     with suppress(BrokenPipeError):  # it died at once: the exit status tells
-        child.stdin.write(json.dumps(job).encode() + b"\n")
-        child.stdin.flush()
-    asked = False
+        send_job(pipe, dataclasses.replace(run.config, trainer=trainer), allocation)
     while child.poll() is None:
-        if stop.requested() and not asked:
-            child.terminate()
-            asked = True
+        if stop.requested():
+            pipe.close()
         if stop.signals > 1:
             child.kill()
         with suppress(subprocess.TimeoutExpired):
             child.wait(POLL)
     with suppress(BrokenPipeError):
-        child.stdin.close()
-    died_at_start = (
-        asked and child.returncode == -signal.SIGTERM
-    )  # before it could listen: later it ends by itself
-    code = INTERRUPTED if died_at_start else child.returncode
+        pipe.close()
+    code = child.returncode
+    if stop.signals and -code in Stop.SIGNALS:
+        # A batch system signals every process of a job; this one was too young to listen.
+        code = INTERRUPTED
     conclude(run, code)
     return code
-
-
-def python_path() -> str:
-    return os.pathsep.join(
-        filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
-    )
-
-
-def command_line() -> str:
-    return os.environ.get("RESNESTS_COMMAND", " ".join(sys.argv))
 
 
 def conclude(run: Run, code: int) -> None:
@@ -199,23 +126,3 @@ def last_line(directory: RunDirectory) -> str:
         lines = directory.log_file.read_text(errors="replace").splitlines()
         return next((line for line in reversed(lines) if line.strip()), "no output")
     return "no log"
-
-
-def prepare_data(runs: Sequence[Run]) -> None:
-    """Fetch and check each data set once, before the runs; in a process of its own, as that may
-    take torchvision.
-    """
-    for dataset in {
-        json.dumps(asdict(run.config.dataset), sort_keys=True): run.config.dataset for run in runs
-    }.values():
-        if is_ready(dataset):
-            continue
-        command = [sys.executable, "-m", "resnests.data.splits", json.dumps(asdict(dataset))]
-        done = subprocess.run(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": python_path()},
-        )
-        if done.returncode:
-            raise UserError(done.stderr.strip().splitlines()[-1])

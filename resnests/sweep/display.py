@@ -21,7 +21,7 @@ from resnests.runs.record import FINAL, BrokenRecord, Record
 from resnests.text import duration, epoch_line
 
 if TYPE_CHECKING:
-    from resnests.sweep.child import Run
+    from resnests.sweep.plan import Run
 
 INTERVAL = 0.5  # seconds between two looks at the files
 PENDING, WAITING, RUNNING = "pending", "waiting", "running"
@@ -80,7 +80,8 @@ class Display:
             self.views[0].shown_epochs = len(
                 todo[0].directory.history_rows()
             )  # of the attempt that is resumed
-        self.console = Console(highlight=False, soft_wrap=True)
+        # Labels and error messages are shown as they are: [...] and :...: mean nothing to us
+        self.console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
         self.started = time.time()
         self.live = (
             Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
@@ -128,7 +129,8 @@ class Display:
             self._tell_epochs(view)
         if view.is_over and view.status != before:
             count = self.skipped + sum(v.is_over for v in self.views)
-            self.say(f"{view.status} {count}/{self.total} {label}: {view.outcome()}".rstrip(": "))
+            outcome = f": {view.outcome()}" if view.outcome() else ""
+            self.say(f"{view.status} {count}/{self.total} {label}{outcome}")
 
     def _tell_epochs(self, view: View) -> None:
         rows = view.run.directory.history_rows()

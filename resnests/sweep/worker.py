@@ -1,99 +1,77 @@
 """The process of one training: owns its directory and its device for as long as it lives.
 
-    python -m resnests.sweep.worker < job.json   # one line, see child.run_child; kept open
+    python -m resnests.sweep.worker < job     # one line, see protocol.py; kept open by the parent
 
-It leases before it imports torch, so that torch sees only its device and threads. Its standard
-input is its parent's sign of life: when that closes, or on SIGTERM, SIGINT or SIGUSR2, it writes a
-checkpoint at the next step and ends.
+It leases before it imports torch, so that torch sees only its device and threads. When its standard
+input ends, or on a signal, it writes a checkpoint at the next step and ends.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import signal
 import sys
 import threading
-from typing import Any
+from typing import Any, NoReturn
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from resnests.config.schema import Config, config_from
+from resnests.config.schema import Config
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
 from resnests.sweep.devices import Allocation
-from resnests.sweep.leases import Lease, lease
+from resnests.sweep.leases import lease
+from resnests.sweep.protocol import BUSY, INTERRUPTED, USER_ERROR, receive_job
+from resnests.sweep.stop import Stop
 
-# Exit statuses, beside 0 for a final status on record and 1 for a failure.
-USER_ERROR, BUSY, INTERRUPTED = 2, 75, 130
 HEARTBEAT = 1.0  # seconds
 
 log = logging.getLogger(__name__)
 
 
 class Worker:
-    def __init__(self) -> None:
-        self.stopping, self.over = threading.Event(), threading.Event()
-        self.showing = threading.Lock()
-        self.owner: FileLock | None = None
-        self.held: Lease | None = None
+    """Trains one configuration, and shows in progress.json that it lives."""
+
+    def __init__(self, config: Config, allocation: Allocation, stop: Stop) -> None:
+        self.config, self.allocation, self.stop = config, allocation, stop
+        self.directory = RunDirectory.of(config)
+        self.owner = self.directory.owner()
         self.progress: dict[str, Any] = {"state": "waiting", "pid": os.getpid()}
+        self._over, self._writing = threading.Event(), threading.Lock()
 
-    def stop(self, *_: Any) -> None:
-        self.stopping.set()
-
-    def report(self, progress: dict[str, Any]) -> None:
-        self.progress = self.progress | progress
-
-    def watch_parent(self) -> None:
-        while os.read(0, 4096):
-            pass
-        self.stop()
-
-    def beat(self, directory: RunDirectory) -> None:
-        while not self.over.wait(HEARTBEAT):
-            self.show(directory)
-
-    def show(self, directory: RunDirectory) -> None:
-        try:
-            with self.showing:
-                directory.write_progress(self.progress)
-        except OSError as error:  # a full disk must not end a training that may still finish
-            log.warning("no sign of life written: %s", error)
-
-    def work(self, job: dict[str, Any]) -> int:
-        config, allocation = config_from(job["config"]), Allocation(**job["allocation"])
-        directory = RunDirectory.of(config)
-        self.owner = directory.owner()
+    def work(self) -> int:
+        """The exit status."""
         try:
             self.owner.acquire(blocking=False)
         except Timeout:
             return BUSY
-        if directory.status() in FINAL:
+        if self.directory.status() in FINAL:
             return 0
-        directory.tidy()
-        self.show(directory)
-        heart = threading.Thread(target=self.beat, args=(directory,), daemon=True)
+        self.directory.tidy()
+        self._show_progress()
+        heart = threading.Thread(target=self._heartbeat, daemon=True)
         heart.start()
         try:
-            self.held = lease(
-                allocation, str(directory.path), config.devices.wait, self.stopping.is_set
-            )
-            if self.held is None:
-                print("interrupted while it waited for a device", flush=True)
-                return INTERRUPTED
-            self.report({"state": "starting", "device": " ".join(self.held.names)})
-            self.show(directory)
-            os.environ.update(self.held.environment())
-            return self._train(config, allocation)
+            return self._train()
         finally:
-            self.over.set()
+            self._over.set()
             heart.join()
-            directory.progress_file.unlink(missing_ok=True)  # other hosts would wait for this one
+            self.directory.progress_file.unlink(missing_ok=True)  # other hosts would wait for it
 
-    def _train(self, config: Config, allocation: Allocation) -> int:
+    def report(self, progress: dict[str, Any]) -> None:
+        self.progress = self.progress | progress
+
+    def _train(self) -> int:
+        config, allocation, place = self.config, self.allocation, str(self.directory.path)
+        # Held until the process ends, so the lease is an attribute.
+        self.held = lease(allocation, place, config.devices.wait, self.stop.requested)
+        if self.held is None:
+            print("interrupted while it waited for a device", flush=True)
+            return INTERRUPTED
+        self.report({"state": "starting", "device": " ".join(self.held.names)})
+        self._show_progress()
+        os.environ.update(self.held.environment())
         if config.trainer.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         import torch
@@ -105,19 +83,31 @@ class Worker:
             keep_freed_memory()
         torch.set_num_threads(allocation.threads)
         device = "cuda:0" if allocation.kind == "cuda" else allocation.kind
-        status = run_experiment(config, device, self.stopping.is_set, self.report)
+        status = run_experiment(config, device, self.stop.requested, self.report)
         return INTERRUPTED if status == "interrupted" else 0
 
+    def _heartbeat(self) -> None:
+        while not self._over.wait(HEARTBEAT):
+            self._show_progress()
 
-def main(worker: Worker) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
-    for name in ("SIGTERM", "SIGINT", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), worker.stop)
-    job = json.loads(_read_line())
-    threading.Thread(target=worker.watch_parent, daemon=True).start()
+    def _show_progress(self) -> None:
+        try:
+            with self._writing:
+                self.directory.write_progress(self.progress)
+        except OSError as error:  # a full disk must not end a training that may still finish
+            log.warning("no sign of life written: %s", error)
+
+
+def watch_parent(stop: Stop) -> None:
+    """Standard input ends when the parent asks for a stop, and when it dies."""
+    while os.read(0, 4096):
+        pass
+    stop.ask()
+
+
+def exit_status(worker: Worker) -> int:
     try:
-        return worker.work(job)
+        return worker.work()
     except UserError as error:
         print(error, flush=True)
         return USER_ERROR
@@ -126,22 +116,20 @@ def main(worker: Worker) -> int:
         return 1
 
 
-def _read_line() -> bytes:
-    """The first line of standard input, and not a byte more: the rest is the watch's."""
-    line = b""
-    while not line.endswith(b"\n"):
-        byte = os.read(0, 1)
-        if not byte:
-            sys.exit("no job on standard input")
-        line += byte
-    return line
+def main() -> NoReturn:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    stop = Stop()
+    stop.__enter__()  # until the process ends
+    config, allocation = receive_job()
+    threading.Thread(target=watch_parent, args=(stop,), daemon=True).start()
+    worker = Worker(config, allocation, stop)
+    code = exit_status(worker)
+    logging.shutdown()
+    sys.stdout.flush()
+    # With what the worker holds: an orderly end would release the locks while torch still gives
+    # back the device.
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    worker = Worker()
-    code = main(worker)
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(
-        code
-    )  # An orderly end would release the locks while torch still gives back the device.
+    main()

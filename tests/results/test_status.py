@@ -1,21 +1,14 @@
-"""aggregate.py --status, and the lines and the live table of a sweep."""
+"""aggregate.py --status."""
 
 import os
 import socket
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-from helpers import run_command, tiny
-from rich.console import Console
+from helpers import run_command
 from trees import add_run
 
-from resnests.runs.directory import RunDirectory
-from resnests.runs.record import Provenance, Record
-from resnests.sweep.child import Run
-from resnests.sweep.display import Display
 from resnests.text import duration
 
 ME = {
@@ -94,56 +87,6 @@ def test_status_of_nothing_is_an_error(tmp_path):
     assert "runs" in done.stderr
     assert "Traceback" not in done.stderr
     assert run_command("--watch", script="aggregate.py", cwd=tmp_path).returncode != 0
-
-
-def display_of(tmp_path, count: int, terminal: bool) -> tuple[Display, list[Run], Console]:
-    configs = [
-        tiny(f"runs_dir={tmp_path}", f"seed={seed}", "trainer.epochs=10") for seed in range(count)
-    ]
-    runs = [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]
-    display = Display(runs, runs)
-    console = Console(record=True, force_terminal=terminal, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
-    display.console = console
-    return display, runs, console
-
-
-def test_the_live_table_shows_counts_and_every_running_run(tmp_path):
-    display, runs, console = display_of(tmp_path, 3, terminal=True)
-    runs[0].directory.write_config(runs[0].config)
-    time.sleep(0.01)
-    display.started -= 1
-    runs[0].directory.write_record(Record.of(runs[0].config, Provenance()))
-    runs[0].directory.write_progress(PROGRESS)
-    display._refresh()
-    console.print(display._table())
-    text = console.export_text()
-    console.file.close()
-    assert "0 of 3 done, 1 running, 2 waiting" in text
-    assert "digits/tiny/standard seed=0" in text
-    for cell in ("cpu-0", "3/10", "0.5000", "80.00%", "1234", "1:30 min"):
-        assert cell in text
-
-
-def test_plain_lines_tell_start_and_end_of_each_run_of_a_sweep(tmp_path):
-    display, runs, console = display_of(tmp_path, 2, terminal=False)
-    display.live = None
-    directory = runs[0].directory
-    directory.write_config(runs[0].config)
-    display.started -= 1
-    directory.write_progress(PROGRESS)
-    display._refresh()
-    record = replace(
-        Record.of(runs[0].config, Provenance()), status="failed", error="OSError: no disk"
-    )
-    directory.write_record(record)
-    display._refresh()
-    display._refresh()
-    lines = console.export_text().splitlines()
-    console.file.close()
-    assert lines == [
-        "start digits/tiny/standard seed=0 on cpu-0",
-        "failed 1/2 digits/tiny/standard seed=0: OSError: no disk",
-    ]
 
 
 @pytest.mark.parametrize(

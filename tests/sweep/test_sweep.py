@@ -2,13 +2,14 @@
 of it.
 """
 
-import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -20,11 +21,14 @@ from sweeps import Sweep
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import Provenance, Record
 from resnests.sweep import devices
-from resnests.sweep.child import Run, Stop, prepare_data, run_child
+from resnests.sweep.child import job, run_child
 from resnests.sweep.devices import Allocation, allocate
-from resnests.sweep.drive import drive, job
+from resnests.sweep.drive import launch_until_done, run_sweep
 from resnests.sweep.leases import lease
-from resnests.sweep.worker import INTERRUPTED
+from resnests.sweep.plan import Run
+from resnests.sweep.prepare import prepare
+from resnests.sweep.protocol import BUSY, INTERRUPTED
+from resnests.sweep.stop import Stop
 
 
 def statuses(root) -> dict[str, str]:
@@ -157,7 +161,7 @@ def batch_sweep(tmp_path, monkeypatch):
     """A sweep of one run whose jobs a function stands for, on other hosts than this one."""
     for name in ("RESNESTS_SWEEP", "RESNESTS_COMMAND", "PYTHONPATH"):
         monkeypatch.setenv(name, "")  # so that what a sweep sets is undone
-    return lambda launch, *overrides: drive(
+    return lambda launch, *overrides: run_sweep(
         [tiny(f"runs_dir={tmp_path / 'runs'}", *overrides)], launch, remote=True
     )
 
@@ -174,6 +178,7 @@ def test_a_run_that_its_batch_job_interrupts_is_submitted_again_while_it_gets_on
         run.write_record(
             replace(Record.of(tiny(), Provenance()), status="interrupted", epochs=ends.pop(0))
         )
+        return ["interrupted"]
 
     assert batch_sweep(launch) == 1
     assert not ends
@@ -189,9 +194,7 @@ def test_what_the_host_of_a_batch_job_lacks_is_said_by_the_sweep(
     """A login node without a GPU submits what needs one; here the job's host has none either."""
     monkeypatch.setattr(devices, "visible_gpus", list)
     options = ("trainer.device=cuda", "trainer.precision=tf32")
-    assert (
-        batch_sweep(lambda *_: job(tiny(f"runs_dir={tmp_path / 'runs'}", *options)), *options) == 1
-    )
+    assert batch_sweep(lambda indices, _: [job(index) for index in indices], *options) == 1
     expected = "not started: digits/tiny/standard seed=0: trainer.device=cuda: expected auto or cpu"
     assert expected in capsys.readouterr().err
 
@@ -199,30 +202,153 @@ def test_what_the_host_of_a_batch_job_lacks_is_said_by_the_sweep(
 def test_two_signals_end_a_sweep_whose_jobs_wait_in_a_queue_and_the_jobs_when_they_start(
     tmp_path, batch_sweep
 ):
-    queued = []
-
     def launch(indices, allocation):
-        queued.append(Path(json.loads(os.environ["RESNESTS_SWEEP"])["stop"]))
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         pytest.fail("went on waiting")
 
     assert batch_sweep(launch) == 130
-    with Stop(queued[0], own=True) as started:
-        assert started.requested()
+    assert job(0) is None
+    assert not list(find_runs(tmp_path))
 
 
-def test_a_signal_to_a_batch_job_stops_its_run_and_no_other(tmp_path):
-    with Stop(tmp_path / "stop", own=True) as stop:
+def test_a_signal_to_a_job_stops_its_run_and_no_other(tmp_path, batch_sweep):
+    """A time limit; the host may be the very one of the sweep."""
+
+    def launch(indices, allocation):
+        program = """if True:
+            import signal, threading
+            from resnests.sweep import child
+            threading.Timer(0.5, signal.raise_signal, (signal.SIGUSR2,)).start()
+            print(child.job(0))
+        """
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.stdout in ("None\n", "interrupted\n"), done.stderr
+        assert Path(os.environ["RESNESTS_SWEEP"]).exists()
+        return ["interrupted"]
+
+    assert batch_sweep(launch, "trainer.epochs=1000") == 1
+
+
+def test_a_sweep_in_its_own_process_stops_by_its_signal(tmp_path):
+    token = tmp_path / "token"
+    token.touch()
+    with Stop(token, lambda count: token.unlink()) as sweep, Stop.listen(token) as of_job:
         signal.raise_signal(signal.SIGUSR2)
-        assert stop.requested()
-    with Stop(tmp_path / "stop", own=True) as another:
-        assert not another.requested()
-    with Stop(tmp_path / "stop") as whole:
-        signal.raise_signal(signal.SIGUSR2)
-        assert whole.requested()
-    with Stop(tmp_path / "stop", own=True) as another:
-        assert another.requested()
+        assert sweep.signals == of_job.signals == 1
+        assert of_job.requested()
+    assert Stop(token).requested()
+
+
+def ended(run: Run, status: str) -> str:
+    run.directory.write_config(run.config)
+    run.directory.write_progress({})
+    complete = {"train_loss": 0.1, "train_accuracy": 99.0, "test_loss": 0.2, "test_accuracy": 98.0}
+    values = complete | {"parameters": 7} if status == "complete" else {}
+    record = Record.of(run.config, Provenance(host=socket.gethostname()))
+    run.directory.write_record(replace(record, status=status, **values))
+    return status
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[Run]:
+    configs = [tiny(f"runs_dir={tmp_path / 'runs'}", f"seed={seed}") for seed in range(4)]
+    return [Run(config, RunDirectory.of(config), i) for i, config in enumerate(configs)]
+
+
+def launches(runs, launch, remote=False) -> list[list[int]]:
+    """What `launch` was asked for: the indices of the runs in each of its calls."""
+    asked = []
+
+    def record_and_launch(batch):
+        asked.append([run.index for run in batch])
+        return launch(batch, len(asked))
+
+    launch_until_done(runs, record_and_launch, lambda: False, print, remote)
+    return asked
+
+
+def test_a_run_that_another_sweep_gives_back_while_ours_goes_on_is_ours(runs):
+    other = runs[0].directory.owner().acquire()
+
+    def launch(batch, count):
+        if count == 1:
+            other.lock.release()
+            ended(runs[0], "interrupted")
+        return [ended(run, "complete") for run in batch]
+
+    assert launches(runs, launch) == [[1, 2, 3], [0]]
+
+
+def test_a_run_that_was_busy_when_its_turn_came_is_tried_again(runs):
+    """Another sweep took it, and failed it before our launch returned."""
+
+    def launch(batch, count):
+        if count == 1:
+            ended(runs[0], "failed")
+            return ["busy", *(ended(run, "complete") for run in batch[1:])]
+        return [ended(run, "complete") for run in batch]
+
+    assert launches(runs, launch) == [[0, 1, 2, 3], [0]]
+
+
+def test_a_lost_batch_job_is_submitted_again_alone(runs):
+    """Run 0 is done, the job of 1 was lost, that of 2 runs, that of 3 waits in the queue."""
+    running = runs[2].directory.owner()
+    asked = []
+
+    def launch(batch):
+        asked.append([run.index for run in batch])
+        if len(asked) == 1:
+            ended(runs[0], "complete")
+            ended(runs[1], "running")
+            running.acquire()
+            raise RuntimeError("job 17 is gone")
+        return [ended(run, "complete") for run in batch]
+
+    def queue_moves_on():
+        if runs[1].directory.status() == "complete" and running.is_locked:
+            ended(runs[2], "complete")
+            ended(runs[3], "complete")
+            running.release()
+        return False
+
+    launch_until_done(runs, launch, queue_moves_on, print, remote=True)
+    assert asked == [[0, 1, 2, 3], [1]]
+
+
+def test_batch_jobs_that_leave_no_trace_are_submitted_again_when_nothing_else_moves(runs):
+    def launch(batch, count):
+        if count == 1:
+            raise RuntimeError("sbatch: error")
+        return [ended(run, "complete") for run in batch]
+
+    assert launches(runs, launch, remote=True) == [[0, 1, 2, 3], [0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "stops"),
+    [
+        (0, "complete", False),
+        (0, "diverged", True),
+        (1, "failed", True),
+        (-9, "killed", True),
+        (INTERRUPTED, "interrupted", False),
+        (BUSY, "running", False),
+    ],
+)
+def test_what_fail_fast_takes_for_a_failure(batch_sweep, runs, monkeypatch, code, status, stops):
+    monkeypatch.setattr(
+        "resnests.sweep.child.run_child", lambda run, *_: ended(run, status) and code
+    )
+
+    def launch(indices, allocation):
+        assert job(0) == ("busy" if code == BUSY else status)
+        assert Path(os.environ["RESNESTS_SWEEP"]).exists() != stops
+        Path(os.environ["RESNESTS_SWEEP"]).unlink(missing_ok=True)
+        return [status]
+
+    batch_sweep(launch, "sweep.fail_fast=true")
 
 
 def test_a_short_campaign_of_faults_loses_nothing(tmp_path):
@@ -273,16 +399,35 @@ def test_a_child_that_dies_before_it_has_a_record_gets_one(tmp_path, monkeypatch
     assert run.directory.read_record().status == "failed"
 
 
-def test_a_run_that_is_asked_to_stop_before_it_can_listen_was_not_started(tmp_path, monkeypatch):
-    slow = tmp_path / "slow"
-    slow.write_text("#!/bin/sh\nexec sleep 60\n")
-    slow.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(slow))
+@pytest.mark.parametrize("own", [True, False])
+def test_a_run_that_is_asked_to_stop_before_it_can_listen_was_not_started(
+    tmp_path, monkeypatch, own
+):
+    """By the end of its input, or by the signal of a batch system to all processes of a job."""
+    run = Run(tiny(f"runs_dir={tmp_path}"), RunDirectory.of(tiny(f"runs_dir={tmp_path}")))
+    if not own:
+        young = tmp_path / "young"
+        young.write_text("#!/bin/sh\nkill -TERM $$\n")
+        young.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(young))
+    with Stop() as stop:
+        monkeypatch.setattr(stop, "requested", iter([False] + [True] * 100).__next__)
+        stop.signals = 1
+        assert run_child(run, allocate(run.config, 1), stop) == INTERRUPTED
+    assert run.directory.read_record() is None
+
+
+def test_a_second_signal_kills_a_training_that_does_not_end(tmp_path, monkeypatch):
+    deaf = tmp_path / "deaf"
+    deaf.write_text("#!/bin/sh\nexec sleep 60\n")
+    deaf.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(deaf))
     run = Run(tiny(f"runs_dir={tmp_path}"), RunDirectory.of(tiny(f"runs_dir={tmp_path}")))
     with Stop() as stop:
         monkeypatch.setattr(stop, "requested", iter([False] + [True] * 100).__next__)
-        assert run_child(run, allocate(run.config, 1), stop) == INTERRUPTED
-    assert run.directory.read_record() is None
+        stop.signals = 2
+        assert run_child(run, allocate(run.config, 1), stop) == -signal.SIGKILL
+    assert run.directory.read_record().error == "killed by SIGKILL"
 
 
 def test_data_is_prepared_once_for_a_sweep(tmp_path, monkeypatch):
@@ -298,8 +443,24 @@ def test_data_is_prepared_once_for_a_sweep(tmp_path, monkeypatch):
     configs = [
         tiny("dataset.source=cifar10", f"seed={seed}", f"runs_dir={tmp_path}") for seed in range(5)
     ]
-    prepare_data([Run(config, RunDirectory.of(config)) for config in configs])
+    prepare([Run(config, RunDirectory.of(config)) for config in configs])
     assert len(started) == 1
+
+
+def test_pieces_of_a_users_own_that_fail_stop_a_sweep_before_its_first_run(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\ndef net(num_classes):\n    return torch.nn.Conv2d(3, num_classes, 1)\n"
+    )
+    own = ("~arch.blocks", "~arch.widths", "arch.name=mine", "+arch._target_=mine.net")
+    done = run_command(
+        "-m", *TINY, *own, "seed=0,1", cwd=tmp_path, environment={"PYTHONPATH": str(tmp_path)}
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: arch=mine: expected logits of shape (2, 10), not (2, 10, "
+    )
+    assert len(done.stderr.splitlines()) == 1
+    assert not any(tmp_path.rglob("seed=*"))
 
 
 def test_what_was_interrupted_while_it_waited_for_a_device_was_not_started(tmp_path):

@@ -1,0 +1,60 @@
+"""What the user is told of how a sweep stands and ended, and its exit status. No torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from resnests.runs.directory import RunDirectory
+from resnests.sweep.child import last_line
+from resnests.sweep.plan import Run
+
+
+def say_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:
+    skipped = len(runs) - len(todo)
+    if len(runs) == 1 and skipped:
+        print(f"{runs[0].label}: {runs[0].directory.status()} already, in {runs[0].directory.path}")
+    elif skipped:
+        print(f"{skipped} of {len(runs)} runs are finished already")
+    if skipped and not todo:
+        print("nothing to do; trainer.overwrite=true would start afresh")
+
+
+def say_outcome(runs: Sequence[Run], interrupted: bool) -> int:
+    """Say what is not complete and why; 0 where everything is, 130 after a signal, else 1."""
+    incomplete = [run for run in runs if run.directory.status() != "complete"]
+    for run in incomplete:
+        print(_account(run), file=sys.stderr)
+    if not incomplete:
+        return 0
+    if len(runs) > 1:
+        count = f"{len(incomplete)} of {len(runs)} runs"
+        print(f"{count} are not complete; the same command goes on", file=sys.stderr)
+    return 130 if interrupted else 1
+
+
+def _account(run: Run) -> str:
+    directory = run.directory
+    record = directory.sound_record()
+    if record:
+        reason = f": {record.error}" if record.error else ""
+        return f"{record.status}: {run.label}{reason}; see {directory.log_file}"
+    reason = ""
+    if directory.log_file.exists():
+        reason = f": {last_line(directory)}"
+        _discard(directory)
+    return f"not started: {run.label}{reason}"
+
+
+def _discard(directory: RunDirectory) -> None:
+    """Remove what a run left that never began."""
+    checkpoints = (directory.checkpoint_file, directory.previous_checkpoint_file)
+    if any(path.exists() for path in (directory.record_file, *checkpoints)):
+        return  # it did begin, and its record was damaged since
+    with suppress(OSError):
+        for path in directory.path.iterdir():
+            path.unlink()
+        directory.path.rmdir()
+        for parent in list(directory.path.parents)[:4]:
+            parent.rmdir()

@@ -1,0 +1,138 @@
+"""What a sweep is to do: its runs, checked as a whole, told apart, and shown. Writes nothing; no
+torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from resnests.config.recipe import recipe_values, telling_keys
+from resnests.config.schema import Config, config_dict
+from resnests.errors import UserError, require
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import FINAL
+from resnests.runs.weights import digest, weights_file
+from resnests.sweep.devices import Allocation, allocate
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A configuration, its place on disk, and its number in the sweep."""
+
+    config: Config
+    directory: RunDirectory
+    index: int = 0
+    differs: str = ""  # what tells it from other runs of the sweep with the same names and seed
+
+    @property
+    def label(self) -> str:
+        c = self.config
+        names = f"{c.dataset.name}/{c.arch.name}/{c.variant.name}"
+        return f"{names} seed={c.seed} {self.differs}".rstrip()
+
+    @property
+    def action(self) -> str:
+        """What the next launch would do: skip, resume or run."""
+        status = self.directory.status()
+        if status in FINAL and not self.config.trainer.overwrite and not self._is_outdated():
+            return "skip"
+        resumable = self.directory.checkpoint_file.exists() and not self.config.trainer.overwrite
+        return "resume" if resumable else "run"
+
+    def _is_outdated(self) -> bool:
+        """Whether weights were evaluated that are others by now."""
+        if self.config.task != "evaluate":
+            return False
+        record = self.directory.read_record()
+        return record is None or record.weights_sha256 != digest(weights_file(self.config))
+
+
+def plan_runs(configs: Sequence[Config], remote: bool = False) -> list[Run]:
+    """The runs of `configs`; raises a UserError where they cannot work.
+
+    Whether there are such devices is seen here, unless other hosts train (`remote`).
+    """
+    _require_shared_values(configs)
+    for config in configs:
+        if config.task == "evaluate":
+            weights_file(config)
+    demands = {(c.trainer.precision, c.trainer.cuda_graph): c for c in configs}
+    for config in () if remote else demands.values():
+        allocate(config, 1)
+    for runs_dir in {config.runs_dir for config in configs}:
+        _require_writable(runs_dir)
+    runs = [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]
+    return _tell_apart(_unique(runs))
+
+
+def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
+    actions = [run.action for run in runs]
+    for action, run in zip(actions, runs, strict=True):
+        print(f"{action:7} {run.label}  {run.directory.path}")
+    count = Counter(actions)
+    slots = "a job each"
+    if allocation:
+        at_once = f"{allocation.concurrent} at once on {allocation.kind}"
+        slots = f"{at_once}, {allocation.threads} thread(s) each"
+    print(f"{count['run']} to run, {count['resume']} to resume, {count['skip']} to skip; {slots}")
+
+
+def _require_shared_values(configs: Sequence[Config]) -> None:
+    for key in ("task", "trainer.device", "devices", "sweep"):
+        shared, *values = map(attrgetter(key), configs)
+        for value in values:
+            expected = f"one value for the whole sweep, such as {shared}"
+            require(value == shared, key, value, expected)
+
+
+def _require_writable(runs_dir: str) -> None:
+    """Asks whether files could be made there, without making any."""
+    place = Path(runs_dir).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    reason = "not a directory" if not place.is_dir() else "no permission"
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"runs_dir={runs_dir}: expected a directory that can be written ({reason})")
+
+
+def _unique(runs: Iterable[Run]) -> list[Run]:
+    """`runs` without repetitions; a UserError where two are one run although they differ."""
+    unique: dict[Path, Run] = {}
+    for run in runs:
+        first = unique.setdefault(run.directory.path, run)
+        if first.config == run.config:
+            continue
+        one, other = _flat(first.config), _flat(run.config)
+        key = next(key for key in one if one[key] != other[key])
+        expected = "one value, as it is no part of a run's identity: both are the same run"
+        raise UserError(f"{key}={one[key]},{other[key]}: expected {expected}")
+    return list(unique.values())
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    """Every value of the configuration under its dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in config_dict(config).items():
+        inner = {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {}
+        flat |= inner or {key: value}
+    return flat
+
+
+def _tell_apart(runs: list[Run]) -> list[Run]:
+    """`runs`, in whose labels stand the values in which those of the same names and seed differ."""
+    groups: dict[str, list[dict]] = defaultdict(list)
+    for run in runs:
+        groups[run.label].append(recipe_values(run.config))
+    told = []
+    for run in runs:
+        values = _flat(run.config) | recipe_values(run.config)
+        keys = sorted(telling_keys(groups[run.label]))
+        differs = " ".join(f"{key}={values.get(key)}" for key in keys)
+        told.append(replace(run, differs=differs))
+    return told

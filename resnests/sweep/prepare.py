@@ -1,0 +1,62 @@
+"""What is done once for all runs of a sweep, before the first of them starts. No torch in here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from filelock import Timeout
+
+from resnests.config.schema import PARTS, config_dict
+from resnests.data.splits import is_ready
+from resnests.errors import UserError
+from resnests.runs.record import FINAL
+from resnests.sweep.plan import Run
+from resnests.sweep.protocol import python_path
+
+
+def prepare(runs: Sequence[Run]) -> None:
+    """What may take torch, once for all runs and before the first starts: each data set is fetched
+    and checked, and what users brought is tried.
+    """
+    datasets = {json.dumps(asdict(run.config.dataset)): run.config.dataset for run in runs}
+    for text, dataset in datasets.items():
+        if not is_ready(dataset):
+            _run_module("resnests.data.splits", text)
+    tried = {}
+    for run in runs:
+        parts = [getattr(run.config, name) for name in PARTS]
+        if any(part.target is not None for part in parts):
+            tried[repr(parts)] = config_dict(run.config)
+    if tried:
+        _run_module("resnests.training.preflight", given=json.dumps(list(tried.values())))
+
+
+def clear_what_starts_afresh(runs: Sequence[Run]) -> None:
+    """Clear what was finished, or is to start again at the user's wish."""
+    for run in runs:
+        redo = run.config.trainer.overwrite or run.directory.status() in FINAL
+        if redo and run.directory.path.is_dir():
+            try:
+                with run.directory.owner().acquire(blocking=False):
+                    run.directory.clear()
+            except Timeout:
+                reason = "cannot start afresh, as it is being trained right now"
+                raise UserError(f"{run.directory.path}: {reason}") from None
+
+
+def _run_module(name: str, *arguments: str, given: str = "") -> None:
+    """Run it in a process of its own; raises a UserError with the line in which it complains."""
+    done = subprocess.run(
+        [sys.executable, "-m", name, *arguments],
+        input=given,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": python_path()},
+    )
+    if done.returncode:
+        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))

@@ -1,0 +1,92 @@
+"""The lines and the live table of a sweep."""
+
+from dataclasses import replace
+
+import pytest
+from helpers import tiny
+
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import Provenance, Record
+from resnests.sweep.display import Display
+from resnests.sweep.plan import Run
+
+PROGRESS = {
+    "state": "training",
+    "device": "cpu-0",
+    "epoch": 3,
+    "epochs": 10,
+    "step": 1,
+    "steps": 2,
+    "loss": 0.5,
+    "accuracy": 80.0,
+    "images_per_second": 1234.0,
+    "seconds_left": 90.0,
+}
+
+
+def runs_of(tmp_path, count: int) -> list[Run]:
+    configs = [
+        tiny(f"runs_dir={tmp_path}", f"seed={seed}", "trainer.epochs=10") for seed in range(count)
+    ]
+    return [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]
+
+
+def shown(display: Display) -> str:
+    """The table as a terminal of 200 columns shows it."""
+    display.console.width = 200
+    with display.console.capture() as captured:
+        display.console.print(display._table())
+    return captured.get()
+
+
+def started(run: Run, **record) -> None:
+    run.directory.write_config(run.config)
+    run.directory.write_progress(PROGRESS)
+    run.directory.write_record(replace(Record.of(run.config, Provenance()), **record))
+
+
+def test_the_live_table_shows_counts_and_every_running_run(tmp_path):
+    runs = runs_of(tmp_path, 3)
+    display = Display(runs, runs)
+    display.started -= 1
+    started(runs[0])
+    display._refresh()
+    text = shown(display)
+    assert "0 of 3 done, 1 running, 2 waiting" in text
+    assert "digits/tiny/standard seed=0" in text
+    for cell in ("cpu-0", "3/10", "0.5000", "80.00%", "1234", "1:30 min"):
+        assert cell in text
+
+
+def test_plain_lines_tell_start_and_end_of_each_run_of_a_sweep(tmp_path, capsys):
+    runs = runs_of(tmp_path, 2)
+    display = Display(runs, runs)
+    display.started -= 1
+    runs[0].directory.write_config(runs[0].config)
+    runs[0].directory.write_progress(PROGRESS)
+    display._refresh()
+    started(runs[0], status="failed", error="OSError: no disk")
+    display._refresh()
+    display._refresh()
+    assert capsys.readouterr().out.splitlines() == [
+        "start digits/tiny/standard seed=0 on cpu-0",
+        "failed 1/2 digits/tiny/standard seed=0: OSError: no disk",
+    ]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "RuntimeError: [/opt/pytorch/x.cc:3] boom",
+        "RuntimeError: [enforce fail at alloc_cpu.cpp:127] no memory :boom:",
+    ],
+)
+def test_text_that_is_not_ours_is_shown_as_it_is(tmp_path, capsys, error):
+    runs = [replace(run, differs="arch.blocks=[1, 1] [/b]") for run in runs_of(tmp_path, 2)]
+    display = Display(runs, runs)
+    display.started -= 1
+    started(runs[0], status="failed", error=error)
+    started(runs[1])
+    display._refresh()
+    assert f"arch.blocks=[1, 1] [/b]: {error}\n" in capsys.readouterr().out
+    assert "seed=1 arch.blocks=[1, 1] [/b]" in shown(display)
