@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resnests.config.schema import Config
@@ -69,3 +70,20 @@ def _default(item: dataclasses.Field) -> Any:
     if item.default_factory is not dataclasses.MISSING:
         return item.default_factory()
     return item.default  # MISSING where there is none, which no value equals
+
+
+def telling_keys(values: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The keys that tell recipes apart: in which not all `values` agree, without those that a name
+    implies.
+
+    optimizer.name=adamw says all about an optimizer.betas that all recipes with adamw share.
+    """
+
+    def count(*keys: str) -> int:
+        return len({repr([value.get(key) for key in keys]) for value in values})
+
+    keys = {key for value in values for key in value if count(key) > 1}
+    for name in sorted(key for key in keys if key.endswith(".name")):
+        group = {key for key in keys if key.startswith(name.removesuffix("name")) and key != name}
+        keys -= {key for key in group if count(name, key) == count(name)}
+    return keys

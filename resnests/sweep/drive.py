@@ -25,7 +25,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from resnests.config.recipe import recipe_values
+from resnests.config.recipe import recipe_values, telling_keys
 from resnests.config.schema import Config
 from resnests.errors import UserError, require
 from resnests.runs.directory import RunDirectory
@@ -90,17 +90,7 @@ def _told_apart(runs: list[Run]) -> list[Run]:
         groups[run.label].append(recipe_values(run.config))
     told = []
     for run in runs:
-        values = groups[run.label]
-        keys = {
-            key
-            for some in values
-            for key in some
-            if any(other.get(key) != some[key] for other in values)
-        }
-        named = {
-            key.removesuffix("name") for key in keys if key.endswith(".name")
-        }  # a name says all of its group
-        keys = {key for key in keys if key.endswith(".name") or not key.startswith(tuple(named))}
+        keys = telling_keys(groups[run.label])
         differs = " ".join(f"{key}={attrgetter(key)(run.config)}" for key in sorted(keys))
         told.append(replace(run, differs=differs))
     return told
