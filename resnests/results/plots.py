@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from resnests.paper import PUBLISHED, arch_label
+from resnests.results import notes
 from resnests.results.cells import CELL, Cell, names, row_name
 from resnests.results.stats import cell_statistics, with_interval
 from resnests.results.style import (
@@ -151,8 +152,9 @@ def _variants(cells: pd.DataFrame) -> Drawing:
     finish(figure, name, [entry(look, look.point) for look in variants])
     title = (
         f"Accuracy of the variants, {name}: mean over seeds and its 95% interval (Student's t, cut "
-        "at 0 and 100%; none for one seed or where all seeds are equal)"
+        "at 0 and 100%; none for one seed)"
     )
+    title = ". ".join([title, *notes.intervals(cells)])
     return Drawing(figure_key("variants", dataset, row), title, figure, cells)
 
 
