@@ -74,7 +74,7 @@ def lines(
         notes.append(f"Recipe: {recipe}.")
     if runs["given"].any():
         notes.append("† evaluated from given weights; how they were trained is not on record here.")
-    notes += [f"‡ {cell_name(cell)} {line}." for cell, some in mixed.items() for line in some]
+    notes += [f"‡ {cell_name(cell)} {line}." for cell, facts in mixed.items() for line in facts]
     alike: dict[tuple[str, str, str, str], list[str]] = {}
     for cell, trouble in troubles.items():
         name = cell_name(cell._replace(row=""))
@@ -84,10 +84,10 @@ def lines(
                 by_reason.setdefault(why, []).append(seed)
             for why, seeds in by_reason.items():
                 alike.setdefault((cell.row, status, seed_list(seeds), why), []).append(name)
-    for (row, status, seeds, why), cells in sorted(alike.items()):
+    for (row, status, some, why), cells in sorted(alike.items()):
         what = f"{status.capitalize()}, {row}" if row else status.capitalize()
         reason = f" ({why})" if why else ""
-        notes.append(f"{what}: {seeds} of {', '.join(cells)}{reason}.")
+        notes.append(f"{what}: {some} of {', '.join(cells)}{reason}.")
     if any("diverged" in trouble for trouble in troubles.values()):
         notes.append("Diverged runs are counted, never averaged.")
     return notes

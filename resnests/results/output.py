@@ -66,7 +66,7 @@ def plan(
     """The checked wishes of a command line; raises UserError where they contradict each other."""
     path = Path(output) if output else None
     everything = path is not None and (
-        path.is_dir() or output.endswith("/") or (not path.suffix and form is None)
+        path.is_dir() or str(output).endswith("/") or (not path.suffix and form is None)
     )
     if path is not None and not everything and not path.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {path.parent}")
@@ -96,8 +96,8 @@ def plan(
 def write(results: Results) -> None:
     """Write what the plan says; adds lines to the problems of `results`."""
     plan = results.plan
-    if plan.format is None:
-        _write_all(results)
+    if plan.output and plan.format is None:
+        _write_all(results, plan.output)
         return
     if plan.format == "csv":
         text = results.csv()
@@ -107,18 +107,16 @@ def write(results: Results) -> None:
         form = render.markdown if plan.format == "markdown" else render.latex
         text = form(results.tables())
     if plan.output is None:
-        sys.stdout.reconfigure(encoding="utf-8")
-        sys.stdout.write(text)
+        sys.stdout.buffer.write(text.encode())  # UTF-8, whatever the terminal's encoding is
     else:
         write_atomic(plan.output, text.encode())
         print(f"wrote {plan.output}")
 
 
-def _write_all(results: Results) -> None:
+def _write_all(results: Results, folder: Path) -> None:
     """Every format and every figure, with the numbers behind tables and figures as CSV."""
     from resnests.results import plots, report
 
-    folder = results.plan.output
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     tables, pictures = results.tables(), []
