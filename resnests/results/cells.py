@@ -60,7 +60,7 @@ def label_rows(runs: pd.DataFrame) -> pd.DataFrame:
     labels = pd.Series("", index=recipes.index)
     for _, group in recipes.groupby(["dataset", "given"], sort=False):
         labels[group.index] = _labels(group)
-    runs = runs.merge(recipes[identity].assign(row=labels), on=identity)
+    runs = runs.merge(recipes[identity].assign(row=labels), how="left", on=identity)
     return runs.assign(**{name: _ordered(runs[name], [*first]) for name, first in _FIRST.items()})
 
 

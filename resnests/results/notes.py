@@ -5,7 +5,7 @@ that were not made alike, given weights, and what so few seeds can show.
 from __future__ import annotations
 
 import pandas as pd
-from pandas.core.groupby import DataFrameGroupBy
+from pandas.api.typing import DataFrameGroupBy
 
 from resnests.paper import variant_label
 from resnests.results.cells import CELL, Cell, common_recipe, row_name

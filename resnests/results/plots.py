@@ -140,8 +140,9 @@ def _variants(cells: pd.DataFrame) -> Drawing:
         mine = cells[cells["variant"] == look.variant]
         offset = 0.75 * (place - (len(variants) - 1) / 2) / len(variants)
         y = [archs.index(arch) + offset for arch in mine["arch"]]
-        reach = (mine["mean"] - mine["low"], mine["high"] - mine["mean"])  # nan draws no bar
-        axes.errorbar(mine["mean"], y, xerr=reach, elinewidth=0.9, capsize=2, **look.point)
+        mean, low, high = (mine[name].to_numpy() for name in ("mean", "low", "high"))
+        reach = np.stack([mean - low, high - mean])  # nan draws no bar
+        axes.errorbar(mean, y, xerr=reach, elinewidth=0.9, capsize=2, **look.point)
     axes.set_yticks(range(len(archs)), [arch_label(arch) for arch in archs])
     axes.set_ylim(len(archs) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)

@@ -52,7 +52,7 @@ def t_quantile(n: pd.Series | int) -> np.ndarray:
 
 
 def standard_error(values: pd.DataFrame, seeds: float = math.inf) -> pd.Series:
-    """Of a mean, from its n, mean and std: or of its difference to the mean of `seeds` other
+    """Of a mean, from its n, mean and std; or of its difference to the mean of `seeds` other
     values with the same spread; nan where nothing tells the spread.
     """
     equal = values["std"] <= 1e-9 * values["mean"].abs().clip(lower=1)  # but for rounding
@@ -63,7 +63,7 @@ def with_interval(cells: pd.DataFrame, seeds: float = math.inf, prefix: str = ""
     """Cells with `low` and `high`, the ends of the interval of the mean.
 
     With a finite number of `seeds`, of the interval in which the mean of as many other seeds is
-    predicted (Hahn and Meeker, Statistical Intervals, 1991, section 4.8).
+    predicted (Hahn and Meeker, Statistical Intervals, chapter 4).
     """
     half = t_quantile(cells["n"]) * standard_error(cells, seeds)
     ends = {"low": cells["mean"] - half, "high": cells["mean"] + half}
@@ -122,7 +122,8 @@ def against_paper(cells: pd.DataFrame) -> pd.DataFrame:
         columns=["dataset", "arch", "variant", "published", "published_parameters"],
     )
     cells = with_interval(cells, paper.SEEDS, "predicted_").reset_index()
-    table = cells.merge(published, on=["dataset", "arch", "variant"])
+    table = cells.merge(published, how="left", on=["dataset", "arch", "variant"])
+    table = table.dropna(subset="published")
     low, high = table["predicted_low"], table["predicted_high"]
     inside = table["published"].between(low, high).astype("boolean").mask(low.isna())
     return table.assign(
@@ -150,16 +151,15 @@ def at_best_epoch(runs: pd.DataFrame) -> pd.DataFrame:
     columns = ("epoch", *METRICS)
     for index, path in complete["path"].items():
         try:
-            history = pd.DataFrame(
-                RunDirectory(path).read_history((*columns, "val_accuracy"))
-            ).dropna()
+            history = RunDirectory(path).read_history((*columns, "val_accuracy"))
         except BrokenRecord as error:
             raise UserError(f"--epoch best: {path}: {error}") from error
-        if history.empty:
+        epochs = pd.DataFrame(history).dropna()
+        if epochs.empty:
             raise UserError(
                 f"--epoch best: {path}: history.csv has no epoch with validation and test accuracy"
             )
-        best = history.loc[history["val_accuracy"].idxmax()]
+        best = epochs.loc[epochs["val_accuracy"].idxmax()]
         for column in columns:
             runs.loc[index, column] = best[column]
     return runs

@@ -101,9 +101,9 @@ def paper_table(runs: pd.DataFrame) -> Table:
     caption = (
         "Test accuracy in % beside the paper's, which does not say whether it is a mean or a "
         "median over seven seeds. The prediction is the 95% interval in which, from our seeds, the "
-        "mean of seven others lies (Student's t, the same spread, cut at 0 and 100%): one in 20 "
-        "cells of an exact reproduction is outside. The last column says whether the numbers of "
-        "parameters agree."
+        "mean of seven others lies (Student's t, the same spread, cut at 0 and 100%): of an exact "
+        "reproduction one cell in 20 is outside, and a few more if the paper's are medians. The "
+        "last column says whether the numbers of parameters agree."
     )
     published = {dataset for dataset, _, _ in PUBLISHED}
     absent = [dataset_label(name) for name in names(runs["dataset"]) if name not in published]
