@@ -155,7 +155,8 @@ def _variants(cells: pd.DataFrame) -> Drawing:
         f"Accuracy of the variants, {name}: mean over seeds and its 95% interval (Student's t, cut "
         "at 0 and 100%; none for one seed)"
     )
-    title = ". ".join([title, *notes.intervals(cells)])
+    limits = notes.intervals(cells)
+    title += f". {' '.join(limits)}" if limits else ""
     return Drawing(figure_key("variants", dataset, row), title, figure, cells)
 
 

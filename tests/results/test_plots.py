@@ -83,8 +83,10 @@ def test_no_bar_passes_100_percent(tmp_path):
     bars = [bar for some in drawing.figure.axes[0].collections for bar in some.get_segments()]
     (bar,) = filter(len, bars)  # where all seeds are equal there is none
     assert list(bar[:, 0]) == [pytest.approx(95.31, abs=0.01), 100.0]
-    assert "cut at 0 and 100%" in drawing.title
-    assert "2 seeds says little" in drawing.title
+    assert "cut at 0 and 100%; none for one seed). An interval from 2 seeds" in drawing.title
+    assert drawing.title.endswith(
+        "one from 7 seeds 2.4. Where all seeds are equal, nothing tells their spread: no interval."
+    )
 
 
 def test_one_seed_has_neither_band_nor_interval_and_draws(tmp_path):
