@@ -223,8 +223,8 @@ class RunDirectory:
         self.clear_checkpoints()
 
     def clear_checkpoints(self) -> None:
-        for path in (self.checkpoint_file, self.previous_checkpoint_file):
-            path.unlink(missing_ok=True)
+        self.checkpoint_file.unlink(missing_ok=True)
+        self.previous_checkpoint_file.unlink(missing_ok=True)
 
 
 class _OwnerLock(FileLock):
