@@ -5,7 +5,6 @@ aggregate.py --status.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pandas as pd
 from rich.console import Console, Group
@@ -94,7 +93,7 @@ def _line(run: dict) -> str:
     label = f"{run['status']}: {run['dataset']}/{run['arch']}/{run['variant']} seed={run['seed']}"
     if run["status"] != "running":
         reason = "" if pd.isna(run["error"]) else f": {run['error']}"
-        return f"{label}{reason}; see {Path(run['path'], 'run.log')}"
+        return f"{label}{reason}; see {RunDirectory(run['path']).log_file}"
     progress = RunDirectory(run["path"]).read_progress()
     parts = [f"on {progress.get('device', run.get('provenance.device'))}"]
     if "epoch" in progress:
