@@ -162,7 +162,7 @@ def _labels(recipes: pd.DataFrame) -> list[str]:
         for key in keys[recipe["arch"]]:
             # The configuration on record has defaults too, but not those of a later version.
             default = "default" if pd.isna(recipe.get(key)) else recipe[key]
-            parts.append(f"{key}={value.get(key, default)}")
+            parts.append(_told(key, value.get(key, default)))
         labels.append(", ".join([*parts, *rates[index]]))
     return labels
 
@@ -182,19 +182,30 @@ def _row_values(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _rates(recipes: pd.DataFrame, values: list[dict[str, Any]]) -> dict[int, list[str]]:
     """What tells recipes apart by index where one variant of a row, of which `values` are the
-    same, has several learning rates or heads.
+    same, has several learning rates or heads; a head's source and arguments count.
     """
     parts: dict[int, list[str]] = {index: [] for index in recipes.index}
     if recipes["given"].any() or "optimizer.lr" not in recipes:
         return parts
     rows = pd.Series([json.dumps(value, sort_keys=True) for value in values], recipes.index)
     for _, group in recipes.groupby(rows, sort=False):
-        for key in ("optimizer.lr", "variant.head"):
-            if (group.groupby("variant")[key].nunique() > 1).any():
-                for index, recipe in group.to_dict("index").items():
-                    if not (key == "optimizer.lr" and _as_published(recipe)):
-                        parts[index].append(f"{key}={recipe[key]}")
+        if (group.groupby("variant")["optimizer.lr"].nunique() > 1).any():
+            for index, recipe in group.to_dict("index").items():
+                if not _as_published(recipe):
+                    parts[index].append(f"optimizer.lr={recipe['optimizer.lr']}")
+        for _, same in group.groupby("variant"):
+            recorded = map(json.loads, same["recipe_values"])
+            heads = [{k: v for k, v in r.items() if k.startswith("variant.")} for r in recorded]
+            for key in sorted(telling_keys(heads)):
+                for index, head in zip(same.index, heads, strict=True):
+                    parts[index].append(_told(key, text(head.get(key, "default"))))
     return parts
+
+
+def _told(key: str, value: Any) -> str:
+    """What a label says of one value."""
+    piece, _, name = key.rpartition(".")
+    return f"source of {piece} changed ({value})" if name == "code" else f"{key}={value}"
 
 
 def _as_published(recipe: dict[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """What a reader finds in the tables: cells, rows, marks and notes."""
 
+import dataclasses
 import os
 import socket
 
@@ -379,3 +380,17 @@ def test_markdown_survives_pipes_and_latex_its_special_characters(tmp_path):
     assert "a\\|b" in lines[2]
     assert render.tex("50% of {a_b}") == r"50\% of \{a\_b\}"
     assert render.latex([made]).isascii()
+
+
+def test_a_source_that_was_edited_is_a_row_of_its_own_and_says_so(tmp_path):
+    """A network's own, and a head's, which no column of the configuration tells apart."""
+    for code, accuracy in (("aaaa0000", 80.0), ("bbbb1111", 90.0)):
+        run = trees.add_run(tmp_path / code, accuracy)
+        record = run.read_record()
+        values = record.recipe_values | {"variant.code": code}
+        run.write_record(dataclasses.replace(record, recipe=code, recipe_values=values))
+    made = table(tmp_path)
+    assert [row[0] for row in made.rows] == [
+        "ResNet-20, source of variant changed (aaaa0000)",
+        "ResNet-20, source of variant changed (bbbb1111)",
+    ]
