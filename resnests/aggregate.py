@@ -8,20 +8,20 @@ import sys
 from pathlib import Path
 
 from resnests.errors import USER_ERROR, UserError
-from resnests.results import output as export
+from resnests.results import output
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import read_runs
 from resnests.results.stats import at_best_epoch
 from resnests.results.tables import STATISTICS
 
 EXAMPLES = """examples:
-  python aggregate.py                                  the tables of runs/, as markdown
-  python aggregate.py --statistic median               medians with minimum and maximum
-  python aggregate.py --compare standard               differences to Standard, paired by seed
-  python aggregate.py --compare paper                  beside the published numbers
-  python aggregate.py --output tables.tex              LaTeX; .md, .csv (one row a run) and .html (the report) too
-  python aggregate.py --status --watch                 how far a sweep is, seen from another terminal
-  python aggregate.py sweeps/today --output results/   everything, with the figures as PNG, PDF and CSV
+  python aggregate.py                        the tables of runs/, as markdown
+  python aggregate.py --statistic median     medians with minimum and maximum
+  python aggregate.py --compare standard     differences to Standard, paired by seed
+  python aggregate.py --compare paper        beside the published numbers
+  python aggregate.py --output tables.tex    LaTeX; also .md, .csv (a row a run), .html (report)
+  python aggregate.py --output results/      everything, with the figures as PNG, PDF and CSV
+  python aggregate.py --status --watch       how far a sweep is, seen from another terminal
 """
 
 
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         help="file, whose ending says the format, or directory, for all of them",
     )
     made.add_argument(
-        "--format", choices=export.FORMATS, help="format, where the file's ending does not say it"
+        "--format", choices=output.FORMATS, help="format, where the file's ending does not say it"
     )
     shown = "; ".join(f"{name}: {meaning}" for name, meaning in STATISTICS.items())
     made.add_argument(
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--compare",
-        choices=export.COMPARISONS,
+        choices=output.COMPARISONS,
         action="append",
         help="add a table of differences (may be given twice)",
     )
@@ -77,15 +77,16 @@ def _aggregate() -> None:
         from resnests.results.status import show
 
         return show(arguments.runs, arguments.watch)
-    plan = export.plan(
+    plan = output.plan(
         arguments.output, arguments.format, arguments.statistic, arguments.compare, arguments.epoch
     )
     runs, warnings = read_runs(arguments.runs)
     if arguments.epoch == "best":
         runs = at_best_epoch(runs)
     runs, copies = drop_copies(label_rows(runs))
-    result = export.Results(runs, [*warnings, *copies], plan)
-    for line in export.write(result):
+    result = output.Results(runs, [*warnings, *copies], plan)
+    output.write(result)
+    for line in result.problems:
         print(f"aggregate.py: warning: {line}", file=sys.stderr)
 
 

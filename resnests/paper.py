@@ -34,6 +34,8 @@ OFFICIAL_VARIANTS = {
     "a_resnest": "AResNEst",
 }
 
+SEEDS = 7  # behind each published number
+
 # dataset -> arch -> test accuracy in % and number of parameters as printed, in the order of
 # VARIANTS
 _TABLES = {
@@ -79,21 +81,6 @@ def arch_label(name: str) -> str:
     """
     name = re.sub(r"^wrn(\d+)_(\d+)$", r"WRN-\1-\2", name)
     return re.sub(r"^resnet(\d+)$", r"ResNet-\1", name)
-
-
-def natural(text: str) -> list[tuple[int, float, str]]:
-    """A sort key that reads the numbers in `text` as numbers."""
-    parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", text)
-    return [(0, float(part), "") if i % 2 else (1, 0.0, part) for i, part in enumerate(parts)]
-
-
-def in_order(names: set[str] | list[str], first: dict[str, str]) -> list[str]:
-    """`names` with those of `first` ahead, in its order, and the others by name."""
-    known = list(first)
-    return sorted(
-        set(names),
-        key=lambda name: (known.index(name) if name in first else len(known), natural(name)),
-    )
 
 
 def official_name(dataset: str, arch: str, variant: str, seed: int) -> str:

@@ -12,7 +12,8 @@ def epoch_line(row: dict[str, float], epochs: int) -> str:
         test = f", test loss {row['test_loss']:.4f} {row['test_accuracy']:.2f}%"
     return (
         f"epoch {row['epoch']:.0f}/{epochs}: lr {row['lr']:g}, train loss {row['train_loss']:.4f} "
-        f"{row['train_accuracy']:.2f}%{test}, {row['seconds']:.1f} s, {row['images_per_second']:.0f} images/s"
+        f"{row['train_accuracy']:.2f}%{test}, {row['seconds']:.1f} s, "
+        f"{row['images_per_second']:.0f} images/s"
     )
 
 

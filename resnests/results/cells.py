@@ -1,5 +1,4 @@
-"""Which runs share a row and a cell of the tables: the same recipe, but for what distinguishes the
-variants themselves.
+"""Which runs share a row and a cell of the tables, and in which order those stand.
 
 A recipe differs between variants in its head, and, as in the paper, in its learning rate (resnest's
 is 0.01). Neither splits a row. A variant with several learning rates does: then each rate other
@@ -9,22 +8,40 @@ than the paper's gets its own row.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from resnests.paper import arch_label, learning_rate, natural, variant_label
+from resnests.config.recipe import telling_keys
+from resnests.paper import ARCHS, VARIANTS, arch_label, learning_rate, variant_label
 from resnests.results.frame import text
 
-CELL = ["dataset", "arch", "row", "variant"]  # the columns that runs of one cell share
-_FREE = ("variant.", "weights", "task", "optimizer.lr")
-_OF_EVALUATION = (
-    "dataset.",
-    "arch.",
-    "trainer.precision",
-    "pipeline.",
-)  # what matters where weights are given
+
+class Cell(NamedTuple):
+    """What runs share that are averaged over their seeds; the columns of labelled runs."""
+
+    dataset: str
+    arch: str
+    row: str  # "", or what tells the recipe from the others of its data set, see label_rows
+    variant: str
+
+
+CELL = list(Cell._fields)
+ROW = ["dataset", "arch", "row"]
+
+_FIRST = {"dataset": ("cifar10", "cifar100"), "arch": ARCHS, "row": (), "variant": VARIANTS}
+_GIVEN = "given weights"
+# What the variants of one row may differ in.
+_OF_VARIANT = ("variant.", "weights", "task", "optimizer.lr")
+# What matters to the numbers of given weights.
+_OF_EVALUATION = ("dataset.", "arch.", "trainer.precision", "pipeline.")
+# What no note on the common recipe needs to say: rows, columns and titles do.
+_SAID = (
+    "arch.", "variant.", "optimizer.lr",
+    "dataset.source", "dataset.num_classes", "dataset.mean", "dataset.std",
+)  # fmt: skip
 
 
 def label_rows(runs: pd.DataFrame) -> pd.DataFrame:
@@ -33,6 +50,9 @@ def label_rows(runs: pd.DataFrame) -> pd.DataFrame:
     `row` names what sets a recipe apart from the others of its data set: "" where there is only
     one, otherwise such as "optimizer.lr=0.05, trainer.epochs=10". Architectures keep their own
     rows, whatever the label.
+
+    The columns of CELL become ordered categories: what groups or sorts by them has the order that
+    tables and figures show.
     """
     runs = runs.assign(given=runs["weights"].notna())
     identity = ["dataset", "arch", "variant", "recipe", "given"]
@@ -40,7 +60,13 @@ def label_rows(runs: pd.DataFrame) -> pd.DataFrame:
     labels = pd.Series("", index=recipes.index)
     for _, group in recipes.groupby(["dataset", "given"], sort=False):
         labels[group.index] = _labels(group)
-    return runs.merge(recipes[identity].assign(row=labels), on=identity)
+    runs = runs.merge(recipes[identity].assign(row=labels), how="left", on=identity)
+    return runs.assign(**{name: _ordered(runs[name], [*first]) for name, first in _FIRST.items()})
+
+
+def names(column: pd.Series) -> list[str]:
+    """The names that occur in a column of CELL, in their order."""
+    return list(column.cat.remove_unused_categories().cat.categories)
 
 
 def drop_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
@@ -52,28 +78,24 @@ def drop_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     """
     started = runs.get("provenance.started", pd.Series("", runs.index)).astype(str)
     best_first = pd.DataFrame({"complete": runs["status"] == "complete", "started": started})
-    runs = runs.loc[
-        best_first.sort_values(["complete", "started"], ascending=False, kind="stable").index
-    ]
+    best_first = best_first.sort_values(["complete", "started"], ascending=False, kind="stable")
+    runs = runs.loc[best_first.index]
     lines = []
     for key, what in (("seed", "seed"), ("weights_sha256", "weights")):
-        copies = runs.duplicated([*CELL, key]) & runs[key].notna()
-        kept = runs[~copies].drop_duplicates([*CELL, key]).set_index([*CELL, key])["path"]
-        for copy in runs[copies].to_dict("records"):
-            other = kept[tuple(copy[name] for name in [*CELL, key])]
-            lines.append(f"{copy['path']}: left out, the same {what} of the same cell as {other}")
-        runs = runs[~copies]
+        known = runs[runs[key].notna()]
+        kept = known.groupby([*CELL, key], sort=False, observed=True)["path"].transform("first")
+        copies = known.loc[known["path"] != kept, "path"]
+        lines += [
+            f"{path}: left out, the same {what} of the same cell as {kept[index]}"
+            for index, path in copies.items()
+        ]
+        runs = runs.drop(copies.index)
     return runs.sort_index(), lines
 
 
 def row_name(arch: str, row: str) -> str:
     """The name of a row as tables show it."""
     return f"{arch_label(arch)}, {row}" if row else arch_label(arch)
-
-
-def in_row_order(rows: set[str]) -> list[str]:
-    """Labels of rows, trained before given, by name with numbers read as numbers."""
-    return sorted(rows, key=lambda row: (row.startswith("given weights"), natural(row)))
 
 
 def common_recipe(runs: pd.DataFrame) -> str:
@@ -84,20 +106,11 @@ def common_recipe(runs: pd.DataFrame) -> str:
     if trained.empty:
         return ""
     recipes = [json.loads(values) for values in trained["recipe_values"].unique()]
-    hidden = (
-        "arch.",
-        "variant.",
-        "optimizer.lr",
-        "dataset.source",
-        "dataset.num_classes",
-        "dataset.mean",
-        "dataset.std",
-    )
     shared = set.intersection(*({(k, text(v)) for k, v in recipe.items()} for recipe in recipes))
-    parts = [f"{key}={value}" for key, value in sorted(shared) if not key.startswith(hidden)]
+    parts = [f"{key}={value}" for key, value in sorted(shared) if not key.startswith(_SAID)]
     rates = {
         row: _learning_rates(group)
-        for row, group in trained.groupby("row")
+        for row, group in trained.groupby("row", observed=True)
         if "optimizer.lr=" not in row
     }
     if len(set(rates.values())) == 1:
@@ -107,11 +120,25 @@ def common_recipe(runs: pd.DataFrame) -> str:
     return "; ".join([common, *(f"{row}: {rate}" for row, rate in rates.items())])
 
 
+def _ordered(column: pd.Series, first: list[str]) -> pd.Series:
+    """`column` as categories: `first`, then the others by name with numbers read as numbers,
+    rows of given weights last.
+    """
+
+    def rank(name: str) -> tuple[bool, list[tuple[int, float, str]]]:
+        parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", name)  # text and numbers take turns
+        numbers = [(0, float(p), "") if i % 2 else (1, 0.0, p) for i, p in enumerate(parts)]
+        return name.startswith(_GIVEN), numbers
+
+    others = sorted(set(column.unique()) - set(first), key=rank)
+    return column.astype(pd.CategoricalDtype([*first, *others], ordered=True))
+
+
 def _learning_rates(row: pd.DataFrame) -> str:
     """The learning rates of one row, such as "optimizer.lr=0.1 (0.01 for ResNEst)"."""
     if "optimizer.lr" not in row:
         return ""
-    rates = row.groupby("variant")["optimizer.lr"].first()
+    rates = row.groupby("variant", observed=True)["optimizer.lr"].first()
     usual = rates.mode().iloc[-1]
     others = ", ".join(
         f"{rate} for {variant_label(variant)}" for variant, rate in rates.items() if rate != usual
@@ -122,24 +149,20 @@ def _learning_rates(row: pd.DataFrame) -> str:
 def _labels(recipes: pd.DataFrame) -> list[str]:
     """The label of each recipe, of one data set and either all trained or all given."""
     values = [_row_values(recipe) for recipe in recipes.to_dict("records")]
-    archs = list(recipes["arch"])
+    networks = [{k: v for k, v in value.items() if k.startswith("arch.")} for value in values]
+    others = [{k: v for k, v in value.items() if not k.startswith("arch.")} for value in values]
     keys = {  # widths differ between architectures by nature, so arch. is compared within each
-        arch: _differing(values)
-        | _differing([v for v, a in zip(values, archs, strict=True) if a == arch], "arch.")
-        for arch in set(archs)
+        arch: sorted(telling_keys(others) | telling_keys([networks[i] for i in places]))
+        for arch, places in recipes.reset_index(drop=True).groupby("arch").groups.items()
     }
-    rates = _rates(recipes, values)
+    rates = _rates(recipes, others)
     labels = []
-    for index, value in zip(recipes.index, values, strict=True):
-        recipe = recipes.loc[index]
-        parts = ["given weights"] if recipe["given"] else []
-        for key in sorted(keys[recipe["arch"]]):
-            default = recipe.get(
-                key
-            )  # the configuration holds defaults too, but not those of a later version
-            parts.append(
-                f"{key}={value[key] if key in value else 'default' if pd.isna(default) else default}"
-            )
+    for (index, recipe), value in zip(recipes.iterrows(), values, strict=True):
+        parts = [_GIVEN] if recipe["given"] else []
+        for key in keys[recipe["arch"]]:
+            # The configuration on record has defaults too, but not those of a later version.
+            default = "default" if pd.isna(recipe.get(key)) else recipe[key]
+            parts.append(f"{key}={value.get(key, default)}")
         labels.append(", ".join([*parts, *rates[index]]))
     return labels
 
@@ -147,52 +170,25 @@ def _labels(recipes: pd.DataFrame) -> list[str]:
 def _row_values(recipe: dict[str, Any]) -> dict[str, Any]:
     """What separates rows: the recipe's values without those in which variants differ by nature."""
     recorded = json.loads(recipe["recipe_values"])
-    values = {key: text(value) for key, value in recorded.items() if not key.startswith(_FREE)}
-    if recipe[
-        "given"
-    ]:  # how given weights were trained is not on record; two folders of them are two rows
-        folder = (
-            "weights" in recorded and Path(recorded["weights"]).name != Path(recipe["weights"]).name
-        )
+    values = {k: text(value) for k, value in recorded.items() if not k.startswith(_OF_VARIANT)}
+    if recipe["given"]:
+        # How given weights were trained is not on record; two folders of them are two rows.
         values = {key: value for key, value in values.items() if key.startswith(_OF_EVALUATION)}
-        values["weights"] = recorded["weights"] if folder else "single files"
+        folder = recorded.get("weights")
+        single = folder is None or Path(folder).name == Path(recipe["weights"]).name
+        values["weights"] = "single files" if single else folder
     return values
 
 
-def _differing(values: list[dict[str, Any]], prefix: str = "") -> set[str]:
-    """Keys under `prefix` (any but arch. for "") that not all `values` agree in, without those that
-    a name implies.
-
-    optimizer.name=adamw says all about an optimizer.betas that all recipes with adamw share.
-    """
-    keys = {
-        k
-        for v in values
-        for k in v
-        if (k.startswith(prefix) if prefix else not k.startswith("arch."))
-    }
-    keys = {key for key in keys if len({value.get(key) for value in values}) > 1}
-    for name in [key for key in keys if key.endswith(".name")]:
-        for key in [key for key in keys if key.split(".")[0] == name.split(".")[0] and key != name]:
-            if len({(value.get(name), value.get(key)) for value in values}) == len(
-                {value.get(name) for value in values}
-            ):
-                keys.discard(key)
-    return keys
-
-
 def _rates(recipes: pd.DataFrame, values: list[dict[str, Any]]) -> dict[int, list[str]]:
-    """What tells recipes apart by index where one variant of a row has several learning rates or
-    heads.
+    """What tells recipes apart by index where one variant of a row, of which `values` are the
+    same, has several learning rates or heads.
     """
     parts: dict[int, list[str]] = {index: [] for index in recipes.index}
     if recipes["given"].any() or "optimizer.lr" not in recipes:
         return parts
-    rows = [
-        json.dumps({k: v for k, v in value.items() if not k.startswith("arch.")}, sort_keys=True)
-        for value in values
-    ]
-    for _, group in recipes.groupby(pd.Series(rows, recipes.index), sort=False):
+    rows = pd.Series([json.dumps(value, sort_keys=True) for value in values], recipes.index)
+    for _, group in recipes.groupby(rows, sort=False):
         for key in ("optimizer.lr", "variant.head"):
             if (group.groupby("variant")[key].nunique() > 1).any():
                 for index, recipe in group.to_dict("index").items():
@@ -202,6 +198,5 @@ def _rates(recipes: pd.DataFrame, values: list[dict[str, Any]]) -> dict[int, lis
 
 
 def _as_published(recipe: dict[str, Any]) -> bool:
-    return recipe["optimizer.name"] == "sgd" and recipe["optimizer.lr"] == learning_rate(
-        recipe["variant"]
-    )
+    rate = learning_rate(recipe["variant"])
+    return recipe["optimizer.name"] == "sgd" and recipe["optimizer.lr"] == rate

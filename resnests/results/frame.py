@@ -20,8 +20,9 @@ from resnests.runs.record import METRICS, BrokenRecord, Record
 # What a run is, how it ended, and what it measured: the columns that every frame has, in this
 # order.
 COLUMNS = (
-    "path", "dataset", "arch", "variant", "seed", "recipe", "status", "weights", "weights_sha256", "parameters",
-    "epochs", "epoch", *METRICS, "seconds", "images_per_second", "error", "recipe_values",
+    "path", "dataset", "arch", "variant", "seed", "recipe", "status", "weights", "weights_sha256",
+    "parameters", "epochs", "epoch", *METRICS, "seconds", "images_per_second", "error",
+    "recipe_values",
 )  # fmt: skip
 # Keys of the configuration that are columns already.
 _LABELS = ("dataset.name", "arch.name", "variant.name", "seed", "task", "weights")
@@ -33,10 +34,12 @@ def load_runs(root: Path | str = "runs") -> pd.DataFrame:
 
     path              the run directory
     dataset, arch, variant, seed
-    recipe            eight hexadecimal digits that runs share whose numbers may be averaged over seeds
-    status            complete, diverged, failed, killed, interrupted or running; killed also where a running process
-                      is gone
-    weights           file that was evaluated instead of trained weights, and weights_sha256; empty for a training
+    recipe            eight hexadecimal digits that runs share whose numbers may be averaged over
+                      seeds
+    status            complete, diverged, failed, killed, interrupted or running; killed also where
+                      a running process is gone
+    weights           file that was evaluated instead of trained weights, and weights_sha256; empty
+                      for a training
     parameters        number of trainable parameters
     epochs            epochs completed
     epoch             the epoch that the metrics are of: the last one
@@ -46,8 +49,10 @@ def load_runs(root: Path | str = "runs") -> pd.DataFrame:
     images_per_second training images per second
     error             why the run ended, where it failed
     recipe_values     JSON: every value that makes the recipe and is no default
-    optimizer.lr, trainer.epochs, ...         the configuration under its dotted keys, lists as one would type them
-    provenance.git_commit, provenance.started, ...    code, versions, device and times of the run
+    optimizer.lr, trainer.epochs, ...
+                      the configuration under its dotted keys, lists as one would type them
+    provenance.git_commit, provenance.started, ...
+                      code, versions, device and times (Unix seconds) of the run
     """
     frame, broken = read_runs(root)
     for line in broken:

@@ -1,42 +1,39 @@
-"""What a reader of a table must know besides its numbers: seeds that are not in them, mixed
-code, given weights.
+"""What a reader of a table must know besides its numbers: seeds that are not in them, runs
+that were not made alike, given weights, and what so few seeds can show.
 """
 
 from __future__ import annotations
 
 import pandas as pd
+from pandas.api.typing import DataFrameGroupBy
 
 from resnests.paper import variant_label
-from resnests.results.cells import CELL, common_recipe, row_name
+from resnests.results.cells import CELL, Cell, common_recipe, row_name
+from resnests.results.stats import LEVEL, POWER, t_quantile
 
 # Statuses in the order in which a cell and the list below the table name them; complete runs need
 # no word.
 UNFINISHED = ("running", "diverged", "failed", "killed", "interrupted", "missing")
-_CODE = {
-    "provenance.git_commit": "git",
-    "provenance.git_dirty": "",
-    "provenance.versions.torch": "torch",
-}
 Troubles = dict[str, dict[int, str]]  # status -> seed -> why, "" where nothing is on record
 
 
-def troubles(runs: pd.DataFrame) -> dict[tuple[str, ...], Troubles]:
+def troubles(runs: pd.DataFrame) -> dict[Cell, Troubles]:
     """Per cell the seeds that its numbers lack.
 
     A seed is missing in a cell where it has no run, and another cell of the same data set and
     recipe has one. A variant without any run counts as never meant to be run.
     """
-    expected = runs.groupby(["dataset", "row"], sort=False)["seed"].agg(set)
-    found: dict[tuple[str, ...], Troubles] = {}
-    seeds = runs.groupby(CELL, sort=False)["seed"].agg(set)
-    for key, present in seeds.items():
-        missing = sorted(expected[key[0], key[2]] - present)
+    expected = runs.groupby(["dataset", "row"], observed=True)["seed"].agg(set)
+    found: dict[Cell, Troubles] = {}
+    for key, present in _by_cell(runs)["seed"].agg(set).items():
+        cell = Cell(*key)
+        missing = sorted(expected[cell.dataset, cell.row] - present)
         if missing:
-            found[key] = {"missing": dict.fromkeys(missing, "")}
+            found[cell] = {"missing": dict.fromkeys(missing, "")}
     for run in runs[runs["status"] != "complete"].sort_values("seed").to_dict("records"):
-        key = tuple(run[name] for name in CELL)
+        cell = Cell(*(run[name] for name in CELL))
         why = "" if pd.isna(run["error"]) else str(run["error"]).strip().splitlines()[-1:]
-        found.setdefault(key, {}).setdefault(run["status"], {})[run["seed"]] = "".join(why)
+        found.setdefault(cell, {}).setdefault(run["status"], {})[run["seed"]] = "".join(why)
     return found
 
 
@@ -46,26 +43,29 @@ def marker(trouble: Troubles) -> str:
     return f" [{', '.join(parts)}]" if parts else ""
 
 
-def mixed_code(runs: pd.DataFrame) -> dict[tuple[str, ...], str]:
-    """Cells whose complete runs were made by different code, with the versions and their seeds."""
-    columns = [name for name in _CODE if name in runs]
+def mixed(runs: pd.DataFrame, epoch: str = "last") -> dict[Cell, list[str]]:
+    """Cells whose complete runs were not made alike, with what differs and in which seeds: code,
+    type of device, and how often there was a best epoch to choose, where one was.
+    """
     complete = runs[runs["status"] == "complete"]
-    if not columns or complete.empty:
-        return {}
-    version = complete[columns].astype(str).agg("\n".join, axis=1)
-    mixed = version.groupby([complete[name] for name in CELL], sort=False).nunique() > 1
-    found = {}
-    for key in mixed[mixed].index:
-        mine = (complete[CELL] == list(key)).all(axis=1)
-        by_version = complete[mine].groupby(version[mine], sort=False)
-        found[key] = "; ".join(
-            f"{_version(group.iloc[0])} ({seed_list(group['seed'])})" for _, group in by_version
-        )
+    conditions = {"code": _code(complete), "devices": _device_type(complete)}
+    if epoch == "best":
+        what = "evaluations, of which more give a higher best by chance"
+        every = complete["trainer.eval_every"]
+        conditions[what] = ["every epoch" if n == 1 else f"every {n} epochs" for n in every]
+    found: dict[Cell, list[str]] = {}
+    for what, condition in conditions.items():
+        labelled = complete.assign(condition=condition)
+        differing = labelled[_by_cell(labelled)["condition"].transform("nunique") > 1]
+        for key, cell in _by_cell(differing):
+            seeds = cell.groupby("condition", sort=False)["seed"]
+            parts = [f"{value} ({seed_list(some)})" for value, some in seeds]
+            found.setdefault(Cell(*key), []).append(f"mixes {what}: {'; '.join(parts)}")
     return found
 
 
 def lines(
-    runs: pd.DataFrame, troubles: dict[tuple[str, ...], Troubles], mixed: dict[tuple[str, ...], str]
+    runs: pd.DataFrame, troubles: dict[Cell, Troubles], mixed: dict[Cell, list[str]]
 ) -> list[str]:
     """The notes below the accuracy table of one data set."""
     notes = []
@@ -74,24 +74,35 @@ def lines(
         notes.append(f"Recipe: {recipe}.")
     if runs["given"].any():
         notes.append("† evaluated from given weights; how they were trained is not on record here.")
-    notes += [f"‡ {cell_name(key)} mixes code: {versions}." for key, versions in mixed.items()]
+    notes += [f"‡ {cell_name(cell)} {line}." for cell, facts in mixed.items() for line in facts]
     alike: dict[tuple[str, str, str, str], list[str]] = {}
-    for key, trouble in troubles.items():
+    for cell, trouble in troubles.items():
+        name = cell_name(cell._replace(row=""))
         for status in UNFINISHED:
             by_reason: dict[str, list[int]] = {}
             for seed, why in trouble.get(status, {}).items():
                 by_reason.setdefault(why, []).append(seed)
             for why, seeds in by_reason.items():
-                alike.setdefault((key[2], status, seed_list(seeds), why), []).append(
-                    cell_name((*key[:2], "", key[3]))
-                )
-    for (row, status, seeds, why), cells in sorted(alike.items()):
+                alike.setdefault((cell.row, status, seed_list(seeds), why), []).append(name)
+    for (row, status, some, why), cells in sorted(alike.items()):
+        what = f"{status.capitalize()}, {row}" if row else status.capitalize()
         reason = f" ({why})" if why else ""
-        notes.append(
-            f"{status.capitalize()}{f', {row}' if row else ''}: {seeds} of {', '.join(cells)}{reason}."
-        )
+        notes.append(f"{what}: {some} of {', '.join(cells)}{reason}.")
     if any("diverged" in trouble for trouble in troubles.values()):
         notes.append("Diverged runs are counted, never averaged.")
+    return notes
+
+
+def intervals(cells: pd.DataFrame) -> list[str]:
+    """What the intervals of `cells` with n and std cannot show, as there are few seeds."""
+    notes = []
+    if (cells["n"] == 2).any():
+        notes.append(
+            f"An interval from 2 seeds says little: it reaches {t_quantile(2):.1f} standard errors "
+            f"to either side, one from 7 seeds {t_quantile(7):.1f}."
+        )
+    if (cells["low"].isna() & (cells["n"] > 1)).any():
+        notes.append("Where all seeds are equal, nothing tells their spread: no interval.")
     return notes
 
 
@@ -101,15 +112,23 @@ def power(differences: pd.DataFrame) -> list[str]:
     for n, group in differences.groupby("n"):
         if n < 2:
             notes.append(
-                "1 pair shows a difference of two runs, not whether another seed would: no interval, no p."
+                "1 pair shows a difference of two runs, not whether another seed would: "
+                "no interval, no p."
             )
             continue
-        half = ((group["high"] - group["low"]) / 2).median()
-        notes.append(
-            f"{n} pairs resolve differences from about {half:.2f} points up (median half-width of the intervals), if "
-            f"differences are normally distributed; without that assumption no test of {n} pairs can give a p below "
-            f"{2.0 ** (1 - n):.2g} (sign flips)."
-        )
+        if group["p"].isna().any():
+            notes.append(
+                f"Where all differences of {n} pairs are equal, nothing tells their spread: "
+                "no interval, no p."
+            )
+        if group["p"].notna().any():
+            notes.append(
+                f"{n} pairs show a true difference of {group['detectable'].median():.2f} points "
+                f"(median over the rows) with {POWER:.0%} probability, at p < {1 - LEVEL:.2g} "
+                "before correction and if differences are normally distributed; without that "
+                f"assumption no test of {n} pairs can give a p below {2.0 ** (1 - n):.2g} "
+                "(sign flips)."
+            )
     if differences.empty:
         notes.append(
             "No row has complete runs of Standard and of another variant with the same seed."
@@ -117,10 +136,10 @@ def power(differences: pd.DataFrame) -> list[str]:
     return notes
 
 
-def cell_name(key: tuple[str, ...]) -> str:
+def cell_name(cell: Cell) -> str:
     """How notes name a cell, such as "ResNet-20 A-ResNEst, trainer.epochs=10"."""
-    _, arch, row, variant = key
-    return f"{row_name(arch, '')} {variant_label(variant)}" + (f", {row}" if row else "")
+    name = f"{row_name(cell.arch, '')} {variant_label(cell.variant)}"
+    return f"{name}, {cell.row}" if cell.row else name
 
 
 def seed_list(seeds: pd.Series | list[int]) -> str:
@@ -136,7 +155,21 @@ def seed_list(seeds: pd.Series | list[int]) -> str:
     return ("seed " if len(ordered) == 1 else "seeds ") + ", ".join(parts)
 
 
-def _version(run: pd.Series) -> str:
-    commit = str(run.get("provenance.git_commit") or "unknown")[:7]
-    dirty = " with uncommitted changes" if run.get("provenance.git_dirty") == "true" else ""
-    return f"git {commit}{dirty}, torch {run.get('provenance.versions.torch', 'unknown')}"
+def _by_cell(runs: pd.DataFrame) -> DataFrameGroupBy:
+    return runs.groupby(CELL, sort=False, observed=True)
+
+
+def _code(runs: pd.DataFrame) -> list[str]:
+    columns = ("provenance.git_commit", "provenance.git_dirty", "provenance.versions.torch")
+    known = runs.reindex(columns=list(columns)).astype(object)
+    return [
+        f"git {str(commit)[:7]}{' with uncommitted changes' if dirty == 'true' else ''}, "
+        f"torch {torch}"
+        for commit, dirty, torch in known.where(known.notna(), "unknown").itertuples(index=False)
+    ]
+
+
+def _device_type(runs: pd.DataFrame) -> pd.Series:
+    """cpu, cuda or mps."""
+    device = runs.reindex(columns=["provenance.device"])["provenance.device"]
+    return device.astype("string").str.split(":").str[0]

@@ -5,7 +5,6 @@ are needed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,19 +27,30 @@ class Plan:
     format: str | None  # None where output is a directory, which gets every format
     statistic: str
     compare: list[str]
+    asked: bool  # whether the user named what to compare
     epoch: str
 
 
 @dataclass
 class Results:
     runs: pd.DataFrame  # labelled, without copies
-    warnings: list[str]
+    problems: list[str]  # lines to warn of
     plan: Plan
 
     def tables(self) -> list[Table]:
         tables = accuracy_tables(self.runs, self.plan.statistic, self.plan.epoch)
-        makers = {"standard": comparison_table, "paper": paper_table}
-        return tables + [makers[name](self.runs) for name in self.plan.compare]
+        if "standard" in self.plan.compare:
+            tables.append(comparison_table(self.runs))
+        if "paper" in self.plan.compare:
+            table = paper_table(self.runs)
+            if table.rows:
+                tables.append(table)
+            elif self.plan.asked:
+                self.problems.append(
+                    "--compare paper: nothing to compare, the paper has none of the cells with "
+                    "complete runs"
+                )
+        return tables
 
     def csv(self) -> str:
         return self.runs.to_csv(index=False, lineterminator="\n")
@@ -56,61 +66,61 @@ def plan(
     """The checked wishes of a command line; raises UserError where they contradict each other."""
     path = Path(output) if output else None
     everything = path is not None and (
-        path.is_dir() or output.endswith("/") or (not path.suffix and form is None)
+        path.is_dir() or str(output).endswith("/") or (not path.suffix and form is None)
     )
     if path is not None and not everything and not path.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {path.parent}")
     if everything and form is not None:
         raise UserError(
-            f"--format {form} with --output {output}: a directory gets every format; name a file, or no format"
+            f"--format {form} with --output {output}: a directory gets every format; "
+            "name a file, or no format"
         )
     if not everything and form is None:
         form = _ENDINGS.get(path.suffix) if path else "markdown"
         if form is None:
             endings = ", ".join(_ENDINGS)
             raise UserError(
-                f"--output {output}: no format is known by that ending; use {endings}, a directory or --format"
+                f"--output {output}: no format is known by that ending; "
+                f"use {endings}, a directory or --format"
             )
     if form == "csv" and (statistic or compare):
         raise UserError(
             "--format csv holds one row a run, so --statistic and --compare have no place in it"
         )
-    if compare is None:
-        compare = list(COMPARISONS) if everything or form == "html" else []
-    return Plan(path, form, statistic or "mean", list(dict.fromkeys(compare)), epoch)
+    wanted = compare
+    if wanted is None:
+        wanted = list(COMPARISONS) if everything or form == "html" else []
+    return Plan(path, form, statistic or "mean", wanted, compare is not None, epoch)
 
 
-def write(results: Results) -> list[str]:
-    """Write what the plan says; the lines to warn of."""
-    plan, problems = results.plan, list(results.warnings)
-    if plan.format is None:
-        _write_all(results, problems)
-        return problems
-    makers: dict[str, Callable[[], str]] = {
-        "markdown": lambda: render.markdown(results.tables()),
-        "latex": lambda: render.latex(results.tables()),
-        "csv": results.csv,
-        "html": lambda: _page(results, problems),
-    }
-    text = makers[plan.format]()
+def write(results: Results) -> None:
+    """Write what the plan says; adds lines to the problems of `results`."""
+    plan = results.plan
+    if plan.output and plan.format is None:
+        _write_all(results, plan.output)
+        return
+    if plan.format == "csv":
+        text = results.csv()
+    elif plan.format == "html":
+        text = _page(results)
+    else:
+        form = render.markdown if plan.format == "markdown" else render.latex
+        text = form(results.tables())
     if plan.output is None:
-        sys.stdout.reconfigure(encoding="utf-8")
-        sys.stdout.write(text)
+        sys.stdout.buffer.write(text.encode())  # UTF-8, whatever the terminal's encoding is
     else:
         write_atomic(plan.output, text.encode())
         print(f"wrote {plan.output}")
-    return problems
 
 
-def _write_all(results: Results, problems: list[str]) -> None:
+def _write_all(results: Results, folder: Path) -> None:
     """Every format and every figure, with the numbers behind tables and figures as CSV."""
     from resnests.results import plots, report
 
-    folder = results.plan.output
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     tables, pictures = results.tables(), []
-    for drawing in plots.drawings(results.runs, problems):
+    for drawing in plots.drawings(results.runs, results.problems):
         png = drawing.render("png")
         write_atomic(figures / f"{drawing.key}.png", png)
         write_atomic(figures / f"{drawing.key}.pdf", drawing.render("pdf"))
@@ -123,22 +133,23 @@ def _write_all(results: Results, problems: list[str]) -> None:
         "runs.csv": results.csv().encode(),
         "cells.csv": _csv(cells.reset_index()),
         "differences.csv": _csv(against_baseline(results.runs)),
-        "paper.csv": _csv(against_paper(cells)),
-        "report.html": report.page(results.runs, tables, pictures, problems).encode(),
+        "report.html": report.page(results.runs, tables, pictures, results.problems).encode(),
     }
+    beside = against_paper(cells)
+    if len(beside):
+        files["paper.csv"] = _csv(beside)
     for name, data in files.items():
         write_atomic(folder / name, data)
     print(f"wrote {', '.join(files)} and {len(pictures)} figures below {folder}")
 
 
-def _page(results: Results, problems: list[str]) -> str:
+def _page(results: Results) -> str:
     from resnests.results import plots, report
 
     tables = results.tables()
-    pictures = [
-        (drawing.title, drawing.render("png")) for drawing in plots.drawings(results.runs, problems)
-    ]
-    return report.page(results.runs, tables, pictures, problems)
+    drawings = plots.drawings(results.runs, results.problems)
+    pictures = [(drawing.title, drawing.render("png")) for drawing in drawings]
+    return report.page(results.runs, tables, pictures, results.problems)
 
 
 def _csv(frame: pd.DataFrame) -> bytes:

@@ -2,8 +2,9 @@
 numbers.
 
 Accuracies and their differences are in percent and percentage points. Intervals are 95% Student-t
-intervals of a mean; where there are fewer than two values, an interval is nan. scipy is imported
-only where a quantile is needed.
+intervals; one of accuracies is cut at 0 and 100%, which changes nothing in how often it covers the
+true mean. Where nothing tells the spread, as there is one value or all are equal, an interval is
+nan. scipy is imported only where a quantile is needed.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import math
 import numpy as np
 import pandas as pd
 
+from resnests import paper
 from resnests.errors import UserError
-from resnests.paper import PUBLISHED
-from resnests.results.cells import CELL
+from resnests.results.cells import CELL, ROW
 from resnests.runs.directory import RunDirectory
-from resnests.runs.record import BrokenRecord
+from resnests.runs.record import METRICS, BrokenRecord
 
 LEVEL = 0.95
+POWER = 0.8
 BASELINE = "standard"
 
 
@@ -36,55 +38,67 @@ def cell_statistics(runs: pd.DataFrame) -> pd.DataFrame:
     """Per cell with complete runs: n, mean, std (sample), median, min, max, and parameters;
     indexed by CELL.
     """
-    groups = runs[runs["status"] == "complete"].groupby(CELL, sort=False)
+    groups = runs[runs["status"] == "complete"].groupby(CELL, observed=True)
     cells = groups["test_accuracy"].agg(["count", "mean", "std", "median", "min", "max"])
     cells = cells.rename(columns={"count": "n"})
     return cells.join(groups["parameters"].first().astype(float))
 
 
-def with_interval(cells: pd.DataFrame) -> pd.DataFrame:
-    """Cells with `low` and `high`, the ends of the 95% interval of the mean."""
+def t_quantile(n: pd.Series | int) -> np.ndarray:
+    """How many standard errors an interval of n values reaches to either side."""
     from scipy.special import stdtrit
 
-    half = (
-        stdtrit(cells["n"].clip(lower=2) - 1, (1 + LEVEL) / 2) * cells["std"] / np.sqrt(cells["n"])
-    )
-    return cells.assign(low=cells["mean"] - half, high=cells["mean"] + half)
+    return stdtrit(np.maximum(n, 2) - 1, (1 + LEVEL) / 2)
+
+
+def standard_error(values: pd.DataFrame, seeds: float = math.inf) -> pd.Series:
+    """Of a mean, from its n, mean and std; or of its difference to the mean of `seeds` other
+    values with the same spread; nan where nothing tells the spread.
+    """
+    equal = values["std"] <= 1e-9 * values["mean"].abs().clip(lower=1)  # but for rounding
+    return (values["std"] * np.sqrt(1 / values["n"] + 1 / seeds)).mask(equal)
+
+
+def with_interval(cells: pd.DataFrame, seeds: float = math.inf, prefix: str = "") -> pd.DataFrame:
+    """Cells with `low` and `high`, the ends of the interval of the mean.
+
+    With a finite number of `seeds`, of the interval in which the mean of as many other seeds is
+    predicted (Hahn and Meeker, Statistical Intervals, chapter 4).
+    """
+    half = t_quantile(cells["n"]) * standard_error(cells, seeds)
+    ends = {"low": cells["mean"] - half, "high": cells["mean"] + half}
+    return cells.assign(**{prefix + name: end.clip(0, 100) for name, end in ends.items()})
 
 
 def against_baseline(runs: pd.DataFrame) -> pd.DataFrame:
     """Each variant less Standard in the same row, paired by seed; empty where no row holds both.
 
-    n pairs, delta, its interval low to high, p of a two-sided paired t test (nan for one pair, or
-    where all differences are equal, as then nothing tells their spread), and p_holm, corrected for
-    all tests of the frame together.
+    n pairs, delta and std (mean and spread of the differences), the interval low to high of delta,
+    detectable (the true difference that a test at 5% shows with 80% power), p of a two-sided paired
+    t test, and p_holm, corrected for all tests of the frame together. From low on they are nan for
+    one pair, and where all differences are equal.
     """
-    complete = runs[runs["status"] == "complete"]
-    seeds = complete.pivot_table(
-        index=[*CELL[:3], "seed"], columns="variant", values="test_accuracy"
+    from scipy.special import nctdtrinc, stdtr
+
+    complete = runs.loc[runs["status"] == "complete", [*CELL, "seed", "test_accuracy"]]
+    is_baseline = complete["variant"] == BASELINE
+    baseline = complete[is_baseline].drop(columns="variant")
+    pairs = complete[~is_baseline].merge(baseline, on=[*ROW, "seed"], suffixes=("", "_baseline"))
+    pairs["difference"] = pairs["test_accuracy"] - pairs["test_accuracy_baseline"]
+    groups = pairs.groupby(CELL, observed=True)["difference"]
+    table = groups.agg(["count", "mean", "std"]).rename(columns={"count": "n"}).reset_index()
+    n, error, quantile = table["n"], standard_error(table), t_quantile(table["n"])
+    # The power counts the tail on the side of the difference; the other one's share is negligible.
+    noncentrality = nctdtrinc(np.maximum(n, 2) - 1, 1 - POWER, quantile)
+    p = 2 * stdtr(n - 1, -(table["mean"] / error).abs())
+    table = table.assign(
+        low=table["mean"] - quantile * error,
+        high=table["mean"] + quantile * error,
+        detectable=noncentrality * error,
+        p=p,
+        p_holm=holm(p),
     )
-    rows = []
-    if BASELINE in seeds:
-        for variant in seeds.columns.drop(BASELINE):
-            differences = (seeds[variant] - seeds[BASELINE]).dropna()
-            for key, group in differences.groupby(level=CELL[:3], sort=False):
-                rows.append((*key, variant, *_paired(group.to_numpy())))
-    table = pd.DataFrame(rows, columns=[*CELL, "n", "delta", "low", "high", "p"])
-    return table.assign(p_holm=holm(table["p"]))
-
-
-def _paired(differences: np.ndarray) -> tuple[int, float, float, float, float]:
-    """n, mean, interval and p of (n,) differences."""
-    from scipy.stats import ttest_1samp
-
-    n, mean = len(differences), float(differences.mean())
-    if n < 2:
-        return n, mean, math.nan, math.nan, math.nan
-    if differences.std() <= 1e-9 * max(1.0, abs(mean)):
-        return n, mean, mean, mean, math.nan
-    test = ttest_1samp(differences, 0.0)
-    low, high = test.confidence_interval(LEVEL)
-    return n, mean, float(low), float(high), float(test.pvalue)
+    return table.rename(columns={"mean": "delta"})
 
 
 def holm(p: pd.Series) -> pd.Series:
@@ -97,36 +111,26 @@ def holm(p: pd.Series) -> pd.Series:
 
 
 def against_paper(cells: pd.DataFrame) -> pd.DataFrame:
-    """Cells with intervals that the paper has a number for, beside it.
+    """Cells that the paper has a number for, beside it.
 
-    published, difference (our mean less it), inside (whether it lies in our interval; None for one
-    seed), published_parameters (text), same_parameters.
+    predicted_low, predicted_high (where the mean of as many seeds as the paper's is predicted from
+    ours), published, difference (our mean less it), inside (whether it lies there, NA where nothing
+    tells our spread), published_parameters (text), same_parameters.
     """
-    rows = []
-    for key, cell in zip(cells.index, cells.to_dict("records"), strict=True):
-        dataset, arch, _, variant = key
-        if (dataset, arch, variant) not in PUBLISHED:
-            continue
-        published, size = PUBLISHED[dataset, arch, variant]
-        inside = cell["low"] <= published <= cell["high"] if cell["n"] > 1 else None
-        same = millions(cell["parameters"]) == size
-        values = {"published": published, "difference": cell["mean"] - published, "inside": inside}
-        rows.append(
-            dict(zip(CELL, key, strict=True))
-            | cell
-            | values
-            | {"published_parameters": size, "same_parameters": same}
-        )
-    columns = [
-        *CELL,
-        *cells.columns,
-        "published",
-        "difference",
-        "inside",
-        "published_parameters",
-        "same_parameters",
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    published = pd.DataFrame(
+        [(*key, *numbers) for key, numbers in paper.PUBLISHED.items()],
+        columns=["dataset", "arch", "variant", "published", "published_parameters"],
+    )
+    cells = with_interval(cells, paper.SEEDS, "predicted_").reset_index()
+    table = cells.merge(published, how="left", on=["dataset", "arch", "variant"])
+    table = table.dropna(subset="published")
+    low, high = table["predicted_low"], table["predicted_high"]
+    inside = table["published"].between(low, high).astype("boolean").mask(low.isna())
+    return table.assign(
+        difference=table["mean"] - table["published"],
+        inside=inside,
+        same_parameters=table["parameters"].map(millions) == table["published_parameters"],
+    )
 
 
 def at_best_epoch(runs: pd.DataFrame) -> pd.DataFrame:
@@ -140,29 +144,22 @@ def at_best_epoch(runs: pd.DataFrame) -> pd.DataFrame:
     without = complete[complete["weights"].notna() | ~(complete["dataset.val_fraction"] > 0)]
     if len(without):
         raise UserError(
-            f"--epoch best: {len(without)} of {len(complete)} complete runs have no held-out split, such as "
-            f"{without['path'].iloc[0]}; an epoch that the test set chose would flatter it. "
-            "Train with dataset.val_fraction=0.1, or leave the last epoch"
+            f"--epoch best: {len(without)} of {len(complete)} complete runs have no held-out "
+            f"split, such as {without['path'].iloc[0]}; an epoch that the test set chose would "
+            "flatter it. Train with dataset.val_fraction=0.1, or leave the last epoch"
         )
-    columns = (
-        "epoch",
-        "val_accuracy",
-        "train_loss",
-        "train_accuracy",
-        "test_loss",
-        "test_accuracy",
-    )
+    columns = ("epoch", *METRICS)
     for index, path in complete["path"].items():
         try:
-            history = pd.DataFrame(RunDirectory(path).read_history(columns)).dropna()
+            history = RunDirectory(path).read_history((*columns, "val_accuracy"))
         except BrokenRecord as error:
             raise UserError(f"--epoch best: {path}: {error}") from error
-        if history.empty:
+        epochs = pd.DataFrame(history).dropna()
+        if epochs.empty:
             raise UserError(
                 f"--epoch best: {path}: history.csv has no epoch with validation and test accuracy"
             )
-        best = history.loc[history["val_accuracy"].idxmax()]
+        best = epochs.loc[epochs["val_accuracy"].idxmax()]
         for column in columns:
-            if column != "val_accuracy":
-                runs.loc[index, column] = best[column]
+            runs.loc[index, column] = best[column]
     return runs

@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 
 from resnests.errors import UserError
-from resnests.paper import ARCHS, VARIANTS, dataset_label, in_order, variant_label
+from resnests.paper import dataset_label, variant_label
 from resnests.results import notes
-from resnests.results.cells import drop_copies, in_row_order, label_rows, row_name
+from resnests.results.cells import CELL, ROW, Cell, drop_copies, label_rows, names, row_name
 from resnests.results.frame import read_runs
 from resnests.runs.directory import RunDirectory
 from resnests.text import duration
@@ -27,7 +27,7 @@ def show(root: str, watch: bool = False) -> None:
     """Print the status of the runs below `root`, and with `watch` again and again until
     interrupted.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # errors are shown as they are
     if not console.is_terminal:
         console.width = 200
     if not watch:
@@ -69,24 +69,17 @@ def status(root: str) -> Group:
     return Group(", ".join(parts), _table(runs, troubles), *lines, *warnings, *copies)
 
 
-def _table(runs: pd.DataFrame, troubles: dict[tuple[str, ...], notes.Troubles]) -> Table:
-    variants = in_order(list(runs["variant"].unique()), VARIANTS)
+def _table(runs: pd.DataFrame, troubles: dict[Cell, notes.Troubles]) -> Table:
+    variants = names(runs["variant"])
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", *map(variant_label, variants)):
         table.add_column(name, no_wrap=True)
-    done = (
-        runs[runs["status"] == "complete"]
-        .groupby(["dataset", "arch", "row", "variant"])
-        .size()
-        .to_dict()
-    )
-    for dataset in in_order(list(runs["dataset"].unique()), {"cifar10": "", "cifar100": ""}):
-        mine = runs[runs["dataset"] == dataset]
-        for arch in in_order(list(mine["arch"].unique()), ARCHS):
-            for row in in_row_order(set(mine.loc[mine["arch"] == arch, "row"])):
-                keys = [(dataset, arch, row, variant) for variant in variants]
-                cells = [_cell(done.get(key, 0), troubles.get(key, {})) for key in keys]
-                table.add_row(f"{dataset_label(dataset)} {row_name(arch, row)}", *cells)
+    complete = runs[runs["status"] == "complete"]
+    done = complete.groupby(CELL, observed=True).size().to_dict()
+    for (dataset, arch, row), _ in runs.groupby(ROW, observed=True):
+        cells = [Cell(dataset, arch, row, variant) for variant in variants]
+        texts = [_cell(done.get(cell, 0), troubles.get(cell, {})) for cell in cells]
+        table.add_row(f"{dataset_label(dataset)} {row_name(arch, row)}", *texts)
     return table
 
 

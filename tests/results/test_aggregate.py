@@ -44,8 +44,9 @@ def test_it_prints_the_table_of_runs_below_the_working_directory(tree):
 
 def test_it_imports_neither_torch_nor_what_plain_tables_do_not_need(tree):
     code = (
-        "import sys, runpy; sys.argv[0] = 'aggregate.py'; runpy.run_path('aggregate.py', run_name='__main__');"
-        "print(sorted({'torch', 'scipy', 'matplotlib', 'hydra'} & set(sys.modules)))"
+        "import sys, runpy; sys.argv[0] = 'aggregate.py'; "
+        "runpy.run_path('aggregate.py', run_name='__main__');"
+        "print(sorted({'torch', 'scipy', 'matplotlib', 'jinja2', 'hydra'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tree)],
@@ -99,12 +100,26 @@ def test_a_directory_gets_every_format_and_the_figures_with_their_data(tree, tmp
     aggregate(tree, "--output", f"{out}/")
     names = {path.name for path in out.iterdir()}
     assert names == {
-        "tables.md", "tables.tex", "runs.csv", "cells.csv", "differences.csv", "paper.csv", "report.html", "figures",
+        "tables.md", "tables.tex", "report.html", "figures",
+        "runs.csv", "cells.csv", "differences.csv", "paper.csv",
     }  # fmt: skip
     figures = {path.name for path in (out / "figures").iterdir()}
     keys = ("curves_cifar10_resnet20", "parameters_cifar10", "variants_cifar10")
     assert figures == {f"{key}.{ending}" for key in keys for ending in ("png", "pdf", "csv")}
     assert (out / "report.html").read_text().count("data:image/png") == 3
+
+
+def test_data_sets_that_the_paper_has_not_stand_beside_nothing(tmp_path):
+    for seed in (0, 1):
+        trees.add_run(tmp_path / "runs", 98 + seed, dataset="digits", seed=seed)
+    out = tmp_path / "results"
+    assert "nothing to compare" not in aggregate(tmp_path / "runs", "--output", f"{out}/").stderr
+    assert not (out / "paper.csv").exists()
+    for name in ("tables.md", "tables.tex", "report.html"):
+        assert "Beside the paper" not in (out / name).read_text()
+    done = aggregate(tmp_path / "runs", "--compare", "paper")
+    assert "Beside" not in done.stdout
+    assert done.stderr.count("nothing to compare") == len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")

@@ -75,6 +75,20 @@ def test_the_papers_points_are_in_the_figure_over_parameters(tree):
     assert heights == {92.60, 91.02, 90.0}
 
 
+def test_no_bar_passes_100_percent(tmp_path):
+    for seed, accuracy in enumerate((98.59, 99.15)):
+        trees.add_run(tmp_path, accuracy, seed=seed)
+        trees.add_run(tmp_path, 100.0, seed=seed, variant="resnest")
+    drawing = drawn(tmp_path)[0]["variants_cifar10"]
+    bars = [bar for some in drawing.figure.axes[0].collections for bar in some.get_segments()]
+    (bar,) = filter(len, bars)  # where all seeds are equal there is none
+    assert list(bar[:, 0]) == [pytest.approx(95.31, abs=0.01), 100.0]
+    assert "cut at 0 and 100%; none for one seed). An interval from 2 seeds" in drawing.title
+    assert drawing.title.endswith(
+        "one from 7 seeds 2.4. Where all seeds are equal, nothing tells their spread: no interval."
+    )
+
+
 def test_one_seed_has_neither_band_nor_interval_and_draws(tmp_path):
     trees.add_run(
         tmp_path, 90, dataset="digits", trainer__epochs=1, history=trees.history_rows(90, 1)

@@ -49,10 +49,18 @@ def page(tmp_path):
 def test_it_holds_tables_figures_runs_and_what_is_missing(page):
     text = " ".join(Reader(page).text)
     for expected in (
-        "3 runs: 2 complete, 1 failed", "91.00% ± 1.41 (0.27M)", "Failed: seed 2", "record.json: left out",
-        "optimizer.weight_decay", "0.0005", "provenance.versions.python", "0123456789",
+        "3 runs: 2 complete, 1 failed", "91.00% ± 1.41 (0.27M)", "Failed: seed 2",
+        "record.json: left out", "optimizer.weight_decay", "0.0005", "provenance.versions.python",
+        "0123456789",
     ):  # fmt: skip
         assert expected in text
+
+
+def test_times_are_readable(page):
+    text = Reader(page).text
+    assert text.count("2025-01-01 00:00 UTC") == 3  # started, in the list of runs
+    assert "2025-01-01 01:00 UTC" in text  # ended
+    assert "1735689600" not in page
 
 
 def test_it_needs_neither_network_nor_scripts(page):

@@ -12,6 +12,7 @@ from resnests.errors import UserError
 from resnests.results.cells import label_rows
 from resnests.results.frame import read_runs
 from resnests.results.stats import (
+    POWER,
     against_baseline,
     at_best_epoch,
     cell_statistics,
@@ -49,6 +50,45 @@ def test_one_seed_has_no_interval(tmp_path):
     assert math.isnan(cell["low"])
 
 
+def test_an_interval_is_cut_at_100_and_there_is_none_without_spread(tmp_path):
+    runs = runs_of(tmp_path, standard=[98.59, 99.15], resnest=[100.0, 100.0])
+    cells = with_interval(cell_statistics(runs)).droplevel(["dataset", "arch", "row"])
+    assert (cells.loc["standard", "low"], cells.loc["standard", "high"]) == (
+        pytest.approx(95.31, abs=0.01),
+        100,
+    )
+    assert cells.loc["resnest", ["low", "high"]].isna().all()
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_an_exact_reproduction_of_seven_seeds_is_in_the_prediction_95_times_of_100(n):
+    random = np.random.default_rng(n)
+    ours, theirs = random.normal(90, 0.3, (20_000, n)), random.normal(90, 0.3, (20_000, 7))
+    cells = pd.DataFrame({"n": n, "mean": ours.mean(axis=1), "std": ours.std(axis=1, ddof=1)})
+
+    def share_inside(intervals):
+        inside = pd.Series(theirs.mean(axis=1)).between(intervals["low"], intervals["high"])
+        return inside.mean()
+
+    assert share_inside(with_interval(cells, seeds=7)) == pytest.approx(0.95, abs=0.005)
+    if n == 7:  # what the interval of our mean alone takes for a reproduction
+        assert share_inside(with_interval(cells)) == pytest.approx(0.87, abs=0.01)
+
+
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_the_detectable_difference_is_seen_in_80_of_100_repetitions(tmp_path, n):
+    random = np.random.default_rng(n)
+    differences = random.normal(0, 1, n)
+    standard = 90 + random.normal(0, 1, n)
+    row = against_baseline(runs_of(tmp_path, standard=standard, resnest=standard + differences))
+    spread, detectable = differences.std(ddof=1), row["detectable"].iloc[0]
+    assert row["std"].iloc[0] == pytest.approx(spread)
+    again = random.normal(detectable, spread, (20_000, n))
+    assert (stats.ttest_1samp(again, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(
+        POWER, abs=0.01
+    )
+
+
 def test_differences_are_paired_by_seed(tmp_path):
     standard, variant = (
         [90.0, 92.0, 94.0, 96.0],
@@ -74,7 +114,7 @@ def test_one_pair_and_equal_differences_give_no_p(tmp_path):
     tests = against_baseline(runs).set_index("variant")
     assert tests["p"].isna().all()
     assert tests.loc["resnest", "delta"] == -1
-    assert math.isnan(tests.loc["a_resnest", "low"])
+    assert tests[["low", "high", "detectable"]].isna().all(axis=None)
 
 
 def test_without_standard_there_is_nothing_to_compare(tmp_path):

@@ -81,6 +81,14 @@ def test_a_run_whose_process_is_gone_is_not_shown_as_running(grid):
     assert done.stdout.count("\nrunning:") == 1
 
 
+def test_an_error_text_full_of_markup_is_shown_as_it_is(tmp_path):
+    error = "RuntimeError: [/opt/pytorch/x.cc:3] [enforce fail at a.cpp:127] [red]boom :warning:"
+    add_run(tmp_path / "runs", status="failed", record={"error": error})
+    done = run_command("--status", script="aggregate.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert error in " ".join(done.stdout.split())
+
+
 def test_status_of_nothing_is_an_error(tmp_path):
     done = run_command("--status", script="aggregate.py", cwd=tmp_path)
     assert done.returncode != 0

@@ -240,6 +240,41 @@ def test_mixed_code_is_flagged_with_the_versions_and_seeds(tmp_path):
     assert "git fffffff with uncommitted changes, torch 2.5.0 (seed 2)" in note
 
 
+def test_mixed_types_of_devices_are_flagged_and_numbers_of_one_type_are_not(tmp_path):
+    for seed, device in enumerate(("cuda:0", "cuda:1", "cpu")):
+        trees.add_run(tmp_path, 90, seed=seed, provenance={"device": device})
+        trees.add_run(
+            tmp_path, 90, seed=seed, variant="resnest", provenance={"device": f"cuda:{seed}"}
+        )
+    made = table(tmp_path)
+    assert body(made)["ResNet-20"]["Standard"].endswith("‡")
+    assert not body(made)["ResNet-20"]["ResNEst"].endswith("‡")
+    notes = [note for note in made.notes if note.startswith("‡")]
+    assert notes == ["‡ ResNet-20 Standard mixes devices: cuda (seeds 0, 1); cpu (seed 2)."]
+
+
+def test_how_often_was_evaluated_matters_to_the_best_epoch_only(tmp_path):
+    for seed, every in enumerate((1, 1, 5)):
+        trees.add_run(tmp_path, 90, seed=seed, trainer__eval_every=every)
+    assert "mixes" not in "".join(table(tmp_path).notes)
+    (made,) = accuracy_tables(prepared(tmp_path), epoch="best")
+    (note,) = [note for note in made.notes if note.startswith("‡")]
+    assert "every epoch (seeds 0, 1); every 5 epochs (seed 2)" in note
+    assert body(made)["ResNet-20"]["Standard"].endswith("‡")
+
+
+def test_intervals_of_accuracies_end_at_100_and_say_what_two_seeds_carry(tmp_path):
+    add_seeds(tmp_path, [98.59, 99.15])
+    add_seeds(tmp_path, [100.0, 100.0], variant="resnest")
+    made = table(tmp_path, "ci")
+    row = body(made)["ResNet-20"]
+    assert row["Standard"] == "98.87% [95.31 to 100.00] (0.27M)"
+    assert row["ResNEst"] == "100.00% [—] (0.27M)"
+    assert "cut at 0 and 100%" in made.caption
+    assert any("reaches 12.7 standard errors" in note for note in made.notes)
+    assert any("all seeds are equal" in note for note in made.notes)
+
+
 def test_the_published_tables_are_complete_and_the_comparison_uses_them(tmp_path):
     assert len(PUBLISHED) == 32
     assert PUBLISHED["cifar100", "resnet110", "a_resnest"] == (72.53, "1.9M")
@@ -250,15 +285,26 @@ def test_the_published_tables_are_complete_and_the_comparison_uses_them(tmp_path
     ours = {row[2]: dict(zip(made.header, row, strict=True)) for row in made.rows}
     assert set(ours) == {"Standard", "A-ResNEst"}
     assert (ours["Standard"]["Paper"], ours["Standard"]["Difference"]) == ("92.60", "+0.00")
-    assert (ours["Standard"]["Paper in interval"], ours["Standard"]["Parameters"]) == (
-        "inside",
-        "0.27M = 0.27M",
-    )
-    assert (ours["A-ResNEst"]["Paper in interval"], ours["A-ResNEst"]["Parameters"]) == (
-        "outside",
-        "0.27M ≠ 0.24M",
-    )
-    assert made.notes == ["The paper has no table for Digits."]
+    assert ours["Standard"]["Paper in prediction"] == "inside"
+    assert ours["Standard"]["Parameters"] == "0.27M = 0.27M"
+    assert ours["A-ResNEst"]["Paper in prediction"] == "outside"
+    assert ours["A-ResNEst"]["Parameters"] == "0.27M ≠ 0.24M"
+    assert made.notes[0] == "The paper has no table for Digits."
+    assert any(note.startswith("An interval from 2 seeds says little") for note in made.notes)
+
+
+def test_the_papers_own_error_counts_and_no_spread_no_verdict(tmp_path):
+    """The paper's 92.60 is outside the interval of our mean, 92.23 to 92.57."""
+    add_seeds(tmp_path, [92.33, 92.40, 92.47])
+    add_seeds(tmp_path, [91.02, 91.02], variant="resnest")
+    trees.add_run(tmp_path, 92.5, variant="bn_resnest")
+    made = paper_table(prepared(tmp_path))
+    ours = {row[2]: dict(zip(made.header, row, strict=True)) for row in made.rows}
+    assert ours["Standard"]["95% prediction"] == "92.19 to 92.61"
+    assert ours["Standard"]["Paper in prediction"] == "inside"
+    assert ours["ResNEst"]["95% prediction"] == "—"
+    assert ours["ResNEst"]["Paper in prediction"] == "no spread"
+    assert ours["BN-ResNEst"]["Paper in prediction"] == "one seed"
 
 
 def test_the_differences_say_what_their_seeds_can_show(tmp_path):
@@ -269,8 +315,22 @@ def test_the_differences_say_what_their_seeds_can_show(tmp_path):
     rows = {row[2]: dict(zip(made.header, row, strict=True)) for row in made.rows}
     assert (rows["ResNEst"]["Pairs"], rows["ResNEst"]["Δ to Standard"]) == ("3", "-0.83")
     assert (rows["A-ResNEst"]["Pairs"], rows["A-ResNEst"]["p"]) == ("1", "—")
-    assert any(note.startswith("3 pairs") and "below 0.25" in note for note in made.notes)
+    (note,) = [note for note in made.notes if note.startswith("3 pairs")]
+    assert "show a true difference of 0.94 points" in note  # 5.65 standard errors of 0.289 / √3
+    assert "with 80% probability" in note
+    assert "below 0.25" in note
     assert any(note.startswith("1 pair shows") for note in made.notes)
+
+
+def test_equal_differences_claim_nothing(tmp_path):
+    add_seeds(tmp_path, [98.59, 99.15])
+    add_seeds(tmp_path, [98.87, 99.43], variant="resnest")  # both +0.28
+    made = comparison_table(prepared(tmp_path))
+    (row,) = [dict(zip(made.header, row, strict=True)) for row in made.rows]
+    assert (row["Δ to Standard"], row["95% interval"], row["p"]) == ("+0.28", "—", "—")
+    assert made.notes == [
+        "Where all differences of 2 pairs are equal, nothing tells their spread: no interval, no p."
+    ]
 
 
 def test_load_runs_has_its_columns_and_the_configuration(tmp_path):
