@@ -1,6 +1,6 @@
 """What is measured, each in a process of its own that works one turn at a time when it is told to.
 
-python -m benchmarks.subjects '{"kind": "ours", "arch": "resnet20", ...}'   # then lines such as `train 10`
+    python -m benchmarks.subjects '{"kind": "ours", ...}'     # then lines such as `train 10`
 
 A turn is timed inside the process and answered with one line of JSON; between turns the process is
 idle, so that the turns of several subjects can be interleaved and all of them see the same state of

@@ -1,7 +1,7 @@
 """Whether a sweep with runs side by side is faster than one run after the other with all cores.
 
-    python -m benchmarks.sweep                                                             # the demo, about 10 minutes
-    python -m benchmarks.sweep dataset=digits arch=resnet20 seed=0,1 trainer.epochs=6      # another grid
+    python -m benchmarks.sweep                                  # the demo, about 10 minutes
+    python -m benchmarks.sweep dataset=digits arch=resnet20 seed=0,1 trainer.epochs=6
 
 Times whole commands, start-up and files included: `run.py -m` with its own slots (on a CPU, the
 cores shared out) against the same with devices.slots=1, in turns.

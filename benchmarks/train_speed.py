@@ -1,9 +1,9 @@
 """Training speed against the two baselines and against this machine's own convolutions, as Markdown
 tables.
 
-    python -m benchmarks.train_speed                                        # CPU: about 15 minutes for three networks
-    python -m benchmarks.train_speed --arch resnet20 --precision bf16       # about two
-    python -m benchmarks.train_speed --device cuda                          # benchmarks.gpu on the first GPU
+    python -m benchmarks.train_speed                                    # CPU: about 15 minutes
+    python -m benchmarks.train_speed --arch resnet20 --precision bf16   # about two
+    python -m benchmarks.train_speed --device cuda                      # benchmarks.gpu
 
 Every subject is a process of its own. They work in turns, each some steps at a time, so that noise
 on the machine hits all of them; figures are medians over the rounds, ratios are medians of ratios
@@ -223,7 +223,8 @@ def machine() -> str:
         ]
         model = names[0] if names else model
     return (
-        f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, torch {torch.__version__}; "
+        f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, "
+        f"torch {torch.__version__}; "
         f"{time.strftime('%Y-%m-%d')}; `python -m benchmarks.train_speed {' '.join(sys.argv[1:])}`"
     )
 

@@ -31,41 +31,21 @@ def parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument(
-        "runs", nargs="?", default="runs", help="directory with the runs (default: runs)"
-    )
-    made.add_argument(
-        "--output",
-        metavar="PATH",
-        help="file, whose ending says the format, or directory, for all of them",
-    )
-    made.add_argument(
-        "--format", choices=output.FORMATS, help="format, where the file's ending does not say it"
-    )
+    add = made.add_argument
+    add("runs", nargs="?", default="runs", help="directory with the runs (default: runs)")
+    where = "file, whose ending says the format, or directory, for all of them"
+    add("--output", metavar="PATH", help=where)
+    add("--format", choices=output.FORMATS, help="format, where the ending does not say it")
     shown = "; ".join(f"{name}: {meaning}" for name, meaning in STATISTICS.items())
-    made.add_argument(
-        "--statistic",
-        choices=STATISTICS,
-        help=f"what the cells show. {shown} (default: mean)".replace("%", "%%"),
-    )
-    made.add_argument(
-        "--compare",
-        choices=output.COMPARISONS,
-        action="append",
-        help="add a table of differences (may be given twice)",
-    )
-    made.add_argument(
-        "--epoch",
-        choices=("last", "best"),
-        default="last",
-        help="best: of the highest accuracy on a held-out split",
-    )
-    made.add_argument(
-        "--status", action="store_true", help="instead of tables, how far every cell is"
-    )
-    made.add_argument(
-        "--watch", action="store_true", help="with --status: again every two seconds, until Ctrl-C"
-    )
+    shown = f"what the cells show. {shown} (default: mean)".replace("%", "%%")
+    add("--statistic", choices=STATISTICS, help=shown)
+    table = "add a table of differences (may be given twice)"
+    add("--compare", choices=output.COMPARISONS, action="append", help=table)
+    best = "best: of the highest accuracy on a held-out split"
+    add("--epoch", choices=("last", "best"), default="last", help=best)
+    add("--status", action="store_true", help="instead of tables, how far every cell is")
+    again = "with --status: again every two seconds, until Ctrl-C"
+    add("--watch", action="store_true", help=again)
     return made
 
 

@@ -75,16 +75,12 @@ def other_users_sweep(_sweep: Sweep, folder: Path) -> bool:
 
 def delete_lock(_sweep: Sweep, folder: Path) -> bool:
     """Of a run in training, and start a second sweep, which must leave it alone."""
-    runs = [
-        run
-        for run in find_runs(folder / "runs")
-        if run.status() == "running" and run.is_owned() and run.lock_file.exists()
-    ]
-    if not runs:
-        return False
-    random.choice(runs).lock_file.unlink()
-    SECOND_SWEEPS.append(Sweep(folder))
-    return True
+    for run in find_runs(folder / "runs"):
+        if run.status() == "running" and run.is_owned():
+            run.lock_file.unlink(missing_ok=True)
+            SECOND_SWEEPS.append(Sweep(folder))
+            return True
+    return False
 
 
 def error_with_markup(_sweep: Sweep, folder: Path) -> bool:
@@ -155,11 +151,20 @@ def hurt_until(folder: Path, faults: list[str]) -> None:
             for run in find_runs(folder / "runs"):
                 if not run.is_owned():
                     run.clear()
-        elif fault(sweep, folder) or (
-            fault is damage_file and kill_sweep(sweep, folder) and _after(fault, sweep, folder)
-        ):
+        elif _inject(fault, sweep, folder):
             print(f"{faults.pop(0)}; {len(faults)} faults to go", flush=True)
         sweep.wait()
+
+
+def _inject(fault, sweep: Sweep, folder: Path) -> bool:
+    """As soon as there is what it hurts."""
+    while sweep.process.poll() is None:
+        if fault(sweep, folder):
+            return True
+        if fault is damage_file:
+            return kill_sweep(sweep, folder) and _after(fault, sweep, folder)
+        time.sleep(random.uniform(0.1, 2))
+    return False
 
 
 def _after(fault, sweep: Sweep, folder: Path) -> bool:
@@ -237,12 +242,12 @@ def main() -> int:
         lost, doubled, commands = campaign(Path(folder), faults)
     for name in FAULTS:
         print(f"{faults.count(name):4} x {name}")
-    print(
-        f"{len(faults)} faults injected in {time.monotonic() - started:.0f} s, "
-        f"then {commands} more command(s)"
-    )
+    seconds = time.monotonic() - started
+    print(f"{len(faults)} faults injected in {seconds:.0f} s, then {commands} more command(s)")
     print(f"{RUNS} results compared with those of an undisturbed sweep, and those of other users")
-    print(f"{len(lost)} results lost or different, {len(doubled)} devices doubly leased")
+    print(
+        f"{len(lost)} results lost or different, {len(doubled)} devices or directories doubly held"
+    )
     for line in [*lost, *map(str, doubled)]:
         print(line)
     return 1 if lost or doubled else 0

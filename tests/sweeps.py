@@ -58,11 +58,12 @@ class Sweep:
 
 
 class Leases(threading.Thread):
-    """Looks all the time whether two trainings of different directories report the same device."""
+    """Looks all the time whether two trainings report the same device, or the same directory."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
         self.folder, self.over, self.doubled = folder, threading.Event(), []
+        self.owners: dict[Path, int] = {}  # directory -> process that was seen there last
 
     def run(self) -> None:
         while not self.over.wait(0.1):
@@ -71,6 +72,10 @@ class Leases(threading.Thread):
                 progress = RunDirectory(path.parent).read_progress()
                 if "device" not in progress or not psutil.pid_exists(progress["pid"]):
                     continue
+                last = self.owners.get(path, progress["pid"])
+                self.owners[path] = progress["pid"]
+                if last != progress["pid"] and self._both_live(last, progress["pid"]):
+                    self.doubled.append((str(path), last, progress["pid"]))
                 for device in progress["device"].split():
                     other = holders.setdefault(device, (progress["pid"], str(path)))
                     if other[0] != progress["pid"] and self._both_live(other[0], progress["pid"]):

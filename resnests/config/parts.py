@@ -94,12 +94,11 @@ class Arch(Part):
             if self.target is not None:
                 require(values is None, f"arch.{key}", values, "null beside a _target_")
                 continue
-            ok = bool(values) and all(value >= 1 for value in values)
+            ok = bool(values) and all(value >= 1 for value in values or [])
             require(ok, f"arch.{key}", values, "a number of at least 1 for each stage, or _target_")
-        if self.target is None:
-            expected = f"as many stages as arch.blocks={self.blocks}"
-            ok = len(self.blocks) == len(self.widths)
-            require(ok, "arch.widths", self.widths, expected)
+        expected = f"as many stages as arch.blocks={self.blocks}"
+        ok = len(self.blocks or []) == len(self.widths or [])
+        require(ok, "arch.widths", self.widths, expected)
 
 
 @dataclass(kw_only=True)
@@ -151,7 +150,7 @@ class Optimizer(Part):
             ok = (value is None and key == "clip_norm") or is_positive(value)
             require(ok, f"optimizer.{key}", value, "a positive number")
         decay = self.weight_decay
-        ok = (decay is None and self.target is not None) or (math.isfinite(decay) and decay >= 0)
+        ok = self.target is not None if decay is None else math.isfinite(decay) and decay >= 0
         require(ok, "optimizer.weight_decay", decay, "0 or more")
         inside = all(0 < m < 1 for m in self.milestones)
         require(

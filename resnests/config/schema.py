@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -145,7 +145,7 @@ def hydra_schema() -> type:
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
             fields.append((item.name, types[item.name]))
         else:
-            default = {"default": item.default, "default_factory": item.default_factory}
+            default: Any = {"default": item.default, "default_factory": item.default_factory}
             fields.append((item.name, types[item.name], field(**default)))
     return dataclasses.make_dataclass("Schema", fields, kw_only=True)
 
@@ -165,10 +165,11 @@ def _defaults(kind: type[Part]) -> dict[str, Any]:
 def config_from(node: DictConfig | dict[str, Any]) -> Config:
     """The checked Config of a composed or loaded tree; a UserError names what does not fit."""
     try:
-        tree = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+        tree: Any = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
         for group, kind in PARTS.items():
             tree[group] = _with_args(group, kind, tree.get(group) or {})
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), tree))
+        merged = OmegaConf.merge(OmegaConf.structured(Config), tree)
+        return cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from error
 

@@ -70,7 +70,7 @@ def find(group: str, part: Part) -> Callable[..., Any]:
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     what = f"{group}._target_={part.target}"
-    module, _, rest = part.target.partition(".")
+    module, _, rest = str(part.target).partition(".")
     try:
         found: Any = importlib.import_module(module)
         for name in filter(None, rest.split(".")):

@@ -43,10 +43,10 @@ class Folder:
                 raise UserError(f"{root}: expected images of one size in train and test")
             return train, test
         everything = _read_classes(root, _sub_folders(root))
-        test = stratified(everything.labels, 0.2)
-        if not test.any():
+        for_test = stratified(everything.labels, 0.2)
+        if not for_test.any():
             raise UserError(f"{root}: expected at least five images in a class, to test with one")
-        return everything.take(~test), everything.take(test)
+        return everything.take(~for_test), everything.take(for_test)
 
 
 def _read_npz(path: Path) -> tuple[Split, Split]:

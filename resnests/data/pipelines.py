@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ Batch = tuple[Tensor, Tensor]  # images float32 (B, 3, H, W) normalised, labels 
 
 def build_pipeline(
     config: Config, dataset: Dataset, train: Split, device: torch.device
-) -> TensorPipeline | TorchvisionPipeline:
+) -> Pipeline:
     """The pipeline of `config` over `train`; `dataset` has the mean and std to normalise with."""
     kind = TensorPipeline if config.pipeline.name == "tensor" else TorchvisionPipeline
     padding, size = config.pipeline.crop_padding, min(train.images.shape[1:3])
@@ -195,7 +196,7 @@ class TorchvisionPipeline:
 class _Transformed(torch.utils.data.Dataset):
     """PIL images through `transform`, as torchvision's data sets give them."""
 
-    def __init__(self, split: Split, transform) -> None:
+    def __init__(self, split: Split, transform: Callable[[Any], Tensor]) -> None:
         self.split, self.transform = split, transform
 
     def __len__(self) -> int:
@@ -204,6 +205,8 @@ class _Transformed(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         from PIL import Image
 
-        return self.transform(Image.fromarray(self.split.images[index])), int(
-            self.split.labels[index]
-        )
+        image = Image.fromarray(self.split.images[index])
+        return self.transform(image), int(self.split.labels[index])
+
+
+Pipeline = TensorPipeline | TorchvisionPipeline

@@ -6,7 +6,7 @@ import gzip
 import importlib.util
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from filelock import FileLock
@@ -25,6 +25,20 @@ IDX_FILES = (
 )
 
 
+class Source(Protocol):
+    def is_ready(self, dataset: Dataset) -> bool:
+        """Whether the files are known to be there without a look that takes torchvision."""
+        ...
+
+    def prepare(self, dataset: Dataset) -> None:
+        """Download what is missing; raises a UserError that names the files and what to do."""
+        ...
+
+    def read(self, dataset: Dataset) -> tuple[Split, Split]:
+        """What is for training and for testing; raises a UserError where it is unsound."""
+        ...
+
+
 class Digits:
     """scikit-learn's 8x8 scans with values 0 to 16; every fifth image of a class is for testing."""
 
@@ -37,8 +51,10 @@ class Digits:
     def read(self, dataset: Dataset) -> tuple[Split, Split]:
         # The file itself: importing sklearn.datasets for it would take longer than everything else
         # at start-up but torch.
-        package = Path(importlib.util.find_spec("sklearn").origin).parent
-        path = package / "datasets" / "data" / "digits.csv.gz"
+        spec = importlib.util.find_spec("sklearn")
+        assert spec is not None
+        assert spec.origin is not None
+        path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
         table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
         grey = np.round(table[:, :64].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         images = grey_to_rgb(grey.repeat(4, axis=1).repeat(4, axis=2))
@@ -158,7 +174,7 @@ class FashionMNIST(Torchvision):
         return None if self.is_ready(dataset) else f"no {', '.join(IDX_FILES)}"
 
     def read(self, dataset: Dataset) -> tuple[Split, Split]:
-        folder = self.folder(dataset)
+        folder = self.folder(dataset) or Path(dataset.root)
         splits = []
         for image_file, label_file in (IDX_FILES[:2], IDX_FILES[2:]):
             images, labels = read_idx(folder / image_file), read_idx(folder / label_file)
@@ -190,7 +206,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 # source -> who prepares and reads it; the keys are those of config.parts.SOURCES
-SOURCES = {
+SOURCES: dict[str | None, Source] = {
     "cifar10": Cifar("CIFAR10"),
     "cifar100": Cifar("CIFAR100"),
     "fashion_mnist": FashionMNIST("FashionMNIST"),

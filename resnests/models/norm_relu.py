@@ -23,7 +23,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,15 +33,11 @@ from torch.nn import functional as F
 
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("norm_relu.cpp")
-FLAGS = ("-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
 if platform.machine() in ("x86_64", "AMD64"):
-    FLAGS += (
-        "-mprefer-vector-width=512",
-    )  # compilers hold back from AVX-512 by default; 10 to 20% here
-POINTERS = {
-    "forward": 7,
-    "backward": 9,
-}  # leading pointer arguments of each function in norm_relu.cpp
+    FLAGS.append("-mprefer-vector-width=512")  # compilers hold back from AVX-512: 10 to 20% here
+# leading pointer arguments of each function in norm_relu.cpp
+POINTERS = {"forward": 7, "backward": 9}
 
 
 def norm_relu(x: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -48,13 +46,12 @@ def norm_relu(x: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     Use the returned x in place of x: its gradient is then added in the same pass over memory.
     """
     if not _fusible(x, bn):
-        return F.relu(
-            bn(x), inplace=True
-        ), x  # in place: batch norm does not need its own output for its gradient
+        # in place: batch norm does not need its own output for its gradient
+        return F.relu(bn(x), inplace=True), x
+    assert bn.num_batches_tracked is not None
     bn.num_batches_tracked.add_(1)
-    return _NormRelu.apply(
-        x, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, bn.momentum
-    )
+    values = (bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, bn.momentum)
+    return _NormRelu.apply(x, *values)
 
 
 def _fusible(x: Tensor, bn: nn.BatchNorm2d) -> bool:
@@ -73,7 +70,9 @@ def _fusible(x: Tensor, bn: nn.BatchNorm2d) -> bool:
 
 class _NormRelu(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, running_mean, running_var, eps, momentum):
+    def forward(  # type: ignore[no-untyped-def]
+        ctx, x, weight, bias, running_mean, running_var, eps, momentum
+    ):
         y = torch.empty_like(x)
         saved = x.new_empty((2, x.shape[1]), dtype=torch.float32)
         _call("forward", (x, y, weight, bias, running_mean, running_var, saved), x, eps, momentum)
@@ -83,7 +82,7 @@ class _NormRelu(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dy, skip):
+    def backward(ctx, dy, skip):  # type: ignore[no-untyped-def]
         x, weight, bias, saved = ctx.saved_tensors
         if dy is None:
             return skip, *[None] * 6
@@ -96,14 +95,16 @@ class _NormRelu(torch.autograd.Function):
 
 
 def _call(name: str, tensors: tuple[Tensor | None, ...], x: Tensor, *floats: float) -> None:
-    function = library()[f"{name}_{str(x.dtype).removeprefix('torch.')}"]
+    functions = library()
+    assert functions is not None
+    function = functions[f"{name}_{str(x.dtype).removeprefix('torch.')}"]
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
     channels = x.shape[1]
     function(*pointers, x.numel() // channels, channels, *floats, torch.get_num_threads())
 
 
 @functools.cache
-def library() -> dict[str, ctypes._CFuncPtr] | None:
+def library() -> Mapping[str, Callable[..., Any]] | None:
     """The functions of norm_relu.cpp by name, built at the first call; None where that is
     switched off or fails.
     """

@@ -8,7 +8,8 @@ H x W pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from omegaconf import OmegaConf
@@ -18,12 +19,18 @@ from resnests.config.compose import conf_dir
 from resnests.config.parts import HEADS, Arch, Variant
 from resnests.config.schema import part_from
 from resnests.config.targets import build, takes
-from resnests.errors import UserError, require_one_of
+from resnests.errors import UserError, require, require_one_of
 from resnests.models.norm_relu import norm_relu
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+
+
+def flat(stages: nn.ModuleList) -> Iterator[Any]:
+    """Block by block through all stages."""
+    for stage in stages:
+        yield from cast(nn.ModuleList, stage)
 
 
 def pool(x: Tensor) -> Tensor:
@@ -88,9 +95,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.expansion(x)
-        for stage in self.stage:
-            for block in stage:
-                x = block(x)
+        for block in flat(self.stage):
+            x = block(x)
         if self.head == "standard":
             x, _ = norm_relu(x, self.final_bn)
         elif self.head == "bn_resnest":
@@ -111,7 +117,8 @@ class AResNEst(nn.Module):
         # classifier are drawn and dropped, so that H_0, H_1, ... get the official draws.
         trunk = ResNet(blocks, widths, num_classes, "standard")
         self.expansion, self.stage = trunk.expansion, trunk.stage
-        self.stage[-1][-1].conv2 = None
+        *_, last = flat(self.stage)
+        last.conv2 = None
         self.H_0 = nn.Linear(3, num_classes)
         self.H_k = nn.ModuleList(
             nn.ModuleList(nn.Linear(width, num_classes) for _ in range(depth))
@@ -121,32 +128,32 @@ class AResNEst(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits = self.H_0(pool(x))
         x = self.expansion(x)
-        for stage, heads in zip(self.stage, self.H_k, strict=True):
-            for block, head in zip(stage, heads, strict=True):
-                v, shortcut = block.features(x)
-                logits = logits + head(pool(v))
-                if block.conv2 is not None:
-                    x = block.conv2(v).add_(shortcut)
+        for block, head in zip(flat(self.stage), flat(self.H_k), strict=True):
+            v, shortcut = block.features(x)
+            logits = logits + head(pool(v))
+            if block.conv2 is not None:
+                x = block.conv2(v).add_(shortcut)
         return logits
 
 
 class OwnHead(nn.Module):
     """The trunk of a residual network with a head of the user's (see config.parts.Variant)."""
 
-    def __init__(self, arch: Arch, variant: Variant, num_classes: int) -> None:
+    def __init__(
+        self, blocks: Sequence[int], widths: Sequence[int], num_classes: int, variant: Variant
+    ) -> None:
         super().__init__()
-        trunk = ResNet(arch.blocks, arch.widths, num_classes, "standard")
+        trunk = ResNet(blocks, widths, num_classes, "standard")
         self.expansion, self.stage = trunk.expansion, trunk.stage
-        channels = [block.conv2.in_channels for stage in self.stage for block in stage]
+        channels = [block.conv2.in_channels for block in flat(self.stage)]
         self.head = build("variant", variant, channels=channels, num_classes=num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         x, features = self.expansion(images), []
-        for stage in self.stage:
-            for block in stage:
-                v, shortcut = block.features(x)
-                features.append(v)
-                x = block.conv2(v).add_(shortcut)
+        for block in flat(self.stage):
+            v, shortcut = block.features(x)
+            features.append(v)
+            x = block.conv2(v).add_(shortcut)
         return self.head(images, features, x)
 
 
@@ -157,20 +164,21 @@ def build_network(arch: Arch, variant: Variant, num_classes: int) -> nn.Module:
     Right after torch.manual_seed(s) the parameters of the paper's networks are drawn in the
     official order, so seed s gives the official initial network.
     """
+    blocks, widths = arch.blocks or [], arch.widths or []
+    head = variant.head or "standard"
     if arch.target is not None:
-        if not takes("arch", arch, "head") and variant.head != "standard":
-            expected = f"standard, as {arch.target} takes no head"
-            raise UserError(f"variant.head={variant.head}: expected {expected}")
-        network = build("arch", arch, num_classes=num_classes, head=variant.head)
+        expected = f"standard, as {arch.target} takes no head"
+        require(head == "standard" or takes("arch", arch, "head"), "variant.head", head, expected)
+        network = build("arch", arch, num_classes=num_classes, head=head)
         if not isinstance(network, nn.Module):
             what = f"arch._target_={arch.target}"
             raise UserError(f"{what}: expected an nn.Module, not {type(network).__name__}")
         return network
     if variant.target is not None:
-        return OwnHead(arch, variant, num_classes)
-    if variant.head == "a_resnest":
-        return AResNEst(arch.blocks, arch.widths, num_classes)
-    return ResNet(arch.blocks, arch.widths, num_classes, variant.head)
+        return OwnHead(blocks, widths, num_classes, variant)
+    if head == "a_resnest":
+        return AResNEst(blocks, widths, num_classes)
+    return ResNet(blocks, widths, num_classes, head)
 
 
 def build_model(
@@ -199,7 +207,8 @@ def load_arch(name: str) -> Arch:
     """The architecture that conf/arch/<name>.yaml describes."""
     known = {path.stem: path for path in (conf_dir() / "arch").glob("*.yaml")}
     require_one_of("arch", name, tuple(sorted(known)))
-    return part_from("arch", OmegaConf.to_container(OmegaConf.load(known[name])))
+    values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(known[name])))
+    return part_from("arch", values)
 
 
 def count_parameters(model: nn.Module) -> int:

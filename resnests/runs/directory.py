@@ -2,7 +2,8 @@
 torch.
 
     <runs_dir>/<dataset>/<arch>/<variant>/<recipe>/seed=<n>/
-        config.yaml    the resolved configuration, to run again as its first lines say
+        config.yaml    the resolved configuration, which runs again with
+                       python run.py --config-path=<this directory> --config-name=config
         record.json    status, final metrics, configuration, timings, provenance
         history.csv    one row an epoch
         progress.json  the latest sign of life of a running training, about once a second
@@ -36,8 +37,8 @@ from resnests.config.schema import Config, config_dict, config_from
 from resnests.runs.record import BrokenRecord, Record, is_recent
 
 HISTORY = (
-    "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
-    "test_loss", "test_accuracy", "seconds", "images_per_second",
+    "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss",
+    "test_accuracy", "seconds", "images_per_second",
 )  # fmt: skip
 
 _RERUN_HEADER = """\
@@ -103,7 +104,7 @@ class RunDirectory:
     def read_config(self) -> Config:
         tree = OmegaConf.load(self.config_file)
         return config_from(
-            {key: value for key, value in tree.items() if key not in ("defaults", "hydra")}
+            {str(key): value for key, value in tree.items() if key not in ("defaults", "hydra")}
         )
 
     def write_record(self, record: Record) -> None:
@@ -222,8 +223,8 @@ class RunDirectory:
         self.clear_checkpoints()
 
     def clear_checkpoints(self) -> None:
-        for path in (self.checkpoint_file, self.previous_checkpoint_file):
-            path.unlink(missing_ok=True)
+        self.checkpoint_file.unlink(missing_ok=True)
+        self.previous_checkpoint_file.unlink(missing_ok=True)
 
 
 class _OwnerLock(FileLock):

@@ -24,7 +24,7 @@ def weights_file(config: Config) -> Path:
         "null",
         f"a file or folder, which task={config.task} needs",
     )
-    path = Path(config.weights)
+    path = Path(str(config.weights))
     if path.is_dir():
         path = path / _official_name(config) / "last_model.pt"
     if not path.is_file():
@@ -54,7 +54,7 @@ def export(config: Config) -> Path:
     directory = RunDirectory.of(config)
     if directory.status() != "complete" or not directory.weights_file.is_file():
         raise UserError(f"{directory.path}: no finished run to export")
-    target = Path(config.weights) / _official_name(config) / "last_model.pt"
+    target = Path(str(config.weights)) / _official_name(config) / "last_model.pt"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, directory.weights_file.read_bytes())

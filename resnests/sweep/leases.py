@@ -2,9 +2,10 @@
 
 On Linux a lock is a name in the kernel, an abstract Unix socket: one process of whichever user can
 bind it, until that process ends however it ends. There is no file, hence none that another user
-owns, replaces by a link or deletes, and no folder to trust. All users of a host share them; a
-container with a network of its own has names of its own (and as a rule a /tmp of its own too).
-Elsewhere, such as on macOS, a lock is a locked file below the home: users do not see each other's.
+owns, replaces by a link or deletes, and no folder to trust: who takes names in bad faith can make
+others wait, no more. All users of a host share them; a container with a network of its own has
+names of its own (and as a rule a /tmp of its own too). Elsewhere, such as on macOS, a lock is a
+locked file below the home: users do not see each other's.
 
 Who comes first is served first: those who wait form a queue for each set of devices.
 """
@@ -16,12 +17,12 @@ import hashlib
 import os
 import platform
 import random
+import re
 import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
 
 from filelock import FileLock, Timeout
 
@@ -34,40 +35,31 @@ PLACES = 64  # in a queue; more than so many wait in no order for its last place
 Release = Callable[[], object]
 
 
-class Locks(Protocol):
-    """Named locks; RESNESTS_LOCK_DIR names another set of them."""
-
-    def acquire(self, name: str) -> Release | None:
-        """How to release `name`; None where it is taken. Never waits."""
-
-    def note(self, name: str, text: str) -> Release:
-        """Tell others who holds `name`, until released."""
-
-    def read_note(self, name: str) -> str | None: ...
-
-
 class SocketLocks:
-    """Names of abstract sockets: at most 107 bytes, listed in /proc/net/unix. Linux only."""
+    """Names of abstract sockets: at most 107 bytes, listed in /proc/net/unix. Linux only.
+
+    RESNESTS_LOCK_DIR stands for another set of names.
+    """
 
     def __init__(self) -> None:
         space = os.environ.get("RESNESTS_LOCK_DIR", "")
         self.prefix = f"resnests{_digest(space) if space else ''}/"
 
     def acquire(self, name: str) -> Release | None:
+        """How to release `name`; None where it is taken. Never waits."""
         return self._bind(f"{self.prefix}{name}".encode())
 
     def note(self, name: str, text: str) -> Release:
+        """Tell others who holds `name`, until released."""
         key = f"{self.prefix}note-{_digest(name)}/{os.getpid()} ".encode()
         end = text.encode()[len(key) - 107 :]  # of a path the end says most
         return self._bind(key + end) or (lambda: None)
 
     def read_note(self, name: str) -> str | None:
-        _, found, rest = (
-            Path("/proc/net/unix")
-            .read_text(errors="replace")
-            .partition(f" @{self.prefix}note-{_digest(name)}/")
-        )
-        return _describe(*rest.partition("\n")[0].partition(" ")[::2]) if found else None
+        key = re.escape(f"{self.prefix}note-{_digest(name)}")
+        names = Path("/proc/net/unix").read_text(errors="replace")
+        found = re.search(rf" @{key}/(\d+) (.*)", names)
+        return _describe(*found.groups()) if found else None
 
     @staticmethod
     def _bind(name: bytes) -> Release | None:
@@ -83,7 +75,7 @@ class SocketLocks:
 
 
 class FileLocks:
-    """Locked files in a folder of this user's own."""
+    """The same with locked files in a folder of this user's own."""
 
     def __init__(self) -> None:
         own = Path.home() / ".cache" / "resnests-slots"
@@ -118,6 +110,9 @@ def _digest(text: str) -> str:
 def _describe(pid: str, text: str) -> str:
     shown = "".join(filter(str.isprintable, text))  # anybody on the machine may have written it
     return f"process {pid} on {socket.gethostname()} ({shown})"
+
+
+Locks = SocketLocks | FileLocks
 
 
 def machine_locks() -> Locks:

@@ -30,7 +30,7 @@ from resnests.training.checkpoint import (
     save_weights,
 )
 from resnests.training.loop import Diverged, Hooks, Interrupted, State, evaluate, fit
-from resnests.training.numerics import memory_format, set_numerics
+from resnests.training.numerics import move, set_numerics
 from resnests.training.optim import build_optimizer
 from resnests.training.provenance import collect, peak_memory
 
@@ -89,7 +89,7 @@ def run_experiment(
 def _train(run: _Run) -> None:
     config, directory, device = run.config, run.directory, run.device
     splits, dataset, model = _prepare(run)
-    model.to(device, memory_format=memory_format(config.trainer, device))
+    move(model, device, config.trainer)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     identity = {"recipe": recipe_hash(config), "seed": config.seed, "variant": config.variant.name}
     state = _resume(directory, identity, model, optimizer, device)
@@ -132,7 +132,7 @@ def _evaluate(run: _Run) -> None:
     splits, dataset, model = _prepare(run)
     load_weights(path, model)
     record.weights, record.weights_sha256 = str(path), digest(path)
-    model.to(run.device, memory_format=memory_format(config.trainer, run.device))
+    move(model, run.device, config.trainer)
     test = Images(splits.test, dataset, run.device)
     run.report({"state": "evaluating"})
     started = time.perf_counter()
@@ -163,7 +163,11 @@ def _prepare(run: _Run) -> tuple[Splits, Dataset, nn.Module]:
 
 
 def _resume(
-    directory: RunDirectory, identity: dict, model, optimizer, device: torch.device
+    directory: RunDirectory,
+    identity: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
 ) -> State:
     """Put the latest sound checkpoint into model and optimizer; the state to go on from."""
     checkpoint = load_checkpoint(directory, identity, device)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnests.config.schema import Config
-from resnests.data.pipelines import Batch, Images, TensorPipeline, TorchvisionPipeline
+from resnests.data.pipelines import Batch, Images, Pipeline
 from resnests.training.optim import learning_rate, set_learning_rate
 from resnests.training.step import Step, add_totals, autocast, zero_totals
 
@@ -94,7 +94,7 @@ def evaluate(
 def fit(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    pipeline: TensorPipeline | TorchvisionPipeline,
+    pipeline: Pipeline,
     evaluations: dict[str, Images],
     config: Config,
     state: State,
@@ -129,7 +129,13 @@ def fit(
 
 
 def _train_epoch(
-    step: Step, optimizer, pipeline, config: Config, state: State, hooks: Hooks, progress: _Progress
+    step: Step,
+    optimizer: torch.optim.Optimizer,
+    pipeline: Pipeline,
+    config: Config,
+    state: State,
+    hooks: Hooks,
+    progress: _Progress,
 ) -> float:
     """Train from state.step to the end of the epoch; the learning rate of its last step."""
 
@@ -163,7 +169,11 @@ class _Progress:
     """Turns the state into reports: losses, speed and time left."""
 
     def __init__(
-        self, epochs: int, pipeline, state: State, report: Callable[[dict[str, Any]], None]
+        self,
+        epochs: int,
+        pipeline: Pipeline,
+        state: State,
+        report: Callable[[dict[str, Any]], None],
     ) -> None:
         self.epochs, self.pipeline, self.state, self.report = epochs, pipeline, state, report
         self.started = self.last = time.perf_counter()

@@ -15,6 +15,8 @@ def set_numerics(trainer: Trainer) -> None:
     torch.use_deterministic_algorithms(trainer.deterministic)
 
 
-def memory_format(trainer: Trainer, device: torch.device) -> torch.memory_format:
+def move(model: torch.nn.Module, device: torch.device, trainer: Trainer) -> None:
+    """To the device, in the layout that is fastest there or that was asked for."""
     wanted = device.type != "mps" if trainer.channels_last is None else trainer.channels_last
-    return torch.channels_last if wanted else torch.contiguous_format
+    layout = torch.channels_last if wanted else torch.contiguous_format
+    model.to(device).to(memory_format=layout)

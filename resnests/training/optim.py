@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch.nn import Parameter
@@ -17,20 +18,12 @@ def build_optimizer(optimizer: Optimizer, parameters: Iterable[Parameter]) -> to
     """Weight decay applies to every parameter, as in the official recipe."""
     if optimizer.target is not None:
         return _own(optimizer, parameters)
+    values: dict[str, Any] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
     if optimizer.name == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=optimizer.lr,
-            momentum=optimizer.momentum,
-            nesterov=optimizer.nesterov,
-            weight_decay=optimizer.weight_decay,
-        )
-    return torch.optim.AdamW(
-        parameters,
-        lr=optimizer.lr,
-        betas=tuple(optimizer.betas),
-        weight_decay=optimizer.weight_decay,
-    )
+        values |= {"momentum": optimizer.momentum, "nesterov": optimizer.nesterov}
+        return torch.optim.SGD(parameters, **values)
+    values["betas"] = tuple(optimizer.betas or ())
+    return torch.optim.AdamW(parameters, **values)
 
 
 def learning_rate(

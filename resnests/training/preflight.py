@@ -14,8 +14,9 @@ import sys
 import torch
 from torch.nn import functional as F
 
-from resnests.config.schema import PARTS, Config, config_from
+from resnests.config.schema import Config, config_from
 from resnests.config.targets import broken
+from resnests.data.arrays import Split
 from resnests.data.pipelines import Images
 from resnests.data.splits import load, with_statistics
 from resnests.errors import UserError, guarded
@@ -23,17 +24,12 @@ from resnests.models.resnet import initial_model
 from resnests.training.optim import build_optimizer
 
 
-def brings_parts(config: Config) -> bool:
-    return any(getattr(config, group).target is not None for group in PARTS)
-
-
-def check(config: Config) -> None:
-    """Raises a UserError that names the piece that fails."""
-    splits = load(config.dataset)
-    dataset = with_statistics(config.dataset, splits.train)
+def check(config: Config, train: Split) -> None:
+    """Raises a UserError that names the piece that fails, on images of `train`."""
+    dataset = with_statistics(config.dataset, train)
     model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed)
     optimizer = build_optimizer(config.optimizer, model.parameters())
-    images, labels = next(Images(splits.train, dataset, torch.device("cpu")).batches(2))
+    images, labels = next(Images(train, dataset, torch.device("cpu")).batches(2))
     named = config.variant if config.variant.target is not None else config.arch
     what = f"{'variant' if named is config.variant else 'arch'}={named.name}"
     try:
@@ -54,8 +50,13 @@ def check(config: Config) -> None:
 
 def main() -> int:
     torch.set_num_threads(1)
+    images: dict[str, Split] = {}
     for values in json.load(sys.stdin):
-        check(config_from(values))
+        config = config_from(values)
+        key = repr(config.dataset)
+        if key not in images:
+            images[key] = load(config.dataset).train
+        check(config, images[key])
     return 0
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -22,7 +23,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
 
 def collect(device: torch.device) -> Provenance:
     """Of this process, which starts to train now."""
-    versions = {"python": platform.python_version()}
+    versions: dict[str, Any] = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     if device.type == "cuda":
         versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from resnests.config.schema import Trainer
 from resnests.errors import UserError
 
 WARM_UP = 3  # steps before a capture: in them kernels are chosen and workspaces allocated
+
+Network = Callable[[Tensor], Tensor]  # images (B, 3, H, W) -> logits (B, K)
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class Step:
         self.model, self.trainer = model, trainer
         self.device = next(model.parameters()).device
         self.totals = zero_totals(self.device)
-        self.network = torch.compile(model, dynamic=False) if trainer.compile else model
+        self.network: Network = torch.compile(model, dynamic=False) if trainer.compile else model
         self.captures = self.device.type == "cuda" and trainer.cuda_graph is not False
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -65,7 +68,7 @@ class Step:
         self.model.zero_grad(set_to_none=self.graph is None)
         self._run(self.network if full else self.model, images, labels)
 
-    def _run(self, network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    def _run(self, network: Network, images: Tensor, labels: Tensor) -> None:
         try:
             with autocast(self.device, self.trainer.precision):
                 logits = network(images)

@@ -208,7 +208,8 @@ def faults():
     torch.zeros(50_000_000, dtype=torch.uint8)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 counts = [faults() for _ in range(20)]
-print(min(after - before for before, after in zip(counts, counts[1:])))  # the first holes may be too small
+# the first holes may be too small
+print(min(after - before for before, after in zip(counts, counts[1:])))
 """
 
 

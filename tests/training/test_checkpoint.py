@@ -127,7 +127,8 @@ def replace(*arguments):
     count -= 1
     real(*arguments)
 os.replace = replace
-save_checkpoint(RunDirectory(sys.argv[1]), {"identity": {"recipe": "abc", "seed": 1}, "model": {"w": torch.zeros(9)}})
+identity = {"recipe": "abc", "seed": 1}
+save_checkpoint(RunDirectory(sys.argv[1]), {"identity": identity, "model": {"w": torch.zeros(9)}})
 """
     for renames in range(3):
         done = subprocess.run(

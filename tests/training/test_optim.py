@@ -50,3 +50,27 @@ def test_adamw():
     )
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+
+
+def rates_by_step(*overrides: str, epochs: int = 4, steps: int = 5) -> list[float]:
+    optimizer = make_config(*overrides).optimizer
+    places = [(epoch, step) for epoch in range(1, epochs + 1) for step in range(steps)]
+    return [learning_rate(optimizer, epoch, epochs, step, steps) for epoch, step in places]
+
+
+def test_a_warm_up_rises_with_every_step_to_the_schedule():
+    plain = rates_by_step("optimizer=sgd_cosine")
+    warm = rates_by_step("optimizer=sgd_cosine", "optimizer.warmup=0.5")
+    assert [w / p for w, p in zip(warm[:10], plain[:10], strict=True)] == pytest.approx(
+        [(step + 1) / 10 for step in range(10)]
+    )
+    assert warm[10:] == plain[10:]
+
+
+def test_a_cosine_falls_with_every_step_where_asked():
+    by_epoch = rates_by_step("optimizer=sgd_cosine")
+    by_step = rates_by_step("optimizer=sgd_cosine", "optimizer.per_step=true")
+    assert len(set(by_epoch)) == 4
+    assert len(set(by_step)) == 20
+    assert by_step[::5] == by_epoch[::5]
+    assert by_step == sorted(by_step, reverse=True)

@@ -1,0 +1,166 @@
+"""Networks, heads and optimizers of a user's own, and images of other sizes, through a training."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import REPOSITORY, history, tiny
+
+from resnests.config.schema import config_dict, config_from, part_from
+from resnests.config.targets import source_files
+from resnests.data.sources import SOURCES
+from resnests.data.splits import load
+from resnests.errors import UserError
+from resnests.models.resnet import build_network
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import Record
+from resnests.training import preflight
+from resnests.training.experiment import run_experiment
+from resnests.training.optim import build_optimizer
+
+HEADS = """
+import torch
+from torch import nn
+
+class Head(nn.Module):
+    def __init__(self, channels, num_classes, scale):
+        super().__init__()
+        self.channels, self.scale = channels, scale
+        self.linear = nn.Linear(channels[-1], num_classes)
+
+    def forward(self, images, features, last):
+        assert [v.shape[1] for v in features] == self.channels
+        assert last.shape == features[-1].shape and len(images) == len(last)
+        return self.linear(last.mean((2, 3))) * self.scale
+
+class Wrong(Head):
+    def forward(self, images, features, last):
+        return last
+
+class Raises(Head):
+    def forward(self, images, features, last):
+        raise IndexError("no such block")
+
+def net(num_classes, width=4):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, width), nn.Linear(width, num_classes))
+
+def headed(num_classes, head):
+    if head != "special":
+        raise ValueError(f"head {head} is none of special")
+    return net(num_classes)
+
+def no_module(num_classes):
+    return 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _module(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(HEADS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    source_files.cache_clear()
+
+
+def config(*overrides: str, **parts):
+    tree = config_dict(tiny("trainer.epochs=1", *overrides))
+    return config_from(tree | {key: {"name": "mine"} | part for key, part in parts.items()})
+
+
+def check(mine):
+    preflight.check(mine, load(mine.dataset).train)
+
+
+HEAD = {"_target_": "mine.Head", "scale": 2}
+
+
+def test_a_head_of_ones_own_reads_the_trunk_and_trains(tmp_path):
+    mine = config(f"runs_dir={tmp_path}", variant=HEAD)
+    assert run_experiment(mine) == "complete"
+    record = RunDirectory.of(mine).read_record()
+    standard = build_network(mine.arch, part_from("variant", {"name": "s", "head": "standard"}), 10)
+    last_norm = 2 * 8  # the head has no final batch norm
+    assert record.parameters == sum(p.numel() for p in standard.parameters()) - last_norm
+    assert record.recipe_values["variant._target_"] == "mine.Head"
+
+
+def test_a_network_of_ones_own_trains_and_runs_again_from_its_configuration(tmp_path):
+    mine = config(
+        f"runs_dir={tmp_path}", arch={"_target_": "mine.headed"}, variant={"head": "special"}
+    )
+    assert run_experiment(mine) == "complete"
+    directory = RunDirectory.of(mine)
+    assert directory.read_config() == mine
+    first = history(directory.path)
+    directory.clear()
+    assert run_experiment(directory.read_config()) == "complete"
+    assert history(directory.path) == first
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ({"arch": {"_target_": "mine.no_module"}}, "expected an nn.Module, not int"),
+        (
+            {"arch": {"_target_": "mine.net"}, "variant": {"head": "resnest"}},
+            "variant.head=resnest: expected standard, as mine.net takes no head",
+        ),
+        ({"arch": {"_target_": "mine.headed"}}, "ValueError: head standard is none of special"),
+        ({"variant": {"_target_": "mine.Head"}}, "TypeError"),
+        (
+            {"variant": HEAD | {"_target_": "mine.Wrong"}},
+            r"variant=mine: expected logits of shape \(2, 10\), not \(2, 8",
+        ),
+        (
+            {"variant": HEAD | {"_target_": "mine.Raises"}},
+            r"variant=mine: a batch of 2x3x32x32 fails: IndexError: no such block \(.*mine.py, l",
+        ),
+        ({"optimizer": {"_target_": "mine.net", "lr": 0.1}}, "optimizer._target_=mine.net: "),
+        (
+            {"optimizer": {"_target_": "torch.optim.Adagrad", "lr": 0.1, "momentum": 0.9}},
+            "optimizer.momentum=0.9: expected null, as torch.optim.Adagrad does not take it",
+        ),
+        (
+            {"optimizer": {"_target_": "torch.optim.RMSprop", "lr": 0.1, "alfa": 0.9}},
+            "TypeError: .*alfa",
+        ),
+    ],
+)
+def test_pieces_that_do_not_fit_are_named_before_a_run(parts, said):
+    with pytest.raises(UserError, match=said) as caught:
+        check(config(**parts))
+    assert "\n" not in str(caught.value)
+
+
+def test_pieces_that_fit_pass():
+    check(config(variant=HEAD, optimizer={"_target_": "torch.optim.RMSprop", "lr": 0.1}))
+
+
+def test_any_optimizer_of_torch_gets_what_its_yaml_says():
+    part = {"_target_": "torch.optim.RMSprop", "lr": 0.02, "alpha": 0.9, "weight_decay": 0.1}
+    made = build_optimizer(part_from("optimizer", part), [torch.nn.Parameter(torch.ones(1))])
+    assert isinstance(made, torch.optim.RMSprop)
+    assert {made.defaults[key] for key in ("lr", "alpha", "weight_decay")} == {0.02, 0.9, 0.1}
+
+
+@pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])
+def test_images_of_another_size_train_through_every_pipeline(tmp_path, pipeline):
+    images = np.random.default_rng(0).integers(0, 256, (40, 20, 12), dtype=np.uint8)
+    arrays = {"train_images": images, "train_labels": np.arange(40) % 4}
+    arrays |= {"test_images": images[:8], "test_labels": np.arange(8) % 4}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    dataset = {"source": "images", "num_classes": 4, "root": str(tmp_path / "mine.npz")}
+    mine = config(f"runs_dir={tmp_path}", f"pipeline={pipeline}", dataset=dataset)
+    assert run_experiment(mine) == "complete"
+    record = Record.from_json(RunDirectory.of(mine).record_file.read_bytes())
+    assert np.allclose(record.mean, images.mean() / 255)
+    assert "dataset.mean" not in record.recipe_values
+    large = config(f"pipeline={pipeline}", "pipeline.crop_padding=12", dataset=dataset)
+    with pytest.raises(UserError, match=r"pipeline.crop_padding=12: expected 0 to 11 pixels"):
+        run_experiment(large)
+
+
+def test_every_ready_data_set_has_a_source():
+    names = {path.stem for path in (REPOSITORY / "conf" / "dataset").glob("*.yaml")}
+    assert names == SOURCES.keys()
