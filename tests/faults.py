@@ -161,7 +161,9 @@ def _inject(fault, sweep: Sweep, folder: Path) -> bool:
     while sweep.process.poll() is None:
         if fault(sweep, folder):
             return True
-        if fault is damage_file:
+        if fault is damage_file and any(
+            r.status() == "running" for r in find_runs(folder / "runs")
+        ):
             return kill_sweep(sweep, folder) and _after(fault, sweep, folder)
         time.sleep(random.uniform(0.1, 2))
     return False
