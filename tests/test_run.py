@@ -278,3 +278,23 @@ def test_the_record_is_json_that_other_tools_read(tmp_path):
     assert run_command(*TINY, cwd=tmp_path).returncode == 0
     record = json.loads(only_run(tmp_path).record_file.read_text())
     assert record["provenance"]["command"].endswith(" ".join(TINY))
+
+
+def test_windows_is_refused_with_one_line(tmp_path):
+    """As there, without the modules that only Unix has."""
+    program = """
+import platform, sys
+platform.system = lambda: "Windows"
+sys.modules["resource"] = sys.modules["resnests.sweep.stop"] = None
+from resnests.run import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *TINY],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: resnests trains on Linux and macOS; on Windows under WSL 2\n"
