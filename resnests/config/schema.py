@@ -80,7 +80,7 @@ class Trainer:
 
 @dataclass
 class Devices:
-    slots: int | None = None  # runs at once; null: as many as the machine has slots
+    slots: int | None = None  # at most so many runs at once; null: as many as there are slots
     # what more of them gain is not measured yet: benchmarks.train_speed --device cuda tells
     runs_per_gpu: int = 1
     # runs at once where there is no GPU; null: one per core, the fastest for small nets
