@@ -134,8 +134,11 @@ class DenseNet(nn.Module):
             x = torch.cat(pieces, 1) if index < STAGES - 1 else x
         return pieces
 
-    def forward(self, x: Tensor) -> Tensor:
-        pieces = self.last_features(x)
+    def classify(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The logits of last_features."""
         if self.head == "standard":
             return self.linear(pool(norm_relu(torch.cat(pieces, 1), self.final_bn)[0]))
         return self.linear(torch.cat([pool(piece) for piece in pieces], 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.last_features(x))
