@@ -1,1 +1,1 @@
-"""The paper's guarantees, measured on trained networks: exact features, least risks, certificates."""
+"""The paper's guarantees, measured on trained networks."""

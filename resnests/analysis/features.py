@@ -183,7 +183,6 @@ def _densenet(model: DenseNet) -> Extractor:
     sizes = [model.stage[-1][0].bn1.num_features]
     sizes += [(layer.conv2 or layer.conv1).out_channels for layer in model.stage[-1]]
     names = ["transition", *(f"{len(model.stage)}.{i}" for i in range(1, len(sizes)))]
-    family = Family(names, sizes)
     families = {"pooled": Family(["input", *names], [3, *sizes])}
     if model.head == "densenest":
         weight, bias = (p.detach().double() for p in (model.linear.weight, model.linear.bias))

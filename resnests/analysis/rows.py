@@ -32,6 +32,7 @@ class Rows:
             values = torch.empty(shape, dtype=torch.float64, device=device)
         else:
             values = torch.from_numpy(np.memmap(file, np.float64, "w+", shape=shape))
+            file.unlink()  # it is there as long as it is mapped, and gone with the process
         values[:, 0] = 1
         return cls(values, torch.empty(count, dtype=torch.int64, device=values.device), device)
 

@@ -6,6 +6,7 @@ Weights are (1 + d, K), the first row the bias. Everything is in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,9 +73,11 @@ def minimise(
     start: Tensor,
     l2: float,
     tolerance: float,
+    should_stop: Callable[[], None] = lambda: None,
     limit: int = 2000,
 ) -> Minimum:
     """The least penalised cross-entropy over maps of the first len(start) columns, by L-BFGS.
+    `should_stop` raises where the work is to end.
 
     The penalty makes the risk strongly convex, so that value - least <= |gradient|^2 / (2 l2): the
     certificate. `triangle` is R of a QR of those columns; the curvature is about R'R / N times the
@@ -86,6 +89,7 @@ def minimise(
     weights, shape, state = start, start.shape, {}
 
     def work(u: np.ndarray) -> tuple[float, np.ndarray]:
+        should_stop()
         h = back(u)
         value, gradient, state["curvature"] = _value_and_gradient(rows, h, l2)
         best.evaluations += 1
