@@ -94,20 +94,20 @@ class SingleStage(nn.Module):
     """Images (N, C, H, W) -> logits (N, K): a ResNEst or DenseNEst on `pixels` x `pixels` grey
     means.
 
-    `width` is M, which a DenseNEst has none of; each of `blocks` blocks has `features` features.
+    `width` is M, which a DenseNEst has none of; each of `depth` blocks has `features` features.
     """
 
     def __init__(
         self,
         num_classes: int,
         pixels: int,
-        blocks: int,
+        depth: int,
         features: int,
         width: int | None = None,
         head: str = "resnest",
     ) -> None:
         super().__init__()
-        for key, value in (("pixels", pixels), ("blocks", blocks), ("features", features)):
+        for key, value in (("pixels", pixels), ("depth", depth), ("features", features)):
             require(value >= 1, f"arch.{key}", value, "at least 1")
         require(
             head in ("resnest", "densenest"),
@@ -118,10 +118,10 @@ class SingleStage(nn.Module):
         self.pixels = pixels
         if head == "densenest":
             require(width is None, "arch.width", width, "null: a DenseNEst has as much as it needs")
-            self.net = DenseNEst(pixels**2, [features] * blocks, num_classes)
+            self.net = DenseNEst(pixels**2, [features] * depth, num_classes)
         else:
             require(width is not None and width >= 1, "arch.width", width, "at least 1")
-            self.net = ResNEst(pixels**2, width, [features] * blocks, num_classes)
+            self.net = ResNEst(pixels**2, width, [features] * depth, num_classes)
 
     def inputs(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> v_0, (N, pixels^2)."""

@@ -39,7 +39,7 @@ def test_a_resnest_is_the_recursion_of_the_paper():
 
 @pytest.mark.parametrize(("head", "width"), [("resnest", 12), ("densenest", None)])
 def test_images_become_grey_means(head, width):
-    model = SingleStage(3, pixels=8, blocks=2, features=5, width=width, head=head)
+    model = SingleStage(3, pixels=8, depth=2, features=5, width=width, head=head)
     scans = torch.rand(4, 1, 8, 8)
     enlarged = scans.repeat_interleave(4, 2).repeat_interleave(4, 3).expand(4, 3, 32, 32)
     assert torch.allclose(model.inputs(enlarged), scans.flatten(1), atol=1e-6)
@@ -50,7 +50,7 @@ def test_images_become_grey_means(head, width):
     ("values", "said"),
     [
         ({"width": None}, "arch.width=None: expected at least 1"),
-        ({"blocks": 0}, "arch.blocks=0: expected at least 1"),
+        ({"depth": 0}, "arch.depth=0: expected at least 1"),
         ({"head": "densenest"}, "arch.width=5: expected null"),
         ({"head": "standard"}, "variant.head=standard: expected resnest or densenest"),
     ],
@@ -58,5 +58,5 @@ def test_images_become_grey_means(head, width):
 def test_what_cannot_be_is_one_line(values, said):
     with pytest.raises(UserError, match=said):
         SingleStage(
-            **({"num_classes": 3, "pixels": 8, "blocks": 2, "features": 4, "width": 5} | values)
+            **({"num_classes": 3, "pixels": 8, "depth": 2, "features": 4, "width": 5} | values)
         )
