@@ -51,6 +51,8 @@ def analyze(
     if done is None or done.weights_sha256 != digest or not done.is_made_with(options):
         done = Analysis(options.l2, options.tolerance, digest)
     done.train_images, done.test_images = (len(splits[name]) for name in ("train", "test"))
+    if "exact" in known.families:
+        done.coupled = known.families["exact"].coupled
     if isinstance(model, SingleStage) and isinstance(model.net, ResNEst):
         note_singular_values(done, model.net)
     files = plan_memory(known, done, options.memory_gb, directory.path)

@@ -28,7 +28,7 @@ from resnests.errors import UserError
 from resnests.models.densenet import DenseNet
 from resnests.models.norm_relu import norm_relu
 from resnests.models.resnet import AResNEst, ResNet
-from resnests.models.single_stage import DenseNEst, SingleStage
+from resnests.models.single_stage import DenseNEst, ResNEst, SingleStage
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Family:
 
     Where the network's logits are linear in them, weight (K, d) and bias (K,) are its own; and
     where two maps W_L, W_{L+1} are left to choose once the features are fixed, x_{L-1} is
-    `before` (M, columns before the last group) times the features, plus a constant.
+    `before` (M, columns before the last group) times the features, plus a constant. `coupled`
+    where the maps of features also shape the features after them.
     """
 
     groups: list[str]
@@ -45,6 +46,7 @@ class Family:
     weight: Tensor | None = None
     bias: Tensor | None = None
     before: Tensor | None = None
+    coupled: bool = False
 
     @property
     def ends(self) -> list[int]:
@@ -176,6 +178,7 @@ def _last_stage(model: ResNet) -> Family:
         (last * scale) @ torch.cat(maps, 1),
         model.linear.bias.detach().double() + last @ shift,
         torch.cat(maps[:-1], 1) if len(last) <= last.shape[1] else None,
+        coupled=True,
     )
 
 
@@ -214,11 +217,13 @@ def _single_stage(model: SingleStage) -> Extractor:
         weight = weight @ torch.cat(maps, 1)
     names = ["input", *(f"1.{i}" for i in range(1, len(sizes)))]
 
+    family = Family(names, sizes, weight, bias, before, isinstance(net, ResNEst))
+
     def read(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         inputs = model.inputs(images)
         return {"exact": torch.cat(net.features(inputs), 1).double()}, net(inputs)
 
-    return Extractor({"exact": Family(names, sizes, weight, bias, before)}, read)
+    return Extractor({"exact": family}, read)
 
 
 def bytes_needed(family: Family, images: int) -> int:

@@ -52,11 +52,14 @@ class Analysis:
     l2: float | int
     tolerance: float | int  # nats
     weights_sha256: str  # of the weights that were analysed
+    # whether the W_i of its features also shape the features after them, as in a ResNEst: else the
+    # last maps are free, and their best is the bound; None where no features are exact
+    coupled: bool | None = None
     train_images: int = 0
     test_images: int = 0
-    logits_error: float | int | None = (
-        None  # largest difference of logits from features and network
-    )
+    # the largest difference between the logits that its own maps give of the features and the
+    # network's
+    logits_error: float | int | None = None
     # of the single-stage ResNEsts: M, N_in + the sum of K_i for i < L, the smallest singular values
     # of [W_0 .. W_{L-1}] (0 where it has fewer rows than columns) and of W_{L+1}
     width: int | None = None
@@ -71,6 +74,38 @@ class Analysis:
     def find(self, quantity: str, family: str, group: str) -> Solve | None:
         keys = (quantity, family, group)
         return next((s for s in self.solves if (s.quantity, s.family, s.group) == keys), None)
+
+    def summary(self) -> dict[str, float | None]:
+        """Of training with penalty: trained (a), last_maps (b), bound (c), linear (e), eps = (b) - (c)
+        with eps_error, how far certificates leave it open to either side, and slack = (a) - (b);
+        of squared error (b), (c) and eps; and the losses of (a), (b) and (c) on their own, as
+        trained.test_loss. None where there is no such thing or no result.
+        """
+        own = next((s for s in self.solves if s.quantity == TRAINED), None)
+        exact = [s for s in self.solves if s.quantity == PREFIX and s.family == "exact"]
+        bound = exact[-1] if exact else None
+        linear = next((s for s in self.solves if s.group == "input"), None)
+        last = next((s for s in self.solves if s.quantity == LAST_MAPS), None)
+        if self.coupled is False:
+            last = bound
+        values = {
+            "trained": _get(own, "value"),
+            "last_maps": _get(last, "value"),
+            "bound": _get(bound, "value"),
+            "linear": _get(linear, "value"),
+            "eps": _less(last, bound, "value"),
+            "eps_error": None,
+            "slack": _less(own, last, "value"),
+            "squared_last_maps": _get(last, "train_squared"),
+            "squared_bound": _get(bound, "train_squared"),
+            "squared_eps": _less(last, bound, "train_squared"),
+        }
+        if last is not None and bound is not None and values["eps"] is not None:
+            values["eps_error"] = 0.0 if last is bound else max(last.gap or 0, bound.gap or 0)
+        for name, solve in (("trained", own), ("last_maps", last), ("bound", bound)):
+            for metric in ("train_loss", "test_loss", "test_accuracy"):
+                values[f"{name}.{metric}"] = _get(solve, metric)
+        return values
 
     def to_json(self) -> str:
         """Raises a ValueError for numbers that are not finite, which JSON does not have."""
@@ -89,3 +124,12 @@ class Analysis:
         analysis = checked(cls, raw)
         analysis.solves = [checked(Solve, solve) for solve in analysis.solves]
         return analysis
+
+
+def _get(solve: Solve | None, name: str) -> float | None:
+    return None if solve is None else getattr(solve, name)
+
+
+def _less(one: Solve | None, other: Solve | None, name: str) -> float | None:
+    a, b = _get(one, name), _get(other, name)
+    return None if a is None or b is None else a - b
