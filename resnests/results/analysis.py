@@ -79,7 +79,7 @@ def analysis_tables(analyses: pd.DataFrame) -> list[Table]:
                 f"{dataset_label(str(dataset))}: least risks on the training images",
                 f"Training images without augmentation: {penalised}, in nats. {_DEFINITIONS}",
                 {
-                    "(a) trained": "trained", "(b) best last maps": "last_maps",
+                    "(a) loss alone": "trained.train_loss", "(a) trained": "trained", "(b) best last maps": "last_maps",
                     "(c) bound": "bound", "ε": "eps", "slack": "slack", "(e) linear": "linear",
                 },
             ),
@@ -116,7 +116,7 @@ def _table(
 ) -> Table:
     rows = []
     for name, cell in runs.groupby(CELL, observed=True):
-        shown = [interval(cell[column]) for column in columns.values()]
+        shown = [interval(cell[c], percent=c.endswith("accuracy")) for c in columns.values()]
         where = Cell(*name)
         label = [row_name(where.arch, where.row), variant_label(where.variant)]
         rows.append([*label, f"{len(cell)}", *shown])
@@ -133,15 +133,18 @@ def _table(
     return Table(key, title, caption, ["Architecture", "Variant", "n", *columns], rows, notes)
 
 
-def interval(values: pd.Series) -> str:
+def interval(values: pd.Series, percent: bool = False) -> str:
     """Mean, and the interval of it, such as "0.2345 [0.2301 to 0.2389]"."""
     known = values.dropna().astype(float)
     if known.empty:
         return NONE
-    digits = 2 if known.abs().max() > 20 else 4
+    digits = 2 if percent else 4
     cell = pd.DataFrame({"n": [len(known)], "mean": [known.mean()], "std": [known.std()]})
-    text = f"{known.mean() + 0.0:.{digits}f}"
+    text = f"{round(known.mean(), digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
     half = float((t_quantile(cell["n"]) * standard_error(cell)).iloc[0])
     if len(known) < 2 or pd.isna(half):
         return text
-    return f"{text} [{known.mean() - half:.{digits}f} to {known.mean() + half:.{digits}f}]"
+    low, high = known.mean() - half, known.mean() + half
+    if percent:
+        low, high = max(low, 0.0), min(high, 100.0)
+    return f"{text} [{low:.{digits}f} to {high:.{digits}f}]"
