@@ -79,8 +79,8 @@ def analysis_tables(analyses: pd.DataFrame) -> list[Table]:
                 f"{dataset_label(str(dataset))}: least risks on the training images",
                 f"Training images without augmentation: {penalised}, in nats. {_DEFINITIONS}",
                 {
-                    "(a) loss alone": "trained.train_loss", "(a) trained": "trained", "(b) best last maps": "last_maps",
-                    "(c) bound": "bound", "ε": "eps", "slack": "slack", "(e) linear": "linear",
+                    "(a) loss alone": "trained.train_loss", "(a) trained": "trained",
+                    "(b) best last maps": "last_maps", "(c) bound": "bound", "ε": "eps", "slack": "slack", "(e) linear": "linear",
                 },
             ),
             _table(

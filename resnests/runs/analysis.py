@@ -78,8 +78,8 @@ class Analysis:
     def summary(self) -> dict[str, float | None]:
         """Of training with penalty: trained (a), last_maps (b), bound (c), linear (e), eps =
         (b) - (c) with eps_error, how far certificates leave it open to either side, and slack =
-        (a) - (b); of squared error (b), (c) and eps; and the losses of (a), (b) and (c) on their own, as
-        trained.test_loss. None where there is no such thing or no result.
+        (a) - (b); of squared error (b), (c) and eps; and the losses of (a), (b) and (c) on their
+        own, as trained.test_loss. None where there is no such thing or no result.
         """
         own = next((s for s in self.solves if s.quantity == TRAINED), None)
         exact = [s for s in self.solves if s.quantity == PREFIX and s.family == "exact"]

@@ -36,9 +36,10 @@ def weights_file(config: Config) -> Path:
 
 def require_analysable(config: Config) -> None:
     """Raise a UserError unless the run that `config` analyses is complete."""
+    file = weights_file(config)
     run = RunDirectory.of(config).analysed
     status = run.status()
-    if status != "complete" or not weights_file(config).is_file():
+    if status != "complete" or not file.is_file():
         found = f"its status is {status}" if status else "there is no such run"
         mend = "task=evaluate" if config.weights else "analysis.train=true or task=train"
         raise UserError(
