@@ -80,7 +80,8 @@ def analysis_tables(analyses: pd.DataFrame) -> list[Table]:
                 f"Training images without augmentation: {penalised}, in nats. {_DEFINITIONS}",
                 {
                     "(a) loss alone": "trained.train_loss", "(a) trained": "trained",
-                    "(b) best last maps": "last_maps", "(c) bound": "bound", "ε": "eps", "slack": "slack", "(e) linear": "linear",
+                    "(b) best last maps": "last_maps", "(c) bound": "bound", "ε": "eps",
+                    "slack": "slack", "(e) linear": "linear",
                 },
             ),
             _table(

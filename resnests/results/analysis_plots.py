@@ -164,7 +164,9 @@ def _width(runs: pd.DataFrame, dataset: str, arch: str) -> Drawing:
         panel.set_ylabel(label)
     axes[-1].set_xlabel("Width M")
     axes[-1].set_xscale("log", base=2)
-    ticks = sorted(runs["width"].unique())
+    ticks = [needed]
+    for tick in sorted(runs["width"].unique()):  # those that leave room for their labels
+        ticks += [tick] if all(abs(np.log2(tick / other)) > 0.18 for other in ticks) else []
     axes[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=60, fontsize=6)
     axes[-1].minorticks_off()
     point = Line2D([], [], marker=MARKERS[0], linestyle="none", color=COLORS[2], label="a run")

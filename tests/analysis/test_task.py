@@ -89,7 +89,8 @@ def test_what_cannot_be_analysed_is_one_line_before_anything_starts(tmp_path):
         "def net(num_classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))\n"
     )
-    own = ("arch._target_=mine.net", "arch.blocks=null", "arch.widths=null", "arch.name=mine")
+    (tmp_path / "own" / "arch").mkdir(parents=True)
+    (tmp_path / "own" / "arch" / "mine.yaml").write_text("name: mine\n_target_: mine.net\n")
     for overrides, said in (
         ((), "expected a complete run, but there is no such run"),
         (("analysis.l2=0",), "analysis.l2=0"),
@@ -101,10 +102,14 @@ def test_what_cannot_be_analysed_is_one_line_before_anything_starts(tmp_path):
         assert said in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
-    plain = tuple(word for word in SMALL if not word.startswith("arch."))
-    done = run_command(*plain, *own, "+task=analyze", "analysis.train=true", cwd=tmp_path)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "expected a network whose features are known, not Sequential" in done.stderr
+    plain = tuple(word for word in ANALYZE if not word.startswith("arch"))
+    own = ("--config-dir=own", "arch=mine", "analysis.train=true")
+    done = run_command(*own, *plain, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "arch: expected a network whose features are known, not Sequential" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not any(tmp_path.rglob("record.json"))
+    assert run_command(*SMALL, cwd=tmp_path).returncode == 0
     found = run_command("--analysis", cwd=tmp_path, script="aggregate.py")
     assert found.returncode == 2
     assert "--analysis: no run was analysed" in found.stderr
