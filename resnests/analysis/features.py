@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from resnests.errors import UserError
 from resnests.models.densenet import DenseNet
 from resnests.models.norm_relu import norm_relu
-from resnests.models.resnet import AResNEst, ResNet
+from resnests.models.resnet import AResNEst, ResNet, flat
 from resnests.models.single_stage import DenseNEst, ResNEst, SingleStage
 
 
@@ -67,14 +68,14 @@ class Extractor:
 def extractor(model: nn.Module) -> Extractor:
     """The features of `model`, which is put into evaluation mode; a UserError where it has none."""
     model.eval()
-    for kind, make in (
-        (AResNEst, _a_resnest),
-        (ResNet, _resnet),
-        (DenseNet, _densenet),
-        (SingleStage, _single_stage),
-    ):
-        if isinstance(model, kind):
-            return make(model)
+    if isinstance(model, AResNEst):
+        return _a_resnest(model)
+    if isinstance(model, ResNet):
+        return _resnet(model)
+    if isinstance(model, DenseNet):
+        return _densenet(model)
+    if isinstance(model, SingleStage):
+        return _single_stage(model)
     raise UserError(
         f"arch: expected a network whose features are known, not {type(model).__name__}: "
         "a residual network, DenseNet or single-stage network of this package"
@@ -100,24 +101,34 @@ def window_means(x: Tensor) -> Tensor:
     return windows.flatten(1) / (x.shape[2] * x.shape[3])
 
 
+def _depths(model: AResNEst | ResNet) -> list[int]:
+    """Blocks in each stage."""
+    return [len(cast(nn.ModuleList, stage)) for stage in model.stage]
+
+
 def _block_names(model: AResNEst | ResNet) -> list[str]:
-    return [f"{s}.{b}" for s, stage in enumerate(model.stage, 1) for b in range(1, len(stage) + 1)]
+    return [f"{s}.{b}" for s, depth in enumerate(_depths(model), 1) for b in range(1, depth + 1)]
 
 
 def _pooled(model: AResNEst | ResNet) -> tuple[list[str], list[int]]:
-    widths = [block.conv1.out_channels for stage in model.stage for block in stage]
+    widths = [block.conv1.out_channels for block in flat(model.stage)]
     return ["input", *_block_names(model)], [3, *widths]
 
 
+def _double(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value.detach().double()
+
+
 def _a_resnest(model: AResNEst) -> Extractor:
-    heads = [model.H_0, *(head for stage in model.H_k for head in stage)]
-    weight = torch.cat([head.weight for head in heads], 1).detach().double()
-    bias = torch.stack([head.bias for head in heads]).detach().double().sum(0)
+    heads = [model.H_0, *flat(model.H_k)]
+    weight = _double(torch.cat([head.weight for head in heads], 1))
+    bias = _double(torch.stack([head.bias for head in heads])).sum(0)
 
     def read(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         v, x = [mean(images)], model.expansion(images)
         logits = model.H_0(images.mean((2, 3)))
-        for head, block in zip(heads[1:], (b for stage in model.stage for b in stage), strict=True):
+        for head, block in zip(heads[1:], flat(model.stage), strict=True):
             features, shortcut = block.features(x)
             v.append(mean(features))
             logits = logits + head(features.mean((2, 3)))
@@ -132,14 +143,14 @@ def _resnet(model: ResNet) -> Extractor:
     families = {"pooled": Family(*_pooled(model))}
     if model.head != "standard":
         families = {"exact": _last_stage(model)} | families
-    early = sum(len(stage) for stage in model.stage[:-1])
+    early = sum(_depths(model)[:-1])
 
     def read(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         pooled, exact = [mean(images)], []
         x = model.expansion(images)
         if len(model.stage) == 1:
             exact.append(window_means(images))
-        for index, block in enumerate(b for stage in model.stage for b in stage):
+        for index, block in enumerate(flat(model.stage)):
             if index == early and index:  # a stage of its own stride enters by a projection
                 y = norm_relu(x, block.bn1)[0]
                 exact.append(mean(y[:, :, :: block.conv1.stride[0], :: block.conv1.stride[1]]))
@@ -159,37 +170,37 @@ def _resnet(model: ResNet) -> Extractor:
 
 def _last_stage(model: ResNet) -> Family:
     """The exact features of resnest and bn_resnest, and their maps as matrices."""
-    stage = model.stage[-1]
+    stage: list[Any] = list(cast(nn.ModuleList, model.stage[-1]))
     first = stage[0].projection
     enters = model.expansion.weight if first is None else first[0].weight
     maps = [enters, *(block.conv2.weight for block in stage)]
-    maps = [weight.detach().double().flatten(1) for weight in maps]
+    maps = [_double(weight).flatten(1) for weight in maps]
     scale = torch.ones_like(maps[0][:, 0])
     shift = torch.zeros_like(scale)
     if model.head == "bn_resnest":
         bn = model.final_bn
-        scale = bn.weight.detach().double() / (bn.running_var.double() + bn.eps).sqrt()
-        shift = bn.bias.detach().double() - bn.running_mean.double() * scale
-    last = model.linear.weight.detach().double()
+        scale = _double(bn.weight) / (_double(bn.running_var) + bn.eps).sqrt()
+        shift = _double(bn.bias) - _double(bn.running_mean) * scale
+    last = _double(model.linear.weight)
     names = ["stem" if first is None else "projection", *_block_names(model)[-len(stage) :]]
     return Family(
         names,
         [weight.shape[1] for weight in maps],
         (last * scale) @ torch.cat(maps, 1),
-        model.linear.bias.detach().double() + last @ shift,
+        _double(model.linear.bias) + last @ shift,
         torch.cat(maps[:-1], 1) if len(last) <= last.shape[1] else None,
         coupled=True,
     )
 
 
 def _densenet(model: DenseNet) -> Extractor:
-    sizes = [model.stage[-1][0].bn1.num_features]
-    sizes += [(layer.conv2 or layer.conv1).out_channels for layer in model.stage[-1]]
+    stage: list[Any] = list(cast(nn.ModuleList, model.stage[-1]))
+    sizes = [stage[0].bn1.num_features]
+    sizes += [(layer.conv2 or layer.conv1).out_channels for layer in stage]
     names = ["transition", *(f"{len(model.stage)}.{i}" for i in range(1, len(sizes)))]
     families = {"pooled": Family(["input", *names], [3, *sizes])}
     if model.head == "densenest":
-        weight, bias = (p.detach().double() for p in (model.linear.weight, model.linear.bias))
-        exact = Family(names, sizes, weight, bias)
+        exact = Family(names, sizes, _double(model.linear.weight), _double(model.linear.bias))
         families = {"exact": exact, "pooled": Family(["input"], [3])}
 
     def read(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -205,13 +216,13 @@ def _densenet(model: DenseNet) -> Extractor:
 
 
 def _single_stage(model: SingleStage) -> Extractor:
-    net, linear = model.net, model.net.linear
-    weight, bias = linear.weight.detach().double(), linear.bias.detach().double()
+    net: DenseNEst | ResNEst = model.net
+    weight, bias = _double(net.linear.weight), _double(net.linear.bias)
     before = None
     if isinstance(net, DenseNEst):
-        sizes = [net.Q[0].in_features, *(layer.out_features for layer in net.Q)]
+        sizes = net.sizes
     else:
-        maps = [matrix.detach().double() for matrix in net.maps()]
+        maps = [_double(matrix) for matrix in net.maps()]
         sizes = [matrix.shape[1] for matrix in maps]
         before = torch.cat(maps[:-1], 1) if len(weight) <= weight.shape[1] else None
         weight = weight @ torch.cat(maps, 1)

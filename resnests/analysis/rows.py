@@ -48,9 +48,9 @@ class Rows:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each feature, (d,); 1 for one that never changes."""
-        mean = sum(x[:, 1:].sum(0) for x, _ in self.parts()) / len(self)
-        variance = sum((x[:, 1:] - mean).square().sum(0) for x, _ in self.parts()) / len(self)
-        std = variance.sqrt()
+        mean = torch.stack([x[:, 1:].sum(0) for x, _ in self.parts()]).sum(0) / len(self)
+        squares = torch.stack([(x[:, 1:] - mean).square().sum(0) for x, _ in self.parts()])
+        std = (squares.sum(0) / len(self)).sqrt()
         return mean, torch.where(std > 1e-6 * (mean.abs() + 1e-12), std, 1.0)
 
     def standardise(self, mean: Tensor, std: Tensor) -> None:

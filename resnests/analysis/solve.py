@@ -102,8 +102,8 @@ def minimise(
         return value, g.cpu().numpy().ravel()
 
     def back(u: np.ndarray) -> Tensor:
-        u = torch.from_numpy(u).to(start).view(shape)
-        return torch.linalg.solve_triangular(lower.T, u, upper=True)
+        values = torch.from_numpy(u).to(start).view(shape)
+        return torch.linalg.solve_triangular(lower.T, values, upper=True)
 
     _, _, state["curvature"] = _value_and_gradient(rows, start, l2)
     try:

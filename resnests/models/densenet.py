@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class DenseLayer(nn.Module):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels)
         inner = 4 * growth
+        self.conv2: nn.Conv2d | None
         if bottleneck:
             self.conv1 = nn.Conv2d(channels, inner, 1, bias=False)
             self.bn2 = nn.BatchNorm2d(inner)
@@ -61,6 +63,7 @@ class DenseLayer(nn.Module):
 def _frozen(bn: nn.BatchNorm2d) -> Iterator[None]:
     """Running statistics stay as they are: a batch that is normalised again counts once."""
     momentum, tracked = bn.momentum, bn.num_batches_tracked
+    assert tracked is not None
     bn.momentum, bn.num_batches_tracked = 0.0, tracked.clone()
     try:
         yield
@@ -129,7 +132,7 @@ class DenseNet(nn.Module):
         x = self.stem(x)
         for index, stage in enumerate(self.stage):
             pieces = [self.transition[index - 1](x) if index else x]
-            for layer in stage:
+            for layer in cast(nn.ModuleList, stage):
                 pieces.append(layer(pieces))
             x = torch.cat(pieces, 1) if index < STAGES - 1 else x
         return pieces
@@ -137,7 +140,7 @@ class DenseNet(nn.Module):
     def classify(self, pieces: Sequence[Tensor]) -> Tensor:
         """The logits of last_features."""
         if self.head == "standard":
-            return self.linear(pool(norm_relu(torch.cat(pieces, 1), self.final_bn)[0]))
+            return self.linear(pool(norm_relu(torch.cat(list(pieces), 1), self.final_bn)[0]))
         return self.linear(torch.cat([pool(piece) for piece in pieces], 1))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Here G_i(x) = Q_i(x) = relu(U_i x + u_i). N images, N_in inputs, M width, K clas
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class ResNEst(nn.Module):
 
     def maps(self) -> list[Tensor]:
         """W_0 .. W_L, (M, K_i) each: x_L is the sum of W_i v_i."""
-        return [self.W_0.weight, *(layer.weight for layer in self.W)]
+        return [self.W_0.weight, *(cast(nn.Linear, layer).weight for layer in self.W)]
 
     def forward(self, x: Tensor) -> Tensor:
         v, maps = self.features(x), self.maps()
@@ -49,6 +50,7 @@ class DenseNEst(nn.Module):
     def __init__(self, inputs: int, features: Sequence[int], num_classes: int) -> None:
         super().__init__()
         self.Q = nn.ModuleList()
+        self.sizes = [inputs, *features]
         width = inputs
         for count in features:
             self.Q.append(nn.Linear(width, count))
@@ -57,7 +59,7 @@ class DenseNEst(nn.Module):
 
     def features(self, x: Tensor) -> list[Tensor]:
         """x, then what each block adds, (N, D_i) each."""
-        v = [x]
+        v: list[Tensor] = [x]
         for layer in self.Q:
             v.append(F.relu(layer(torch.cat(v, 1))))
         return v
@@ -73,15 +75,14 @@ def as_wide_resnest(dense: DenseNEst) -> ResNEst:
     W_0 = [I; 0]; W_i puts the D_i values of block i into rows that are still zero; G_i reads what
     Q_i reads, the rows before them.
     """
-    inputs, width = dense.Q[0].in_features, dense.linear.in_features
-    wide = ResNEst(
-        inputs, width, [layer.out_features for layer in dense.Q], dense.linear.out_features
-    )
+    (inputs, *features), width = dense.sizes, dense.linear.in_features
+    wide = ResNEst(inputs, width, features, dense.linear.out_features)
     wide.to(dense.linear.weight)
     for parameter in wide.parameters():
         parameter.zero_()
     wide.W_0.weight[:inputs] = torch.eye(inputs)
-    for layer, inner, outer in zip(dense.Q, wide.G, wide.W, strict=True):
+    layers: Any = zip(dense.Q, wide.G, wide.W, strict=True)
+    for layer, inner, outer in layers:
         filled = layer.in_features
         inner.weight[:, :filled] = layer.weight
         inner.bias.copy_(layer.bias)
@@ -116,11 +117,13 @@ class SingleStage(nn.Module):
             "resnest or densenest, as a network of a single stage has no other form here",
         )
         self.pixels = pixels
+        self.net: ResNEst | DenseNEst
         if head == "densenest":
             require(width is None, "arch.width", width, "null: a DenseNEst has as much as it needs")
             self.net = DenseNEst(pixels**2, [features] * depth, num_classes)
         else:
             require(width is not None and width >= 1, "arch.width", width, "at least 1")
+            assert width is not None
             self.net = ResNEst(pixels**2, width, [features] * depth, num_classes)
 
     def inputs(self, images: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from resnests.results.style import (
     figure_name,
     finish,
     looks,
+    plain_numbers,
 )
 from resnests.runs.analysis import PREFIX
 
@@ -134,11 +135,13 @@ def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
             edgecolor="white", linewidth=0.3,
         )  # fmt: skip
     axes.set(yscale="log", ylabel="Drop of training risk", xlabel="Block")
+    plain_numbers(axes.yaxis)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     handles = [Line2D([], [], marker="s", linestyle="none", color=look.line["color"],
                       label=variant_label(look.variant)) for look in variants]  # fmt: skip
     finish(figure, title, handles)
-    words = f"What each block adds, {title}: drop of the least training risk (with penalty), mean"
+    words = f"What each block adds, {title}: drop of the least training risk (with penalty; "
+    words += "logarithmic axis), mean"
     words += " and one sample standard deviation over seeds" if data["n"].max() > 1 else ""
     return Drawing(key, words, figure, data)
 
