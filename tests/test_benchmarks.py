@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks import gpu, subjects
@@ -16,6 +17,7 @@ from benchmarks.subjects import Spec
 REPOSITORY = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_training_tables_have_every_subject_and_no_missing_ratio():
     options = [
         "--arch",

@@ -83,6 +83,7 @@ def test_a_small_width_test_closes_the_gap_where_theory_says_so(tmp_path):
     assert found[112]["squared_eps"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_analysed_is_one_line_before_anything_starts(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
