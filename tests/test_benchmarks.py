@@ -54,6 +54,7 @@ def test_after_an_evaluation_a_subject_trains_again():
     assert subject.model.training
 
 
+@pytest.mark.slow
 def test_the_gpu_report_has_every_mode(monkeypatch, capsys):
     """With the CPU in the GPU's place: figures mean nothing, but each subject ran and each table
     is full.

@@ -23,7 +23,7 @@ def test_help_is_written_for_a_person_and_imports_no_torch(tmp_path):
     assert done.returncode == 0
     for word in (
         "python run.py -m experiment=paper",
-        "variant: a_resnest, bn_resnest, resnest, standard",
+        "variant: a_resnest, bn_resnest, densenest, resnest, standard",
         "seed=0,1,2",
     ):
         assert word in done.stdout

@@ -91,6 +91,7 @@ def test_counts_of_features(arch, augmented, windows):
     assert counts["standard"].keys() == {"pooled"}
 
 
+@pytest.mark.slow
 def test_pooled_features_are_not_enough_for_a_resnest():
     """The obvious experiment, pooled v_i for window means, would miss the logits by far."""
     model = trained(NETWORKS["resnest"])
