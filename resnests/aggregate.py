@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   python aggregate.py --compare paper        beside the published numbers
   python aggregate.py --output tables.tex    LaTeX; also .md, .csv (a row a run), .html (report)
   python aggregate.py --output results/      everything, with the figures as PNG, PDF and CSV
+  python aggregate.py --analysis             what task=analyze found; with --output DIR figures too
   python aggregate.py --status --watch       how far a sweep is, seen from another terminal
 """
 
@@ -43,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add("--compare", choices=output.COMPARISONS, action="append", help=table)
     best = "best: of the highest accuracy on a held-out split"
     add("--epoch", choices=("last", "best"), default="last", help=best)
+    add("--analysis", action="store_true", help="tables of what task=analyze measured instead")
     add("--status", action="store_true", help="instead of tables, how far every cell is")
     again = "with --status: again every two seconds, until Ctrl-C"
     add("--watch", action="store_true", help=again)
@@ -64,7 +66,7 @@ def _aggregate() -> None:
     if arguments.epoch == "best":
         runs = at_best_epoch(runs)
     runs, copies = drop_copies(label_rows(runs))
-    result = output.Results(runs, [*warnings, *copies], plan)
+    result = output.Results(runs, [*warnings, *copies], plan, arguments.analysis)
     output.write(result)
     for line in result.problems:
         print(f"aggregate.py: warning: {line}", file=sys.stderr)
