@@ -144,7 +144,7 @@ class Record:
 
 
 # Finding them takes longer than all else of reading a record.
-_HINTS = {kind: get_type_hints(kind) for kind in (Provenance, Record)}
+_HINTS: dict[type, dict[str, Any]] = {kind: get_type_hints(kind) for kind in (Provenance, Record)}
 
 
 def is_recent(progress: dict[str, Any], stale: float = 60.0) -> bool:
