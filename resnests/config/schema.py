@@ -23,7 +23,7 @@ from resnests.config.parts import (
     Variant,
     free,
 )
-from resnests.errors import UserError, require, require_one_of
+from resnests.errors import UserError, require, require_name, require_one_of
 
 PARTS: dict[str, type[Part]] = {
     "dataset": Dataset,
@@ -119,12 +119,18 @@ class Config:
     task: str = free("train")
     # to evaluate: a file, or a folder in the official scheme; to export to: a folder
     weights: str | None = free(None)
+    # name -> _target_ and its arguments: what runs are echoed to (trackers/)
+    logger: dict[str, Any] = field(default_factory=dict, metadata={"free": True})
 
     def __post_init__(self) -> None:
         require_one_of("task", self.task, TASKS)
         expected = "null, as task=train starts from its seed"
         require(self.weights is None or self.task != "train", "weights", self.weights, expected)
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")
+        for name, values in self.logger.items():
+            require_name("logger", name)
+            ok = isinstance(values, dict) and isinstance(values.get("_target_"), str)
+            require(ok, f"logger.{name}", values, "a _target_ and what it is called with")
         if self.arch.target is None and self.variant.target is None:
             require_one_of("variant.head", self.variant.head, HEADS)
         if self.arch.target is not None and self.variant.target is not None:

@@ -11,6 +11,7 @@ torch.
         model.pt       the final weights, a plain state dict under the official names
         run.log        the output of the training process
         run.lock       held by the process that owns the directory
+        unsent.<name>  why a tracker has not all of the run; there only where it has not
 
 Every file but run.log and run.lock is written to a temporary name, flushed and renamed: whole or
 not at all.
@@ -186,6 +187,10 @@ class RunDirectory:
             return {}
         return progress if isinstance(progress, dict) else {}
 
+    def unsent(self, tracker: str = "*") -> Path:
+        """Where it says why `tracker` has not all of the run."""
+        return self.path / f"unsent.{tracker}"
+
     def owner(self) -> FileLock:
         """The lock that a process holds while the directory is its own."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -218,7 +223,8 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Forget what an earlier attempt left, but for its log and the lock."""
-        for path in (self.record_file, self.history_file, self.progress_file, self.weights_file):
+        files = (self.record_file, self.history_file, self.progress_file, self.weights_file)
+        for path in (*files, *self.path.glob(self.unsent().name)):
             path.unlink(missing_ok=True)
         self.clear_checkpoints()
 
