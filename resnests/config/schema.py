@@ -33,6 +33,7 @@ PARTS: dict[str, type[Part]] = {
 }
 PIPELINES = ("tensor", "torchvision")
 TASKS = ("train", "evaluate", "export")
+FORMATS = ("official", "safetensors", "onnx", "torchscript")
 PRECISIONS = ("fp32", "tf32", "bf16")
 MAX_SEED = 2**32 - 1
 
@@ -119,6 +120,7 @@ class Config:
     task: str = free("train")
     # to evaluate: a file, or a folder in the official scheme; to export to: a folder
     weights: str | None = free(None)
+    format: str = free("official")  # of task=export, one of FORMATS
     # name -> _target_ and its arguments: what runs are echoed to (trackers/)
     logger: dict[str, Any] = field(default_factory=dict, metadata={"free": True})
 
@@ -126,6 +128,9 @@ class Config:
         require_one_of("task", self.task, TASKS)
         expected = "null, as task=train starts from its seed"
         require(self.weights is None or self.task != "train", "weights", self.weights, expected)
+        require_one_of("format", self.format, FORMATS)
+        ok = self.task == "export" or self.format == "official"
+        require(ok, "format", self.format, f"official, as task={self.task} exports nothing")
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")
         for name, values in self.logger.items():
             require_name("logger", name)

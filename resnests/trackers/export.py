@@ -33,8 +33,8 @@ def export(root: str, names: Sequence[str]) -> None:
     for name in names:
         default = _settings(name)
         trained = [record.config.get("logger", {}).get(name) for _, record in over]
-        settings = [values or default for values in trained]
-        if None in settings:
+        settings = [known for values in trained if (known := values or default)]
+        if len(settings) < len(over):
             expected = f"one of {', '.join(TRACKERS)}, or one that the runs were trained with"
             raise UserError(f"--to {name}: expected {expected}")
         require_installed(name, settings[-1])

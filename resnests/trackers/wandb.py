@@ -27,7 +27,7 @@ class WandB:
         self.run = wandb.init(
             project=self.project,
             entity=self.entity,
-            mode=self.mode,  # type: ignore[arg-type]  # a word, which wandb checks
+            mode=self.mode,
             dir=str(self.folder),
             id=run.id,
             resume=None if self.mode == "offline" else "allow",
