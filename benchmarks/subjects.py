@@ -30,8 +30,8 @@ from resnests.data.pipelines import Images, TensorPipeline
 from resnests.data.splits import load
 from resnests.models.norm_relu import keep_freed_memory
 from resnests.models.resnet import build_model, conf_dir
-from resnests.training.experiment import set_numerics
 from resnests.training.loop import evaluate, train_steps
+from resnests.training.numerics import set_numerics
 from resnests.training.optim import build_optimizer
 from resnests.training.step import Step
 

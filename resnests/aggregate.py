@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   python aggregate.py --compare paper        beside the published numbers
   python aggregate.py --output tables.tex    LaTeX; also .md, .csv (a row a run), .html (report)
   python aggregate.py --output results/      everything, with the figures as PNG, PDF and CSV
+  python aggregate.py --analysis             what task=analyze found; with --output DIR figures too
   python aggregate.py --to tensorboard       finished runs into a tracker; also wandb, mlflow
   python aggregate.py --status --watch       how far a sweep is, seen from another terminal
 """
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("--compare", choices=output.COMPARISONS, action="append", help=table)
     best = "best: of the highest accuracy on a held-out split"
     add("--epoch", choices=("last", "best"), default="last", help=best)
+    add("--analysis", action="store_true", help="tables of what task=analyze measured instead")
     add("--status", action="store_true", help="instead of tables, how far every cell is")
     again = "with --status: again every two seconds, until Ctrl-C"
     add("--watch", action="store_true", help=again)
@@ -54,12 +56,6 @@ def parser() -> argparse.ArgumentParser:
 
 def _aggregate() -> None:
     arguments = parser().parse_args()
-    if arguments.watch and not arguments.status:
-        raise UserError("--watch goes with --status")
-    if arguments.status:
-        from resnests.results.status import show
-
-        return show(arguments.runs, arguments.watch)
     if arguments.to:
         from resnests.trackers.export import export
 
@@ -68,6 +64,12 @@ def _aggregate() -> None:
         if arguments != alone:
             raise UserError("--to sends everything, and goes with no other option")
         return export(arguments.runs, arguments.to)
+    if arguments.watch and not arguments.status:
+        raise UserError("--watch goes with --status")
+    if arguments.status:
+        from resnests.results.status import show
+
+        return show(arguments.runs, arguments.watch)
     plan = output.plan(
         arguments.output, arguments.format, arguments.statistic, arguments.compare, arguments.epoch
     )
@@ -75,7 +77,7 @@ def _aggregate() -> None:
     if arguments.epoch == "best":
         runs = at_best_epoch(runs)
     runs, copies = drop_copies(label_rows(runs))
-    result = output.Results(runs, [*warnings, *copies], plan)
+    result = output.Results(runs, [*warnings, *copies], plan, arguments.analysis)
     output.write(result)
     for line in result.problems:
         print(f"aggregate.py: warning: {line}", file=sys.stderr)

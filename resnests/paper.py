@@ -72,7 +72,7 @@ def dataset_label(name: str) -> str:
 
 
 def variant_label(name: str) -> str:
-    return VARIANTS.get(name, name)
+    return VARIANTS.get(name, "DenseNEst" if name == "densenest" else name)
 
 
 def arch_label(name: str) -> str:
@@ -80,6 +80,9 @@ def arch_label(name: str) -> str:
     WRN-28-10.
     """
     name = re.sub(r"^wrn(\d+)_(\d+)$", r"WRN-\1-\2", name)
+    if match := re.match(r"^dense(nest|net)(\d+)_(\d+)(_bc)?$", name):
+        kind = "DenseNEst" if match[1] == "nest" else "DenseNet"
+        return f"{kind}{'-BC' * bool(match[4])}-{match[2]}-{match[3]}"
     return re.sub(r"^resnet(\d+)$", r"ResNet-\1", name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import sys
 
 import hydra
@@ -48,6 +49,9 @@ def app(tree: DictConfig) -> str | None:
 
 
 def main() -> None:
+    if platform.system() == "Windows":  # it lacks the locks and signals that sweeps rest on
+        print("error: resnests trains on Linux and macOS; on Windows under WSL 2", file=sys.stderr)
+        sys.exit(USER_ERROR)
     try:
         app()
     except KeyboardInterrupt:  # before the sweep listens to signals

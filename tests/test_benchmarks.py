@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from benchmarks import gpu, subjects
@@ -16,6 +17,7 @@ from benchmarks.subjects import Spec
 REPOSITORY = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_training_tables_have_every_subject_and_no_missing_ratio():
     options = [
         "--arch",
@@ -52,6 +54,7 @@ def test_after_an_evaluation_a_subject_trains_again():
     assert subject.model.training
 
 
+@pytest.mark.slow
 def test_the_gpu_report_has_every_mode(monkeypatch, capsys):
     """With the CPU in the GPU's place: figures mean nothing, but each subject ran and each table
     is full.

@@ -32,6 +32,7 @@ def test_the_tables_are_the_same_to_the_byte(tree):
     assert done.stdout == (GOLDEN / "tables.md").read_text()
 
 
+@pytest.mark.slow
 def test_finished_runs_are_found_and_skipped(tree):
     before = {run.path: run.record_file.read_bytes() for run in find_runs(tree)}
     grid = ("trainer.epochs=5", "variant=standard,a_resnest", "seed=0,1")
@@ -41,6 +42,7 @@ def test_finished_runs_are_found_and_skipped(tree):
     assert {run.path: run.record_file.read_bytes() for run in find_runs(tree)} == before
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_goes_on(tree):
     (run,) = [run for run in find_runs(tree) if run.status() == "interrupted"]
     before = history(run.path)

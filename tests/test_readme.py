@@ -13,6 +13,7 @@ LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitl
 RUNS = sorted({line for line in LINES if line.startswith("python run.py")})
 
 
+@pytest.mark.slow
 def test_every_block_is_valid_shell():
     for block in BLOCKS:
         subprocess.run(["bash", "-n", "-c", block], check=True)
@@ -23,6 +24,7 @@ def test_the_readme_has_the_two_commands_that_set_everything_up():
     assert len(RUNS) > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", RUNS)
 def test_every_run_of_the_readme_is_understood(line, tmp_path):
     """Composed and checked as a grid, up to what this machine has no GPUs, images or weights

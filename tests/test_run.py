@@ -23,7 +23,7 @@ def test_help_is_written_for_a_person_and_imports_no_torch(tmp_path):
     assert done.returncode == 0
     for word in (
         "python run.py -m experiment=paper",
-        "variant: a_resnest, bn_resnest, resnest, standard",
+        "variant: a_resnest, bn_resnest, densenest, resnest, standard",
         "seed=0,1,2",
     ):
         assert word in done.stdout
@@ -57,6 +57,7 @@ def test_one_run_and_the_same_command_again(tmp_path):
     assert run.record_file.stat().st_mtime_ns > stamp
 
 
+@pytest.mark.slow
 def test_a_runs_configuration_runs_again_as_it_is(tmp_path):
     assert (
         run_command(*TINY, "variant=resnest", "optimizer=sgd_cosine", cwd=tmp_path).returncode == 0
@@ -72,6 +73,7 @@ def test_a_runs_configuration_runs_again_as_it_is(tmp_path):
     assert history(copy.path) == history(run.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -119,6 +121,7 @@ def test_bad_input_is_named_before_anything_happens(tmp_path, arguments, said):
     assert not any(tmp_path.rglob("seed=*"))
 
 
+@pytest.mark.slow
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").touch()
     done = run_command(*TINY, "runs_dir=file/runs", cwd=tmp_path)
@@ -127,6 +130,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_missing_images_stop_a_sweep_before_its_first_run(tmp_path):
     done = run_command("-m", "dataset=cifar10", "dataset.download=false", "seed=0,1", cwd=tmp_path)
     assert done.returncode == 2
@@ -146,12 +150,14 @@ def test_dry_run_tells_and_starts_nothing(tmp_path):
     assert len(list(find_runs(tmp_path))) == 1
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing(tmp_path):
     done = run_command("-m", *TINY, "runs_dir=a/b", "sweep.dry_run=true", cwd=tmp_path)
     assert done.returncode == 0
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sweep", [(), ("-m", "seed=0,1"), ("-m", "seed=0,1", "hydra/launcher=basic")]
 )
@@ -188,6 +194,7 @@ class Notes(Callback):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "notes"),
     [
@@ -238,6 +245,7 @@ def uninterrupted(tmp_path_factory):
     return only_run(root)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number, uninterrupted):
     command = [sys.executable, str(REPOSITORY / "run.py"), *LONG]
@@ -260,6 +268,7 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number, u
     assert history(run.path) == history(uninterrupted.path)
 
 
+@pytest.mark.slow
 def test_a_device_that_is_taken_is_not_waited_for_when_asked(tmp_path):
     from resnests.sweep.devices import Allocation
     from resnests.sweep.leases import lease
@@ -274,7 +283,29 @@ def test_a_device_that_is_taken_is_not_waited_for_when_asked(tmp_path):
     assert not any(tmp_path.rglob("seed=*"))
 
 
+@pytest.mark.slow
 def test_the_record_is_json_that_other_tools_read(tmp_path):
     assert run_command(*TINY, cwd=tmp_path).returncode == 0
     record = json.loads(only_run(tmp_path).record_file.read_text())
     assert record["provenance"]["command"].endswith(" ".join(TINY))
+
+
+@pytest.mark.slow
+def test_windows_is_refused_with_one_line(tmp_path):
+    """As there, without the modules that only Unix has."""
+    program = """
+import platform, sys
+platform.system = lambda: "Windows"
+sys.modules["resource"] = sys.modules["resnests.sweep.stop"] = None
+from resnests.run import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *TINY],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: resnests trains on Linux and macOS; on Windows under WSL 2\n"

@@ -33,7 +33,7 @@ def recipe_values(config: Config) -> dict[str, Any]:
     values = _identifying(config, "")
     for key in ("seed", "dataset.name", "arch.name", "variant.name"):
         del values[key]
-    if config.task == "evaluate":
+    if config.task == "evaluate" or (config.task == "analyze" and config.weights is not None):
         values = {
             key: value
             for key, value in values.items()

@@ -22,6 +22,7 @@ from resnests.config.parts import (
     Part,
     Variant,
     free,
+    is_positive,
 )
 from resnests.errors import UserError, require, require_name, require_one_of
 
@@ -32,7 +33,7 @@ PARTS: dict[str, type[Part]] = {
     "optimizer": Optimizer,
 }
 PIPELINES = ("tensor", "torchvision")
-TASKS = ("train", "evaluate", "export")
+TASKS = ("train", "evaluate", "export", "analyze")
 FORMATS = ("official", "safetensors", "onnx", "torchscript")
 PRECISIONS = ("fp32", "tf32", "bf16")
 MAX_SEED = 2**32 - 1
@@ -53,7 +54,8 @@ class Pipeline:
 class Trainer:
     epochs: int = 200
     batch_size: int = 128
-    # the paper's; bf16 is faster, to the same accuracy within seeds (benchmarks/RESULTS.md)
+    # the paper's; bf16 is faster where the hardware has it. After 5 short epochs no difference in
+    # accuracy was seen, to within a point over all variants (benchmarks/RESULTS.md)
     precision: str = "fp32"
     label_smoothing: float = 0.0  # share of the target that is spread over all classes
     device: str = free("auto")
@@ -81,7 +83,7 @@ class Trainer:
 
 @dataclass
 class Devices:
-    slots: int | None = None  # runs at once; null: as many as the machine has slots
+    slots: int | None = None  # at most so many runs at once; null: as many as there are slots
     # what more of them gain is not measured yet: benchmarks.train_speed --device cuda tells
     runs_per_gpu: int = 1
     # runs at once where there is no GPU; null: one per core, the fastest for small nets
@@ -106,6 +108,21 @@ class Sweep:
 
 
 @dataclass
+class Analysis:
+    """Of task=analyze; see docs/theory.md."""
+
+    l2: float = 5e-4  # on the squared norm of a map of standardised features, halved; bias included
+    tolerance: float = 5e-4  # nats that a minimum may at most be above the least value
+    memory_gb: float = 4.0  # beyond it features are kept in a file
+    train: bool = False  # train first what is not complete
+
+    def __post_init__(self) -> None:
+        for key in ("l2", "tolerance", "memory_gb"):
+            value = getattr(self, key)
+            require(is_positive(value), f"analysis.{key}", value, "a positive number")
+
+
+@dataclass
 class Config:
     dataset: Dataset
     arch: Arch
@@ -116,9 +133,11 @@ class Config:
     trainer: Trainer = field(default_factory=Trainer)
     devices: Devices = field(default_factory=Devices, metadata={"free": True})
     sweep: Sweep = field(default_factory=Sweep, metadata={"free": True})
+    analysis: Analysis = field(default_factory=Analysis, metadata={"free": True})
     runs_dir: str = free("runs")
     task: str = free("train")
-    # to evaluate: a file, or a folder in the official scheme; to export to: a folder
+    # to evaluate, or to analyse once evaluated: a file, or a folder in the official scheme; to
+    # export to: a folder
     weights: str | None = free(None)
     format: str = free("official")  # of task=export, one of FORMATS
     # name -> _target_ and its arguments: what runs are echoed to (trackers/)
@@ -126,6 +145,9 @@ class Config:
 
     def __post_init__(self) -> None:
         require_one_of("task", self.task, TASKS)
+        expected = "false with weights, which are not trained here"
+        ok = self.weights is None or not self.analysis.train
+        require(ok, "analysis.train", self.analysis.train, expected)
         expected = "null, as task=train starts from its seed"
         require(self.weights is None or self.task != "train", "weights", self.weights, expected)
         require_one_of("format", self.format, FORMATS)

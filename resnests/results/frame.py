@@ -53,6 +53,8 @@ def load_runs(root: Path | str = "runs") -> pd.DataFrame:
                       the configuration under its dotted keys, lists as one would type them
     provenance.git_commit, provenance.started, ...
                       code, versions, device and times (Unix seconds) of the run
+    analysis.bound, analysis.eps, ...
+                      where runs were analysed: see runs.analysis.Analysis.summary
     """
     frame, broken = read_runs(root)
     for line in broken:
@@ -106,6 +108,9 @@ def _row(run: RunDirectory, record: Record) -> dict[str, Any]:
     row |= {key: text(value) for key, value in flat(record.config) if key not in _LABELS}
     for key, value in flat(dataclasses.asdict(record.provenance)):
         row[f"provenance.{key}"] = None if value is None else text(value)
+    analysis = run.analysis.read_analysis()
+    if analysis is not None:
+        row |= {f"analysis.{key}": value for key, value in analysis.summary().items()}
     return row
 
 

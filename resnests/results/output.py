@@ -5,16 +5,22 @@ are needed.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from resnests.errors import UserError
 from resnests.results import render
+from resnests.results.analysis import analysis_tables, read_analyses
 from resnests.results.stats import against_baseline, against_paper, cell_statistics, with_interval
 from resnests.results.tables import Table, accuracy_tables, comparison_table, paper_table
 from resnests.runs.directory import write_atomic
+
+if TYPE_CHECKING:
+    from resnests.results.style import Drawing
 
 FORMATS = ("markdown", "csv", "latex", "html")
 COMPARISONS = ("standard", "paper")
@@ -36,8 +42,11 @@ class Results:
     runs: pd.DataFrame  # labelled, without copies
     problems: list[str]  # lines to warn of
     plan: Plan
+    analysis_only: bool = False
 
     def tables(self) -> list[Table]:
+        if self.analysis_only:
+            return analysis_tables(self._require_analyses())
         tables = accuracy_tables(self.runs, self.plan.statistic, self.plan.epoch)
         if "standard" in self.plan.compare:
             tables.append(comparison_table(self.runs))
@@ -50,10 +59,32 @@ class Results:
                     "--compare paper: nothing to compare, the paper has none of the cells with "
                     "complete runs"
                 )
+        if not self.analyses().empty and self.plan.format in (None, "html"):
+            tables += analysis_tables(self.analyses())
         return tables
 
+    def analyses(self) -> pd.DataFrame:
+        return read_analyses(self.runs)
+
+    def _require_analyses(self) -> pd.DataFrame:
+        frame = self.analyses()
+        if frame.empty:
+            raise UserError(
+                "--analysis: no run was analysed; expected the results of the same run.py command "
+                "with task=analyze"
+            )
+        return frame
+
+    def drawings(self) -> Iterator[Drawing]:
+        from resnests.results import analysis_plots, plots
+
+        if not self.analysis_only:
+            yield from plots.drawings(self.runs, self.problems)
+        yield from analysis_plots.drawings(self.analyses())
+
     def csv(self) -> str:
-        return self.runs.to_csv(index=False, lineterminator="\n")
+        runs = self._require_analyses() if self.analysis_only else self.runs
+        return runs.to_csv(index=False, lineterminator="\n")
 
 
 def plan(
@@ -115,12 +146,12 @@ def write(results: Results) -> None:
 
 def _write_all(results: Results, folder: Path) -> None:
     """Every format and every figure, with the numbers behind tables and figures as CSV."""
-    from resnests.results import plots, report
+    from resnests.results import report
 
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     tables, pictures = results.tables(), []
-    for drawing in plots.drawings(results.runs, results.problems):
+    for drawing in results.drawings():
         png = drawing.render("png")
         write_atomic(figures / f"{drawing.key}.png", png)
         write_atomic(figures / f"{drawing.key}.pdf", drawing.render("pdf"))
@@ -138,17 +169,19 @@ def _write_all(results: Results, folder: Path) -> None:
     beside = against_paper(cells)
     if len(beside):
         files["paper.csv"] = _csv(beside)
+    analyses = results.analyses()
+    if len(analyses):
+        files["analysis.csv"] = _csv(analyses)
     for name, data in files.items():
         write_atomic(folder / name, data)
     print(f"wrote {', '.join(files)} and {len(pictures)} figures below {folder}")
 
 
 def _page(results: Results) -> str:
-    from resnests.results import plots, report
+    from resnests.results import report
 
     tables = results.tables()
-    drawings = plots.drawings(results.runs, results.problems)
-    pictures = [(drawing.title, drawing.render("png")) for drawing in drawings]
+    pictures = [(drawing.title, drawing.render("png")) for drawing in results.drawings()]
     return report.page(results.runs, tables, pictures, results.problems)
 
 

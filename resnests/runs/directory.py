@@ -12,6 +12,7 @@ torch.
         run.log        the output of the training process
         run.lock       held by the process that owns the directory
         unsent.<name>  why a tracker has not all of the run; there only where it has not
+        analysis/      of task=analyze: a run directory of its own, with analysis.json besides
 
 Every file but run.log and run.lock is written to a temporary name, flushed and renamed: whole or
 not at all.
@@ -35,12 +36,15 @@ from omegaconf import OmegaConf
 
 from resnests.config.recipe import recipe_hash
 from resnests.config.schema import Config, config_dict, config_from
+from resnests.runs.analysis import Analysis
 from resnests.runs.record import BrokenRecord, Record, is_recent
 
 HISTORY = (
     "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss",
     "test_accuracy", "seconds", "images_per_second",
 )  # fmt: skip
+
+ANALYSIS = "analysis"  # the folder of a run's analysis
 
 _RERUN_HEADER = """\
 # Run this again as it is: python run.py --config-path="$PWD" --config-name=config, with $PWD this
@@ -89,11 +93,23 @@ class RunDirectory:
         self.weights_file = self.path / "model.pt"
         self.log_file = self.path / "run.log"
         self.lock_file = self.path / "run.lock"
+        self.analysis_file = self.path / "analysis.json"
 
     @classmethod
     def of(cls, config: Config) -> RunDirectory:
         parts = (config.dataset.name, config.arch.name, config.variant.name, recipe_hash(config))
-        return cls(Path(config.runs_dir).joinpath(*parts, f"seed={config.seed}"))
+        path = Path(config.runs_dir).joinpath(*parts, f"seed={config.seed}")
+        return cls(path / ANALYSIS if config.task == "analyze" else path)
+
+    @property
+    def analysed(self) -> RunDirectory:
+        """The run that this directory, of task=analyze, is about."""
+        return RunDirectory(self.path.parent)
+
+    @property
+    def analysis(self) -> RunDirectory:
+        """Where this run's analysis is, or would be."""
+        return RunDirectory(self.path / ANALYSIS)
 
     def write_config(self, config: Config) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -131,6 +147,16 @@ class RunDirectory:
         try:
             return self.read_record()
         except BrokenRecord:
+            return None
+
+    def write_analysis(self, analysis: Analysis) -> None:
+        write_atomic(self.analysis_file, analysis.to_json().encode())
+
+    def read_analysis(self) -> Analysis | None:
+        """The analysis so far, None where there is no sound one."""
+        try:
+            return Analysis.from_json(self.analysis_file.read_bytes())
+        except (OSError, BrokenRecord):
             return None
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
@@ -223,8 +249,10 @@ class RunDirectory:
 
     def clear(self) -> None:
         """Forget what an earlier attempt left, but for its log and the lock."""
-        files = (self.record_file, self.history_file, self.progress_file, self.weights_file)
-        for path in (*files, *self.path.glob(self.unsent().name)):
+        gone = (self.record_file, self.history_file, self.progress_file, self.weights_file)
+        of_these_weights = (self.analysis.record_file, self.analysis.analysis_file)
+        unsent = self.path.glob(self.unsent().name)
+        for path in (*gone, self.analysis_file, *of_these_weights, *unsent):
             path.unlink(missing_ok=True)
         self.clear_checkpoints()
 
@@ -252,6 +280,6 @@ def find_runs(root: Path | str) -> Iterator[RunDirectory]:
     """Every directory below `root` that holds a record, in the order of its path."""
     for folder, children, files in os.walk(root):
         children.sort()
-        if "record.json" in files:
+        if "record.json" in files and os.path.basename(folder) != ANALYSIS:
             children.clear()
             yield RunDirectory(folder)

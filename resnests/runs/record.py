@@ -51,7 +51,7 @@ class Provenance:
 class Record:
     """The content of record.json. What was not measured is None."""
 
-    task: str  # train or evaluate
+    task: str  # train, evaluate or analyze
     status: str  # one of STATUSES
     dataset: str
     arch: str
@@ -111,8 +111,8 @@ class Record:
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             raise BrokenRecord(f"no record of schema {SCHEMA}")
         raw.setdefault("task", "train")  # the first records did not say
-        raw["provenance"] = _checked(Provenance, raw.get("provenance"))
-        record = _checked(cls, raw)
+        raw["provenance"] = checked(Provenance, raw.get("provenance"))
+        record = checked(cls, raw)
         if record.status not in STATUSES:
             raise BrokenRecord(f"unknown status {record.status!r}")
         if record.status == "complete":
@@ -150,7 +150,7 @@ def is_recent(progress: dict[str, Any], stale: float = 60.0) -> bool:
     return abs(time.time() - progress.get("time", 0.0)) < stale
 
 
-def _checked(kind: type[T], raw: Any) -> T:
+def checked(kind: type[T], raw: Any) -> T:
     """The dataclass `kind` of a JSON object; raises BrokenRecord where a type does not fit."""
     if not isinstance(raw, dict):
         raise BrokenRecord(f"{kind.__name__.lower()} is {raw!r}, not an object")

@@ -16,8 +16,10 @@ from resnests.runs.directory import RunDirectory, write_atomic
 
 def weights_file(config: Config) -> Path:
     """The file that `weights` names, or that the official scheme gives in the folder that it
-    names.
+    names; to analyse without `weights`, the final weights of the run.
     """
+    if config.task == "analyze" and config.weights is None:
+        return RunDirectory.of(config).analysed.weights_file
     require(
         config.weights is not None,
         "weights",
@@ -30,6 +32,19 @@ def weights_file(config: Config) -> Path:
     if not path.is_file():
         raise UserError(f"weights={config.weights}: there is no file {path}")
     return path
+
+
+def require_analysable(config: Config) -> None:
+    """Raise a UserError unless the run that `config` analyses is complete."""
+    file = weights_file(config)
+    run = RunDirectory.of(config).analysed
+    status = run.status()
+    if status != "complete" or not file.is_file():
+        found = f"its status is {status}" if status else "there is no such run"
+        mend = "task=evaluate" if config.weights else "analysis.train=true or task=train"
+        raise UserError(
+            f"task=analyze: {run.path}: expected a complete run, but {found}; first {mend}"
+        )
 
 
 def _official_name(config: Config) -> str:

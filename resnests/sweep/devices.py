@@ -18,7 +18,7 @@ from pathlib import Path
 import joblib
 
 from resnests.config.schema import Config
-from resnests.errors import UserError, require
+from resnests.errors import require
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,6 @@ def _resolve(device: str) -> tuple[str, list[str]]:
 
     cuda:N is the N-th of the visible GPUs.
     """
-    if platform.system() == "Windows":
-        raise UserError("resnests trains on Linux and macOS; on Windows under WSL 2")
     kind, _, index = device.partition(":")
     gpus = visible_gpus() if kind in ("auto", "cuda") else []
     apple = platform.system() == "Darwin" and platform.machine() == "arm64"

@@ -17,7 +17,7 @@ from resnests.config.schema import Config, config_dict
 from resnests.errors import UserError, require
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
-from resnests.runs.weights import digest, weights_file
+from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.sweep.devices import Allocation, allocate
 
 
@@ -46,11 +46,16 @@ class Run:
         return "resume" if resumable else "run"
 
     def _is_outdated(self) -> bool:
-        """Whether weights were evaluated that are others by now."""
-        if self.config.task != "evaluate":
+        """Whether weights were evaluated that are others by now, or analysed in another way."""
+        if self.config.task not in ("evaluate", "analyze"):
             return False
         record = self.directory.read_record()
-        return record is None or record.weights_sha256 != digest(weights_file(self.config))
+        if record is None or record.weights_sha256 != digest(weights_file(self.config)):
+            return True
+        if self.config.task == "evaluate":
+            return False
+        done = self.directory.read_analysis()
+        return done is None or not done.is_made_with(self.config.analysis)
 
 
 def plan_runs(configs: Sequence[Config], remote: bool = False) -> list[Run]:
@@ -62,6 +67,8 @@ def plan_runs(configs: Sequence[Config], remote: bool = False) -> list[Run]:
     for config in configs:
         if config.task == "evaluate":
             weights_file(config)
+        if config.task == "analyze" and not config.analysis.train:
+            require_analysable(config)
     demands = {(c.trainer.precision, c.trainer.cuda_graph): c for c in configs}
     for config in () if remote else demands.values():
         allocate(config, 1)

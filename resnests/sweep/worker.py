@@ -8,6 +8,7 @@ input ends, or on a signal, it writes a checkpoint at the next step and ends.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -83,8 +84,26 @@ class Worker:
             keep_freed_memory()
         torch.set_num_threads(allocation.threads)
         device = "cuda:0" if allocation.kind == "cuda" else allocation.kind
+        if config.task == "analyze" and config.analysis.train:
+            trained = self._train_first(device)
+            if trained == "interrupted":
+                return INTERRUPTED
         status = run_experiment(config, device, self.stop.requested, self.report)
         return INTERRUPTED if status == "interrupted" else 0
+
+    def _train_first(self, device: str) -> str | None:
+        """The status of the run that is to be analysed, which is trained where it is not."""
+        from resnests.training.experiment import run_experiment
+
+        config = dataclasses.replace(self.config, task="train")
+        directory = RunDirectory.of(config)
+        try:
+            with directory.owner().acquire(blocking=False):
+                if (status := directory.status()) in FINAL:
+                    return status
+                return run_experiment(config, device, self.stop.requested, self.report)
+        except Timeout:
+            raise UserError(f"{directory.path}: is being trained by another process") from None
 
     def _heartbeat(self) -> None:
         while not self._over.wait(HEARTBEAT):

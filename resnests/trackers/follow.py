@@ -36,7 +36,7 @@ class Followers:
     """The processes that echo a run, of whom nothing is asked but that they end in time."""
 
     def __init__(self, config: Config, directory: RunDirectory) -> None:
-        self.names = list(config.logger)
+        self.names = [] if config.task == "analyze" else list(config.logger)
         self.directory = directory
         self.processes: list[subprocess.Popen] = []
 

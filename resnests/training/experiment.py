@@ -19,9 +19,10 @@ from resnests.data.pipelines import Images, build_pipeline
 from resnests.data.splits import Splits, load, with_statistics
 from resnests.errors import UserError
 from resnests.models.resnet import count_parameters, initial_model
+from resnests.runs.analysis import TRAINED
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import METRICS, Record
-from resnests.runs.weights import digest, weights_file
+from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.text import epoch_line
 from resnests.training.checkpoint import (
     load_checkpoint,
@@ -66,7 +67,7 @@ def run_experiment(
     directory.write_config(config)
     record = Record.of(config, collect(device))
     directory.write_record(record)
-    work = _evaluate if config.task == "evaluate" else _train
+    work = {"train": _train, "evaluate": _evaluate, "analyze": _analyze}[config.task]
     try:
         work(_Run(config, directory, device, record, should_stop, report))
         record.status = "complete"
@@ -144,6 +145,34 @@ def _evaluate(run: _Run) -> None:
     record.test_loss, record.test_accuracy = loss, accuracy
     record.seconds = round(seconds, 3)
     record.images_per_second = round(len(test) / seconds, 2)
+    _note_memory(record, run.device)
+
+
+def _analyze(run: _Run) -> None:
+    """Least risks of maps of the features of a finished run (see docs/theory.md)."""
+    from resnests.analysis.experiment import analyze
+
+    config, record = run.config, run.record
+    require_analysable(config)
+    path = weights_file(config)
+    splits, dataset, model = _prepare(run)
+    load_weights(path, model)
+    record.weights, record.weights_sha256 = str(path), digest(path)
+    trained = run.directory.analysed.sound_record()
+    record.epochs = trained.epochs if trained else 0
+    move(model, run.device, config.trainer)
+    images = {
+        name: Images(split, dataset, run.device)
+        for name, split in (("train", splits.train), ("test", splits.test))
+    }
+    started = time.perf_counter()
+    done = analyze(
+        config, run.directory, model, images, record.weights_sha256, run.should_stop, run.report
+    )
+    own = next(solve for solve in done.solves if solve.quantity == TRAINED)
+    for name in METRICS:
+        setattr(record, name, getattr(own, name))
+    record.seconds = round(time.perf_counter() - started, 3)
     _note_memory(record, run.device)
 
 

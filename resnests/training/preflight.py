@@ -14,6 +14,7 @@ import sys
 import torch
 from torch.nn import functional as F
 
+from resnests.analysis.features import extractor
 from resnests.config.schema import Config, config_from
 from resnests.config.targets import broken
 from resnests.data.arrays import Split
@@ -46,6 +47,8 @@ def check(config: Config, train: Split) -> None:
         optimizer.step()
     except Exception as error:
         raise broken(f"{what}, optimizer={config.optimizer.name}: a step fails", error) from error
+    if config.task == "analyze":
+        extractor(model)
 
 
 def main() -> int:

@@ -110,6 +110,7 @@ def test_damaged_fashion_mnist_is_named_and_not_used(fashion_root, damage):
         load(dataset("fashion_mnist", f"dataset.root={fashion_root}"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not DEBIAN_FASHION_MNIST.is_dir(),
     reason="Debian's package dataset-fashion-mnist is not installed",

@@ -69,6 +69,7 @@ def test_an_epoch_can_be_taken_up_at_any_step(split, name):
     )
 
 
+@pytest.mark.slow
 def test_no_two_seeds_or_epochs_share_a_shuffle(split):
     """Streams that were seeded with seed + epoch would give seed 0 epoch 2 and seed 1 epoch 1
     the same batches.
@@ -109,6 +110,7 @@ def test_reflection_repeats_no_edge():
     assert reflect(torch.arange(-3, 8), 5).tolist() == [3, 2, 1, 0, 1, 2, 3, 4, 3, 2, 1]
 
 
+@pytest.mark.slow
 def test_both_pipelines_draw_from_one_distribution():
     """Mean and spread of every pixel over many epochs agree within five standard errors."""
     digits = load(make_config("dataset=digits").dataset).train.take(slice(40))

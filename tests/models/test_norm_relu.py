@@ -213,6 +213,7 @@ print(min(after - before for before, after in zip(counts, counts[1:])))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_freed_memory_is_used_again_without_page_faults():
     def page_faults(mode):

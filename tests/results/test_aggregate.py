@@ -109,6 +109,7 @@ def test_a_directory_gets_every_format_and_the_figures_with_their_data(tree, tmp
     assert (out / "report.html").read_text().count("data:image/png") == 3
 
 
+@pytest.mark.slow
 def test_data_sets_that_the_paper_has_not_stand_beside_nothing(tmp_path):
     for seed in (0, 1):
         trees.add_run(tmp_path / "runs", 98 + seed, dataset="digits", seed=seed)

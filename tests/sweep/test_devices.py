@@ -116,12 +116,6 @@ def test_amd_gpus_are_not_used_and_this_is_said(nvml, capsys, monkeypatch):
     assert "warning: AMD GPUs are not used" in capsys.readouterr().err
 
 
-def test_windows_is_refused_with_one_line(monkeypatch):
-    monkeypatch.setattr(devices.platform, "system", lambda: "Windows")
-    with pytest.raises(UserError, match="resnests trains on Linux and macOS"):
-        allocate(make_config(), runs=1)
-
-
 @pytest.fixture
 def three_gpus(monkeypatch):
     monkeypatch.setattr(devices, "visible_gpus", lambda: GPUS)

@@ -38,6 +38,7 @@ def statuses(root) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_its_grid_and_skips_what_is_finished(tmp_path):
     first = run_command("-m", *TINY, "variant=standard,resnest", "seed=0,1", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
@@ -54,6 +55,7 @@ def test_a_sweep_trains_its_grid_and_skips_what_is_finished(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
 
 
+@pytest.mark.slow
 def test_finished_runs_are_skipped_without_torch_or_children(tmp_path):
     assert run_command("-m", *TINY, "seed=0,1", cwd=tmp_path).returncode == 0
     command = [
@@ -71,6 +73,7 @@ def test_finished_runs_are_skipped_without_torch_or_children(tmp_path):
     assert " torch\n" not in again.stderr
 
 
+@pytest.mark.slow
 def test_what_happens_to_one_run_costs_that_run_only(tmp_path):
     """One fails, one diverges, two finish; all are accounted for."""
     grid = ("dataset.num_classes=10,3", "optimizer.lr=0.1,1e30")
@@ -96,6 +99,7 @@ def test_what_happens_to_one_run_costs_that_run_only(tmp_path):
     )  # failed ones are tried again, diverged ones are not
 
 
+@pytest.mark.slow
 def test_fail_fast_stops_at_the_first_failure(tmp_path):
     grid = ("dataset.num_classes=3,10", "seed=range(4)", "devices.slots=1", "sweep.fail_fast=true")
     done = run_command("-m", *TINY, *grid, cwd=tmp_path)
@@ -104,6 +108,7 @@ def test_fail_fast_stops_at_the_first_failure(tmp_path):
     assert "8 of 8 runs are not complete" in done.stderr
 
 
+@pytest.mark.slow
 def test_retries_try_failed_runs_again_within_the_sweep(tmp_path):
     done = run_command(
         "-m", *TINY, "dataset.num_classes=3", "seed=0", "sweep.retries=2", cwd=tmp_path
@@ -113,6 +118,7 @@ def test_retries_try_failed_runs_again_within_the_sweep(tmp_path):
     assert run.log_file.read_text().count("dataset.num_classes=3: expected") == 3
 
 
+@pytest.mark.slow
 def test_a_killed_training_is_on_record_with_its_signal_and_resumes(tmp_path):
     sweep = Sweep(tmp_path)
     while not any(len(run.history_rows()) > 1 for run in find_runs(tmp_path / "runs")):
@@ -128,6 +134,7 @@ def test_a_killed_training_is_on_record_with_its_signal_and_resumes(tmp_path):
     assert Sweep(tmp_path).wait() == 0
 
 
+@pytest.mark.slow
 def test_no_training_outlives_a_killed_sweep(tmp_path):
     sweep = Sweep(tmp_path)
     while len(sweep.children("training")) < 1 or not list(find_runs(tmp_path / "runs")):
@@ -140,6 +147,7 @@ def test_no_training_outlives_a_killed_sweep(tmp_path):
     assert "running" not in statuses(tmp_path).values()
 
 
+@pytest.mark.slow
 def test_the_launchers_lost_worker_does_not_end_the_sweep(tmp_path):
     sweep = Sweep(tmp_path)
     while not sweep.children("worker") or not sweep.children("training"):
@@ -149,6 +157,7 @@ def test_the_launchers_lost_worker_does_not_end_the_sweep(tmp_path):
     assert "the launcher lost a process" in (tmp_path / "sweep.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
 def test_runs_are_the_same_under_every_launcher(tmp_path, launcher):
     done = run_command("-m", f"hydra/launcher={launcher}", *TINY, "seed=0,1", cwd=tmp_path)
@@ -166,6 +175,7 @@ def batch_sweep(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_its_batch_job_interrupts_is_submitted_again_while_it_gets_on(
     tmp_path, batch_sweep, capsys
 ):
@@ -188,6 +198,7 @@ def test_a_run_that_its_batch_job_interrupts_is_submitted_again_while_it_gets_on
     ]  # nothing of the sweep's own is left
 
 
+@pytest.mark.slow
 def test_what_the_host_of_a_batch_job_lacks_is_said_by_the_sweep(
     tmp_path, batch_sweep, monkeypatch, capsys
 ):
@@ -199,6 +210,7 @@ def test_what_the_host_of_a_batch_job_lacks_is_said_by_the_sweep(
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_signals_end_a_sweep_whose_jobs_wait_in_a_queue_and_the_jobs_when_they_start(
     tmp_path, batch_sweep
 ):
@@ -212,6 +224,7 @@ def test_two_signals_end_a_sweep_whose_jobs_wait_in_a_queue_and_the_jobs_when_th
     assert not list(find_runs(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_signal_to_a_job_stops_its_run_and_no_other(tmp_path, batch_sweep):
     """A time limit; the host may be the very one of the sweep."""
 
@@ -326,6 +339,7 @@ def test_batch_jobs_that_leave_no_trace_are_submitted_again_when_nothing_else_mo
     assert launches(runs, launch, remote=True) == [[0, 1, 2, 3], [0, 1, 2, 3]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "status", "stops"),
     [
@@ -351,6 +365,7 @@ def test_what_fail_fast_takes_for_a_failure(batch_sweep, runs, monkeypatch, code
     batch_sweep(launch, "sweep.fail_fast=true")
 
 
+@pytest.mark.slow
 def test_a_short_campaign_of_faults_loses_nothing(tmp_path):
     random.seed(1)
     lost, doubled, _ = campaign(tmp_path, ["worker killed", "file damaged", "second sweep"])
@@ -358,6 +373,7 @@ def test_a_short_campaign_of_faults_loses_nothing(tmp_path):
     assert not doubled
 
 
+@pytest.mark.slow
 def test_two_sweeps_over_one_grid_share_it(tmp_path):
     one, other = Sweep(tmp_path), Sweep(tmp_path)
     assert (one.wait(), other.wait()) == (0, 0)
@@ -366,6 +382,7 @@ def test_two_sweeps_over_one_grid_share_it(tmp_path):
     assert all(text.count("epoch 40/40") == 1 for text in logs)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_the_run_but_no_file(tmp_path):
     """A tmpfs of half a megabyte, where it may be mounted: elsewhere a limit on the size of
     files.
@@ -447,6 +464,7 @@ def test_data_is_prepared_once_for_a_sweep(tmp_path, monkeypatch):
     assert len(started) == 1
 
 
+@pytest.mark.slow
 def test_pieces_of_a_users_own_that_fail_stop_a_sweep_before_its_first_run(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import torch\n\ndef net(num_classes):\n    return torch.nn.Conv2d(3, num_classes, 1)\n"
@@ -463,6 +481,7 @@ def test_pieces_of_a_users_own_that_fail_stop_a_sweep_before_its_first_run(tmp_p
     assert not any(tmp_path.rglob("seed=*"))
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_while_it_waited_for_a_device_was_not_started(tmp_path):
     held = lease(
         Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
@@ -480,6 +499,7 @@ def test_what_was_interrupted_while_it_waited_for_a_device_was_not_started(tmp_p
     assert not list(find_runs(tmp_path / "runs"))
 
 
+@pytest.mark.slow
 def test_a_run_with_a_damaged_record_that_could_not_start_keeps_its_checkpoint(tmp_path):
     directory = RunDirectory.of(tiny(f"runs_dir={tmp_path / 'runs'}"))
     directory.path.mkdir(parents=True)

@@ -42,8 +42,8 @@ def test_a_run_has_its_curve_its_metrics_and_its_figure(tmp_path):
     info = parse_session_start_info_plugin_data(start.content)
     assert info.group_name.startswith("cifar10/resnet20/standard/")
     assert info.hparams["optimizer.lr"].number_value == 0.1
-    assert info.hparams["seed"].string_value == "0"
-    assert not any(key.startswith(("devices.", "runs_dir")) for key in info.hparams)
+    assert info.hparams["variant"].string_value == "standard"
+    assert not any(key.startswith(("devices.", "runs_dir", "seed")) for key in info.hparams)
 
 
 @pytest.mark.parametrize("end", ["interrupted", None])

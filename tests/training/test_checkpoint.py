@@ -109,6 +109,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_a_kill_between_any_two_steps_of_saving_leaves_a_sound_checkpoint(directory):
     """The process dies at its n-th rename, for every n that there is."""
     save_checkpoint(directory, state(1.0))

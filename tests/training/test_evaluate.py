@@ -39,6 +39,7 @@ def official(tmp_path):
     return tmp_path / "official"
 
 
+@pytest.mark.slow
 def test_a_grid_of_given_weights_leaves_records_marked_as_evaluated(tmp_path, official):
     grid = ("variant=standard,a_resnest", "seed=0,1", f"weights={official}")
     done = run_command("-m", *EVALUATE, *grid, cwd=tmp_path)
@@ -63,6 +64,7 @@ def test_a_grid_of_given_weights_leaves_records_marked_as_evaluated(tmp_path, of
     )
 
 
+@pytest.mark.slow
 def test_trained_evaluated_and_exported_weights_agree(tmp_path):
     assert run_command(*TINY, "seed=2", cwd=tmp_path).returncode == 0
     (trained,) = find_runs(tmp_path / "runs")
@@ -131,6 +133,7 @@ def test_a_truncated_file_of_weights_is_named(tmp_path):
         load_weights(path, model)
 
 
+@pytest.mark.slow
 def test_weights_that_give_no_finite_loss_are_a_failure_with_a_reason(tmp_path):
     model = build_model("resnet20")
     with torch.no_grad():

@@ -14,6 +14,8 @@ from resnests.runs.record import Record
 from resnests.training.checkpoint import read_torch
 from resnests.training.experiment import run_experiment
 
+SLOW_TORCHVISION = pytest.param("torchvision", marks=pytest.mark.slow)
+
 
 def same_weights(one, other) -> bool:
     first, second = read_torch(one / "model.pt"), read_torch(other / "model.pt")
@@ -73,7 +75,7 @@ def test_a_finished_run_leaves_what_the_format_promises(tmp_path):
     assert not list(path.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])
+@pytest.mark.parametrize("pipeline", ["tensor", SLOW_TORCHVISION])
 @pytest.mark.parametrize("variant", HEADS)
 def test_resumed_equals_uninterrupted_to_the_bit(tmp_path, variant, pipeline):
     """Interrupted in mid-epoch, in an evaluation and once more: the same weights, the same
@@ -150,6 +152,7 @@ def test_a_fixed_seed_gives_the_losses_it_always_gave(tmp_path):
     assert losses == pytest.approx([2.3710, 2.3702, 2.3640], abs=2e-3)
 
 
+@pytest.mark.slow
 def test_the_torchvision_pipeline_trains_as_the_official_procedure(tmp_path):
     """Losses of a loop written from the description of the procedure, seed for seed."""
     config = tiny(f"runs_dir={tmp_path}", "pipeline=torchvision", "seed=2", "optimizer.lr=0.05")

@@ -226,12 +226,14 @@ def test_a_step_on_the_gpu_waits_for_nothing():
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch.compile has advice on Python versions
 def test_a_compiled_step_trains_as_the_operations_do():
     expected = train(make_step("standard"))
     assert_same(train(make_step("standard", compile=True)), expected, exactly=False)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_where_compiling_fails_one_line_says_so(monkeypatch):
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))

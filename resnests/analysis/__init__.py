@@ -1,0 +1,1 @@
+"""The paper's guarantees, measured on trained networks."""

@@ -1,0 +1,71 @@
+"""The features of a split as rows to solve with: float64, standardised, in memory or on disk.
+
+Every operation goes over parts of the rows, so that what a file holds is read part by part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+PART = 1 << 27  # bytes that are worked on at a time
+
+
+@dataclass
+class Rows:
+    """values (N, 1 + d), whose first column is 1, and labels (N,); solved on `device`."""
+
+    values: Tensor
+    labels: Tensor
+    device: torch.device
+
+    @classmethod
+    def empty(cls, count: int, features: int, device: torch.device, file: Path | None) -> Rows:
+        """Room for `count` images, on `device`, or mapped from `file` where that is given."""
+        shape = (count, 1 + features)
+        if file is None:
+            values = torch.empty(shape, dtype=torch.float64, device=device)
+        else:
+            values = torch.from_numpy(np.memmap(file, np.float64, "w+", shape=shape))
+            file.unlink()  # it is there as long as it is mapped, and gone with the process
+        values[:, 0] = 1
+        return cls(values, torch.empty(count, dtype=torch.int64, device=values.device), device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def parts(self, end: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first `end` columns and the labels of some images at a time, on the device."""
+        size = max(1024, PART // (8 * self.values.shape[1]))
+        for start in range(0, len(self), size):
+            part = slice(start, start + size)
+            yield self.values[part, :end].to(self.device), self.labels[part].to(self.device)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each feature, (d,); 1 for one that never changes."""
+        mean = torch.stack([x[:, 1:].sum(0) for x, _ in self.parts()]).sum(0) / len(self)
+        squares = torch.stack([(x[:, 1:] - mean).square().sum(0) for x, _ in self.parts()])
+        std = (squares.sum(0) / len(self)).sqrt()
+        return mean, torch.where(std > 1e-6 * (mean.abs() + 1e-12), std, 1.0)
+
+    def standardise(self, mean: Tensor, std: Tensor) -> None:
+        """In place, by the moments of the training images."""
+        mean, std = mean.to(self.values.device), std.to(self.values.device)
+        size = max(1024, PART // (8 * self.values.shape[1]))
+        for start in range(0, len(self), size):
+            self.values[start : start + size, 1:].sub_(mean).div_(std)
+
+    def through(self, basis: Tensor, kept: int) -> Rows:
+        """Rows [1, z, the last `kept` features], where z are `basis` (m, d - kept) times the
+        features before.
+        """
+        split = self.values.shape[1] - kept
+        parts = [
+            torch.cat((x[:, :1], x[:, 1:split] @ basis.T, x[:, split:]), 1) for x, _ in self.parts()
+        ]
+        return Rows(torch.cat(parts), self.labels, self.device)

@@ -1,0 +1,151 @@
+"""Tables of what task=analyze measured: least risks of linear maps of features, and their gaps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pandas as pd
+
+from resnests.paper import dataset_label, variant_label
+from resnests.results.cells import CELL, Cell, row_name
+from resnests.results.stats import standard_error, t_quantile
+from resnests.results.tables import NONE, Table
+from resnests.runs.directory import RunDirectory
+
+# What every table and figure of an analysis has to say.
+CONFOUND = (
+    "ResNEst alone trains with learning rate 0.01, the others with 0.1: differences between them "
+    "and it are of both."
+)
+_DEFINITIONS = (
+    "(a) the trained network; (b) the least over its last two maps W_L and W_{L+1}, its features "
+    "fixed; (c) the bound: the least over all linear maps of its exact features; ε = (b) - (c); "
+    "slack = (a) - (b); (e) the best linear predictor from its input."
+)
+_KINDS = (
+    "By construction: (c) <= (b) <= (a), and ε = 0 for A-ResNEst and DenseNEst, whose last maps "
+    "are free. A theorem: (c) bounds every network with these features. Measured: all sizes."
+)
+
+
+def read_analyses(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row per solve of each analysed complete run of labelled `runs`: CELL, seed, what runs share
+    under the names of Analysis, and the fields of Solve; empty where none was analysed.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in runs[runs["status"] == "complete"].to_dict("records"):
+        analysis = RunDirectory(run["path"]).analysis.read_analysis()
+        if analysis is None:
+            continue
+        shared = dataclasses.asdict(analysis)
+        solves = shared.pop("solves")
+        named = {name: run[name] for name in (*CELL, "seed", "path")}
+        rows += [named | shared | {"position": i} | solve for i, solve in enumerate(solves)]
+    frame = pd.DataFrame(rows)
+    for name in CELL if rows else ():
+        frame[name] = pd.Categorical(frame[name], runs[name].cat.categories, ordered=True)
+    return frame
+
+
+def summaries(analyses: pd.DataFrame) -> pd.DataFrame:
+    """A row per analysed run: CELL, seed, l2, width, needed_width, smallest_singular_value, and
+    Analysis.summary.
+    """
+    shared = ["l2", "tolerance", "coupled", "width", "needed_width", "smallest_singular_value"]
+    first = analyses.drop_duplicates("path")
+    rows = []
+    for run in first.to_dict("records"):
+        analysis = RunDirectory(run["path"]).analysis.read_analysis()
+        assert analysis is not None
+        rows.append({name: run[name] for name in (*CELL, "seed", *shared)} | analysis.summary())
+    frame = pd.DataFrame(rows)
+    for name in CELL:
+        frame[name] = pd.Categorical(frame[name], analyses[name].cat.categories, ordered=True)
+    return frame
+
+
+def analysis_tables(analyses: pd.DataFrame) -> list[Table]:
+    """Per data set: training risk with penalty and its gaps, the test set, and squared error."""
+    runs = summaries(analyses)
+    tables = []
+    for dataset, mine in runs.groupby("dataset", observed=True):
+        (l2,) = mine["l2"].unique() if mine["l2"].nunique() == 1 else ("l2",)
+        penalised = f"mean cross-entropy + {l2}/2 |map|² over standardised features, bias included"
+        tables += [
+            _table(
+                mine,
+                f"analysis_{dataset}",
+                f"{dataset_label(str(dataset))}: least risks on the training images",
+                f"Training images without augmentation: {penalised}, in nats. {_DEFINITIONS}",
+                {
+                    "(a) loss alone": "trained.train_loss", "(a) trained": "trained",
+                    "(b) best last maps": "last_maps", "(c) bound": "bound", "ε": "eps",
+                    "slack": "slack", "(e) linear": "linear",
+                },
+            ),
+            _table(
+                mine,
+                f"analysis_test_{dataset}",
+                f"{dataset_label(str(dataset))}: the same maps on the test set",
+                "Test cross-entropy in nats and accuracy in % of the network and of the maps that "
+                "were fitted to the training images; what is least there need not be here.",
+                {
+                    "(a) loss": "trained.test_loss", "(b) loss": "last_maps.test_loss",
+                    "(c) loss": "bound.test_loss", "(a) %": "trained.test_accuracy",
+                    "(b) %": "last_maps.test_accuracy", "(c) %": "bound.test_accuracy",
+                },
+            ),
+            _table(
+                mine,
+                f"analysis_squared_{dataset}",
+                f"{dataset_label(str(dataset))}: squared error",
+                "Least mean squared error of one-hot labels (summed over classes) on the training "
+                "images, without penalty and exact up to rounding: (b), (c) and ε as before. The "
+                "networks were trained for another loss, so (a) has no place here.",
+                {
+                    "(b) best last maps": "squared_last_maps", "(c) bound": "squared_bound",
+                    "ε": "squared_eps",
+                },
+            ),
+        ]  # fmt: skip
+    return tables
+
+
+def _table(
+    runs: pd.DataFrame, key: str, title: str, caption: str, columns: dict[str, str]
+) -> Table:
+    rows = []
+    for name, cell in runs.groupby(CELL, observed=True):
+        shown = [interval(cell[c], percent=c.endswith("accuracy")) for c in columns.values()]
+        where = Cell(*name)
+        label = [row_name(where.arch, where.row), variant_label(where.variant)]
+        rows.append([*label, f"{len(cell)}", *shown])
+    error = runs["eps_error"].max()
+    notes = ["Mean over seeds, and its 95% interval (Student's t) where there are several.", _KINDS]
+    if key.startswith("analysis_squared"):
+        pass
+    elif not pd.isna(error):
+        notes.append(f"Certificates leave each ε open by at most {error:.1g} to either side.")
+    if runs["variant"].astype(str).eq("resnest").any() and runs["variant"].nunique() > 1:
+        notes.append(CONFOUND)
+    if runs["coupled"].isna().any():
+        notes.append(f"{NONE} for Standard: its relu before the pooling leaves no exact features.")
+    return Table(key, title, caption, ["Architecture", "Variant", "n", *columns], rows, notes)
+
+
+def interval(values: pd.Series, percent: bool = False) -> str:
+    """Mean, and the interval of it, such as "0.2345 [0.2301 to 0.2389]"."""
+    known = values.dropna().astype(float)
+    if known.empty:
+        return NONE
+    digits = 2 if percent else 4
+    cell = pd.DataFrame({"n": [len(known)], "mean": [known.mean()], "std": [known.std()]})
+    text = f"{round(known.mean(), digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
+    half = float((t_quantile(cell["n"]) * standard_error(cell)).iloc[0])
+    if len(known) < 2 or pd.isna(half):
+        return text
+    low, high = known.mean() - half, known.mean() + half
+    if percent:
+        low, high = max(low, 0.0), min(high, 100.0)
+    return f"{text} [{low:.{digits}f} to {high:.{digits}f}]"

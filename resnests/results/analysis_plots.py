@@ -1,0 +1,189 @@
+"""Figures of what task=analyze measured: risk over blocks, what each block adds, ε over width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from resnests.paper import variant_label
+from resnests.results.analysis import summaries
+from resnests.results.cells import row_name
+from resnests.results.style import (
+    COLORS,
+    MARKERS,
+    STYLE,
+    WIDTH,
+    Drawing,
+    Look,
+    entry,
+    figure_key,
+    figure_name,
+    finish,
+    looks,
+    plain_numbers,
+)
+from resnests.runs.analysis import PREFIX
+
+_WORDS = {
+    "exact": "Exact features: bounds on the networks' own risks",
+    "pooled": "Pooled features, colour means and mean v_i: a description, but for A-ResNEst",
+}
+
+
+def drawings(analyses: pd.DataFrame) -> Iterator[Drawing]:
+    """All figures of the rows of read_analyses."""
+    if analyses.empty:
+        return
+    prefixes = analyses[(analyses["quantity"] == PREFIX) & analyses["value"].notna()]
+    for (dataset, arch, row), mine in prefixes.groupby(["dataset", "arch", "row"], observed=True):
+        if mine["width"].notna().any():
+            continue
+        name = figure_name(dataset, row_name(arch, row))
+        for family, some in _families(mine):
+            with mpl.rc_context(STYLE):
+                key = figure_key(f"blocks_{family}", dataset, arch, row)
+                yield _curves(some, key, f"{name}. {_WORDS[family]}")
+                key = figure_key(f"drops_{family}", dataset, arch, row)
+                yield _drops(some, key, f"{name}. {_WORDS[family]}")
+    wide = summaries(analyses).dropna(subset=["width"])
+    for (dataset, arch), mine in wide.groupby(["dataset", "arch"], observed=True):
+        if mine["width"].nunique() > 1:
+            with mpl.rc_context(STYLE):
+                yield _width(mine, str(dataset), str(arch))
+
+
+def _families(prefixes: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The exact curves of variants that have them, and the pooled ones of all: those of A-ResNEst
+    are both.
+    """
+    exact = prefixes[prefixes["family"] == "exact"]
+    augmented = exact[exact["group"].eq("input").groupby(exact["path"]).transform("any")]
+    pooled = pd.concat([augmented, prefixes[prefixes["family"] == "pooled"]])
+    for family, some in (("exact", exact), ("pooled", pooled)):
+        some = some[some.groupby("path")["group"].transform("size") > 1]
+        if len(some):
+            yield family, some
+
+
+def _over_seeds(prefixes: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Per variant and group, in their order: n, mean and std over seeds of `column`."""
+    groups = prefixes.groupby(["variant", "group"], observed=True, sort=False)
+    table = groups.agg(n=(column, "count"), mean=(column, "mean"), std=(column, "std"),
+                       features=("features", "first"))  # fmt: skip
+    return table.reset_index()
+
+
+def _curves(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
+    """Least training risk and its test risk over the blocks that are used."""
+    figure = Figure(figsize=(WIDTH, 3.9))
+    axes = figure.subplots(2, 1, sharex=True)
+    labels = ("Training risk + penalty", "Test cross-entropy")
+    tables = []
+    variants = looks(prefixes["variant"])
+    for panel, column, label in zip(axes, ("value", "test_loss"), labels, strict=True):
+        data = _over_seeds(prefixes, column)
+        tables.append(data.assign(quantity=column))
+        for look in variants:
+            _line(panel, data[data["variant"] == look.variant], look)
+        panel.set_ylabel(label)
+    axes[1].set_xlabel("Blocks of features")
+    longest = max((table for _, table in tables[0].groupby("variant", observed=True)), key=len)
+    axes[1].set_xticks(range(len(longest)), longest["group"], rotation=45, ha="right")
+    finish(figure, title, [entry(look, look.line) for look in variants])
+    several = tables[0]["n"].max() > 1
+    seeds = "band of one sample standard deviation over seeds; " if several else ""
+    words = (
+        f"Least risk over the blocks whose features are used, {title}: {seeds}"
+        "that the training risk falls is true by construction, how much is measured"
+    )
+    return Drawing(key, words, figure, pd.concat(tables, ignore_index=True))
+
+
+def _line(axes: Axes, data: pd.DataFrame, look: Look) -> None:
+    x, spread = np.arange(len(data)), data["std"].fillna(0)
+    axes.plot(x, data["mean"], **look.line)
+    axes.fill_between(
+        x, data["mean"] - spread, data["mean"] + spread, color=look.line["color"], alpha=0.2, lw=0
+    )
+
+
+def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
+    """By how much each block's features lower the least training risk."""
+    ordered = prefixes.sort_values(["path", "position"], kind="stable")
+    drop = -ordered.groupby("path")["value"].diff()
+    data = _over_seeds(ordered.assign(drop=drop).dropna(subset=["drop"]), "drop")
+    variants = looks(data["variant"])
+    longest = max((table for _, table in data.groupby("variant", observed=True)), key=len)
+    names = list(longest["group"])
+    figure = Figure(figsize=(WIDTH, 2.6))
+    axes = figure.subplots()
+    thickness = 0.8 / len(variants)
+    for place, look in enumerate(variants):
+        mine = data[data["variant"] == look.variant]
+        x = np.array([names.index(g) if g in names else i for i, g in enumerate(mine["group"])])
+        offset = (place - (len(variants) - 1) / 2) * thickness
+        axes.bar(
+            x + offset, mine["mean"].clip(lower=1e-5), thickness * 0.9,
+            color=look.line["color"], yerr=mine["std"], error_kw={"elinewidth": 0.6},
+            hatch=("", "////", "....", "xxxx", "++", "\\\\\\\\", "oo")[look.index % 7],
+            edgecolor="white", linewidth=0.3,
+        )  # fmt: skip
+    axes.set(yscale="log", ylabel="Drop of training risk", xlabel="Block")
+    plain_numbers(axes.yaxis)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    handles = [Line2D([], [], marker="s", linestyle="none", color=look.line["color"],
+                      label=variant_label(look.variant)) for look in variants]  # fmt: skip
+    finish(figure, title, handles)
+    words = f"What each block adds, {title}: drop of the least training risk (with penalty; "
+    words += "logarithmic axis), mean"
+    words += " and one sample standard deviation over seeds" if data["n"].max() > 1 else ""
+    return Drawing(key, words, figure, data)
+
+
+def _width(runs: pd.DataFrame, dataset: str, arch: str) -> Drawing:
+    """ε and the smallest singular value over the width, a point a run."""
+    figure = Figure(figsize=(WIDTH, 4.6))
+    axes = figure.subplots(3, 1, sharex=True)
+    needed = runs["needed_width"].iloc[0]
+    for panel, column, label in zip(
+        axes,
+        ("eps", "squared_eps", "smallest_singular_value"),
+        ("ε, cross-entropy", "ε, squared error", "Smallest singular value"),
+        strict=True,
+    ):
+        panel.plot(
+            runs["width"], runs[column].clip(lower=0), marker=MARKERS[0], linestyle="none",
+            color=COLORS[2], alpha=0.7, markersize=3,
+        )  # fmt: skip
+        floor = {"eps": float(runs["tolerance"].max()), "squared_eps": 1e-9}.get(column, 1e-3)
+        panel.set_yscale("symlog", linthresh=floor)
+        panel.axvline(needed, color=COLORS[4], linestyle="--", linewidth=0.9)
+        panel.set_ylabel(label)
+    axes[-1].set_xlabel("Width M")
+    axes[-1].set_xscale("log", base=2)
+    ticks = [needed]
+    for tick in sorted(runs["width"].unique()):  # those that leave room for their labels
+        ticks += [tick] if all(abs(np.log2(tick / other)) > 0.18 for other in ticks) else []
+    axes[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=60, fontsize=6)
+    axes[-1].minorticks_off()
+    point = Line2D([], [], marker=MARKERS[0], linestyle="none", color=COLORS[2], label="a run")
+    line = Line2D([], [], color=COLORS[4], linestyle="--", label=f"N_in + ΣK_i = {needed:g}")
+    name = figure_name(dataset, row_name(arch, ""))
+    finish(figure, f"{name}: width and the gap to the bound", [point, line])
+    words = (
+        f"Width test, {name}: ε, the gap between the best last two maps and the best map of all "
+        "features, and the smallest singular value of [W_0 .. W_{L-1}]. That ε = 0 right of the "
+        "line, where that is not 0, is the theorem; that it is not 0 left of it is measured. "
+        "Below its first tick the scale of ε is linear; there it is 0 within certificates"
+    )
+    columns = [
+        "variant", "row", "seed", "width", "needed_width", "smallest_singular_value",
+        "eps", "eps_error", "squared_eps", "trained", "last_maps", "bound", "linear",
+    ]  # fmt: skip
+    return Drawing(figure_key("width", dataset, arch), words, figure, runs[columns])

@@ -1,0 +1,116 @@
+"""python run.py task=analyze and python aggregate.py --analysis, as a user has them."""
+
+import json
+
+import pytest
+from helpers import TINY, run_command
+
+from resnests import load_runs
+from resnests.runs.directory import find_runs
+
+SMALL = (*TINY, "arch.widths=[10,12]", "trainer.epochs=1")
+ANALYZE = (*SMALL, "task=analyze")
+
+
+@pytest.mark.slow
+def test_runs_are_analysed_into_their_directories_and_tabled(tmp_path):
+    grid = ("variant=standard,resnest,a_resnest", "seed=0,1")
+    assert run_command("-m", *SMALL, *grid, cwd=tmp_path).returncode == 0
+    done = run_command("-m", *ANALYZE, *grid, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = list(find_runs(tmp_path / "runs"))
+    assert len(runs) == 6, "analyses are no runs"
+    for run in runs:
+        analysis, record = run.analysis.read_analysis(), run.analysis.read_record()
+        assert record.status == "complete"
+        assert all(solve.value is not None for solve in analysis.solves[1:])
+        assert analysis.logits_error is None or analysis.logits_error < 1e-3
+        trained = run.read_record()
+        assert record.test_accuracy == trained.test_accuracy
+        assert record.test_loss == pytest.approx(trained.test_loss, rel=1e-5)
+    again = run_command("-m", *ANALYZE, *grid, cwd=tmp_path)
+    assert "nothing to do" in again.stdout
+    other = run_command(
+        "-m", *ANALYZE, *grid, "analysis.l2=0.01", "sweep.dry_run=true", cwd=tmp_path
+    )
+    assert "6 to run" in other.stdout, "another penalty is another analysis"
+
+    tables = run_command("--analysis", cwd=tmp_path, script="aggregate.py")
+    assert tables.returncode == 0, tables.stderr
+    assert "(c) bound" in tables.stdout
+    assert "ResNEst alone trains with learning rate 0.01" in tables.stdout
+    frame = load_runs(tmp_path / "runs")
+    resnest = frame[frame["variant"] == "resnest"]
+    gap = resnest["analysis.last_maps"] - resnest["analysis.bound"]
+    assert (gap - resnest["analysis.eps"]).abs().max() < 1e-12
+    whole = run_command("--output", "out/", cwd=tmp_path, script="aggregate.py")
+    assert whole.returncode == 0, whole.stderr
+    figures = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
+    assert {"blocks_exact_digits_tiny", "drops_pooled_digits_tiny"} <= figures
+    assert "least risks on the training images" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_an_interrupted_analysis_goes_on_and_trains_first_where_asked(tmp_path):
+    trains = (*ANALYZE, "variant=resnest", "analysis.train=true")
+    assert run_command(*trains, cwd=tmp_path).returncode == 0
+    (run,) = find_runs(tmp_path / "runs")
+    file, record = run.analysis.analysis_file, run.analysis.record_file
+    whole = json.loads(file.read_text())
+    part = whole | {"solves": whole["solves"][:2]}
+    file.write_text(json.dumps(part))
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"status": "interrupted"}))
+    assert run_command(*trains, cwd=tmp_path).returncode == 0
+    solves = json.loads(file.read_text())["solves"]
+    assert solves[:2] == part["solves"]
+    assert len(solves) == len(whole["solves"])
+    assert solves[-1]["value"] == pytest.approx(whole["solves"][-1]["value"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_small_width_test_closes_the_gap_where_theory_says_so(tmp_path):
+    grid = ("experiment=width", "arch.width=12,112", "seed=0", "trainer.epochs=2")
+    done = run_command("-m", *grid, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for run in find_runs(tmp_path / "runs"):
+        analysis = run.analysis.read_analysis()
+        found[analysis.width] = analysis.summary() | {"rank": analysis.smallest_singular_value}
+    assert found[12]["eps"] > 100 * found[12]["eps_error"]
+    assert found[12]["rank"] == 0
+    assert abs(found[112]["eps"]) <= found[112]["eps_error"]
+    assert found[112]["rank"] > 1e-6
+    assert found[112]["squared_eps"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_analysed_is_one_line_before_anything_starts(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3072, num_classes))\n"
+    )
+    (tmp_path / "own" / "arch").mkdir(parents=True)
+    (tmp_path / "own" / "arch" / "mine.yaml").write_text("name: mine\n_target_: mine.net\n")
+    for overrides, said in (
+        ((), "expected a complete run, but there is no such run"),
+        (("analysis.l2=0",), "analysis.l2=0"),
+        (("weights=nowhere.pt",), "there is no file nowhere.pt"),
+        (("weights=some.pt", "analysis.train=true"), "analysis.train=True: expected false"),
+    ):
+        done = run_command(*ANALYZE, *overrides, cwd=tmp_path)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+    plain = tuple(word for word in ANALYZE if not word.startswith("arch"))
+    own = ("--config-dir=own", "arch=mine", "analysis.train=true")
+    done = run_command(*own, *plain, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "arch: expected a network whose features are known, not Sequential" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not any(tmp_path.rglob("record.json"))
+    assert run_command(*SMALL, cwd=tmp_path).returncode == 0
+    found = run_command("--analysis", cwd=tmp_path, script="aggregate.py")
+    assert found.returncode == 2
+    assert "--analysis: no run was analysed" in found.stderr
