@@ -39,8 +39,8 @@ class TensorBoard:
         self.epochs = max(epochs, default=0)
         self.writer = EventFileWriter(str(place), filename_suffix=f".{run.id}")
         if run.hyperparameters and metadata.SESSION_START_INFO_TAG not in tags:
-            tags = {key: tag for key, tag in run.tags.items() if key != "seed"}  # the group has all
-            values = run.hyperparameters | tags
+            shared = {key: tag for key, tag in run.tags.items() if key != "seed"}
+            values = {**run.hyperparameters, **shared}  # of the group
             self._write(hparams_pb(values, trial_id=run.group, start_time_secs=run.started))
         self.writer.flush()
         return epochs
