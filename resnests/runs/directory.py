@@ -11,6 +11,7 @@ torch.
         model.pt       the final weights, a plain state dict under the official names
         run.log        the output of the training process
         run.lock       held by the process that owns the directory
+        unsent.<name>  why a tracker has not all of the run; there only where it has not
         analysis/      of task=analyze: a run directory of its own, with analysis.json besides
 
 Every file but run.log and run.lock is written to a temporary name, flushed and renamed: whole or
@@ -212,6 +213,10 @@ class RunDirectory:
             return {}
         return progress if isinstance(progress, dict) else {}
 
+    def unsent(self, tracker: str = "*") -> Path:
+        """Where it says why `tracker` has not all of the run."""
+        return self.path / f"unsent.{tracker}"
+
     def owner(self) -> FileLock:
         """The lock that a process holds while the directory is its own."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -246,7 +251,8 @@ class RunDirectory:
         """Forget what an earlier attempt left, but for its log and the lock."""
         gone = (self.record_file, self.history_file, self.progress_file, self.weights_file)
         of_these_weights = (self.analysis.record_file, self.analysis.analysis_file)
-        for path in (*gone, self.analysis_file, *of_these_weights):
+        unsent = self.path.glob(self.unsent().name)
+        for path in (*gone, self.analysis_file, *of_these_weights, *unsent):
             path.unlink(missing_ok=True)
         self.clear_checkpoints()
 
