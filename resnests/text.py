@@ -1,8 +1,31 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and how far something is that takes long."""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def progress(items: Sequence[T], what: str) -> Iterator[T]:
+    """`items`, with a bar on a terminal once they have taken a second."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    began = time.monotonic()
+    bar = Progress(console=Console(stderr=True), transient=True)
+    task = bar.add_task(what, total=len(items))
+    try:
+        for count, item in enumerate(items):
+            if time.monotonic() - began > 1 and bar.console.is_terminal:
+                bar.start()
+            yield item
+            bar.update(task, completed=count + 1)
+    finally:
+        bar.stop()
 
 
 def epoch_line(row: dict[str, float], epochs: int) -> str:

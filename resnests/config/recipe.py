@@ -84,7 +84,7 @@ def telling_keys(values: Sequence[Mapping[str, Any]]) -> set[str]:
     def count(*keys: str) -> int:
         return len({repr([value.get(key) for key in keys]) for value in values})
 
-    keys = {key for value in values for key in value if count(key) > 1}
+    keys = {key for key in set().union(*values) if count(key) > 1}
     for name in sorted(key for key in keys if key.endswith(".name")):
         group = {key for key in keys if key.startswith(name.removesuffix("name")) and key != name}
         keys -= {key for key in group if count(name, key) == count(name)}

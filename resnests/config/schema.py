@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -195,13 +196,19 @@ def _defaults(kind: type[Part]) -> dict[str, Any]:
     return values
 
 
+@cache
+def _structured() -> DictConfig:
+    return OmegaConf.structured(Config)
+
+
 def config_from(node: DictConfig | dict[str, Any]) -> Config:
     """The checked Config of a composed or loaded tree; a UserError names what does not fit."""
     try:
-        tree: Any = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
+        given = node if isinstance(node, DictConfig) else OmegaConf.create(node)
+        tree: Any = OmegaConf.to_container(given, resolve=True)
         for group, kind in PARTS.items():
             tree[group] = _with_args(group, kind, tree.get(group) or {})
-        merged = OmegaConf.merge(OmegaConf.structured(Config), tree)
+        merged = OmegaConf.merge(_structured(), tree)
         return cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from error

@@ -64,27 +64,52 @@ def load_runs(root: Path | str = "runs") -> pd.DataFrame:
 
 def read_runs(root: Path | str) -> tuple[pd.DataFrame, list[str]]:
     """The frame of load_runs, and one line for each record that could not be used."""
-    if not Path(root).is_dir():
-        raise UserError(
-            f"{root}: no such directory; expected one with runs, which run.py makes (default: runs)"
-        )
-    rows, broken = [], []
-    for run in find_runs(root):
-        try:
-            record = run.read_record()
-            if record is not None:
-                rows.append(_row(run, record))
-        except (BrokenRecord, OSError) as error:
-            broken.append(f"{run.record_file}: left out, {error}")
-    if not rows:
-        found = f"none of {len(broken)} records can be read" if broken else "no run in it"
-        raise UserError(
-            "\n".join(
-                [*broken, f"{root}: {found}; expected a directory that run.py trained runs in"]
-            )
-        )
-    frame = pd.DataFrame(rows)
-    return frame.astype({"parameters": "Int64"} | dict.fromkeys(METRICS, float)), broken
+    return Reader(root).read()
+
+
+class Reader:
+    """Reads the runs below `root`, again and again: only records that have changed are opened."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = root
+        self.known: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}  # stamp and row
+        self.rows: list[dict[str, Any]] = []
+        self.frame = pd.DataFrame()
+
+    def read(self) -> tuple[pd.DataFrame, list[str]]:
+        """See read_runs; the very frame of the last time where nothing has changed."""
+        root = self.root
+        if not Path(root).is_dir():
+            expected = "expected one with runs, which run.py makes (default: runs)"
+            raise UserError(f"{root}: no such directory; {expected}")
+        rows, broken = [], []
+        for run in find_runs(root):
+            try:
+                if (row := self._row(run)) is not None:
+                    rows.append(row)
+            except (BrokenRecord, OSError) as error:
+                broken.append(f"{run.record_file}: left out, {error}")
+        if not rows:
+            found = f"none of {len(broken)} records can be read" if broken else "no run in it"
+            expected = f"{root}: {found}; expected a directory that run.py trained runs in"
+            raise UserError("\n".join([*broken, expected]))
+        if rows != self.rows:
+            types = {"parameters": "Int64"} | dict.fromkeys(METRICS, float)
+            self.rows, self.frame = rows, pd.DataFrame(rows).astype(types)
+        return self.frame, broken
+
+    def _row(self, run: RunDirectory) -> dict[str, Any] | None:
+        found = run.record_file.stat()
+        stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+        before, row = self.known.get(run.path, ((), {}))
+        if before == stamp and row["status"] not in ("running", "killed"):  # which ask a process
+            return row
+        record = run.read_record()
+        if record is None:
+            return None
+        row = _row(run, record)
+        self.known[run.path] = stamp, row
+        return row
 
 
 def text(value: Any) -> Any:

@@ -15,7 +15,7 @@ from resnests.errors import UserError
 from resnests.paper import dataset_label, variant_label
 from resnests.results import notes
 from resnests.results.cells import CELL, ROW, Cell, drop_copies, label_rows, names, row_name
-from resnests.results.frame import read_runs
+from resnests.results.frame import Reader
 from resnests.runs.directory import RunDirectory
 from resnests.text import duration
 
@@ -29,43 +29,60 @@ def show(root: str, watch: bool = False) -> None:
     console = Console(highlight=False, markup=False, emoji=False)  # errors are shown as they are
     if not console.is_terminal:
         console.width = 200
+    status = Status(root)
     if not watch:
-        console.print(status(root))
+        console.print(status.look())
         return
-    with Live(status(root), console=console, auto_refresh=False) as live:
+    with Live(status.look(), console=console, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(INTERVAL)
-                live.update(_when_there_are_runs(root), refresh=True)
+                live.update(_when_there_are_runs(status), refresh=True)
         except KeyboardInterrupt:
             pass
 
 
-def _when_there_are_runs(root: str) -> Group | str:
+def _when_there_are_runs(status: Status) -> Group | str:
     try:
-        return status(root)
+        return status.look()
     except UserError as error:  # a sweep may just be starting
         return str(error)
 
 
-def status(root: str) -> Group:
-    """Counts of all runs, a table of them by cell, and a line for each that runs or did not
-    finish.
-    """
-    runs, warnings = read_runs(root)
-    runs, copies = drop_copies(label_rows(runs))
-    troubles = notes.troubles(runs)
-    counts = runs["status"].value_counts().to_dict()
-    missing = sum(len(trouble.get("missing", {})) for trouble in troubles.values())
-    parts = [f"{counts.get('complete', 0)} of {len(runs) + missing} done"]
-    parts += [f"{counts[name]} {name}" for name in notes.UNFINISHED if counts.get(name)]
-    parts += [f"{missing} missing"] if missing else []
-    lines = [
-        _line(run)
-        for name in notes.UNFINISHED
-        for run in runs[runs["status"] == name].to_dict("records")
-    ]
-    return Group(", ".join(parts), _table(runs, troubles), *lines, *warnings, *copies)
+class Status:
+    """How far the runs below `root` are, looked at again and again."""
+
+    def __init__(self, root: str) -> None:
+        self.reader = Reader(root)
+        self.frame: pd.DataFrame | None = None  # of which there are:
+        self.parts: list[str | Table] = []
+        self.unfinished: list[dict] = []
+        self.copies: list[str] = []
+
+    def look(self) -> Group:
+        """Counts of all runs, a table of them by cell, and a line for each that runs or did not
+        finish.
+        """
+        frame, warnings = self.reader.read()
+        if frame is not self.frame:
+            self._summarize(frame)
+        return Group(*self.parts, *map(_line, self.unfinished), *warnings, *self.copies)
+
+    def _summarize(self, frame: pd.DataFrame) -> None:
+        runs, self.copies = drop_copies(label_rows(frame))
+        troubles = notes.troubles(runs)
+        counts = runs["status"].value_counts().to_dict()
+        missing = sum(len(trouble.get("missing", {})) for trouble in troubles.values())
+        parts = [f"{counts.get('complete', 0)} of {len(runs) + missing} done"]
+        parts += [f"{counts[name]} {name}" for name in notes.UNFINISHED if counts.get(name)]
+        parts += [f"{missing} missing"] if missing else []
+        self.parts = [", ".join(parts), _table(runs, troubles)]
+        self.unfinished = [
+            run
+            for name in notes.UNFINISHED
+            for run in runs[runs["status"] == name].to_dict("records")
+        ]
+        self.frame = frame
 
 
 def _table(runs: pd.DataFrame, troubles: dict[Cell, notes.Troubles]) -> Table:

@@ -143,6 +143,10 @@ class Record:
             return False
 
 
+# Finding them takes longer than all else of reading a record.
+_HINTS: dict[type, dict[str, Any]] = {kind: get_type_hints(kind) for kind in (Provenance, Record)}
+
+
 def is_recent(progress: dict[str, Any], stale: float = 60.0) -> bool:
     """Whether a sign of life is at most `stale` seconds away; from far ahead it is no better than
     an old one, as its clock is wrong.
@@ -154,7 +158,7 @@ def checked(kind: type[T], raw: Any) -> T:
     """The dataclass `kind` of a JSON object; raises BrokenRecord where a type does not fit."""
     if not isinstance(raw, dict):
         raise BrokenRecord(f"{kind.__name__.lower()} is {raw!r}, not an object")
-    hints = get_type_hints(kind)
+    hints = _HINTS[kind]
     known = {name: raw[name] for name in hints if name in raw}
     for name, value in known.items():
         if not isinstance(value, hints[name]):

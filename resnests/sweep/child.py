@@ -18,7 +18,7 @@ from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Provenance, Record
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.plan import Run
-from resnests.sweep.protocol import BUSY, INTERRUPTED, USER_ERROR, Orders, send_job
+from resnests.sweep.protocol import BUSY, INTERRUPTED, USER_ERROR, Order, at_work, send_job
 from resnests.sweep.stop import Stop, die_with
 from resnests.trackers.follow import Followers
 
@@ -30,16 +30,16 @@ def job(index: int) -> str | None:
 
     Returns the status on record, or "busy" where another process trains it.
     """
-    received = Orders.receive()
+    received = Order.receive(index)
     if received is None:  # the sweep ended while this job waited in a queue
         return None
-    orders, token = received
-    config = config_from(orders.configs[index])
+    order, token = received
+    config = config_from(order.config)
     run = Run(config, RunDirectory.of(config), index)
-    if orders.local and Stop.current is None:
+    if order.local and Stop.current is None:
         die_with(token)
-    with Stop.listen(token) as stop:
-        code = _attempt(run, orders.allocation, stop)
+    with Stop.listen(token) as stop, at_work(token, index):
+        code = _attempt(run, order.allocation, stop)
     status = "busy" if code == BUSY else run.directory.status()
     failed = code not in (0, BUSY, INTERRUPTED) or status == "diverged"
     if failed and config.sweep.fail_fast:

@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -18,12 +19,14 @@ from rich.table import Table
 from rich.text import Text
 
 from resnests.runs.record import FINAL, BrokenRecord, Record
+from resnests.sweep import protocol
 from resnests.text import duration, epoch_line
 
 if TYPE_CHECKING:
     from resnests.sweep.plan import Run
 
 INTERVAL = 0.5  # seconds between two looks at the files
+TURNS = 20  # runs for which no job of ours is at work and whose files are looked at nevertheless
 PENDING, WAITING, RUNNING = "pending", "waiting", "running"
 
 
@@ -73,9 +76,15 @@ class Display:
     elsewhere.
     """
 
-    def __init__(self, runs: Sequence[Run], todo: Sequence[Run]) -> None:
+    def __init__(
+        self, runs: Sequence[Run], todo: Sequence[Run], folder: Path | None = None
+    ) -> None:
+        """`folder` is that of the sweep's orders, in which jobs say that they are at work."""
+        self.folder, self.begun = folder, set[int]()
         self.total, self.skipped = len(runs), len(runs) - len(todo)
         self.views = [View(run) for run in todo]
+        self.by_index = {view.run.index: view for view in self.views}
+        self.turns = deque(self.views)
         if len(self.views) == 1:
             self.views[0].shown_epochs = len(
                 todo[0].directory.history_rows()
@@ -98,7 +107,7 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
-        self._refresh()
+        self._refresh(self.views)
         if self.live:
             self.live.stop()
 
@@ -107,10 +116,24 @@ class Display:
 
     def _follow(self) -> None:
         while not self._over.wait(INTERVAL):
-            self._refresh()
+            self._refresh(self._due())
 
-    def _refresh(self) -> None:
-        for view in self.views:
+    def _due(self) -> list[View]:
+        """The runs that can have changed: those for which a job is at work or was at the last
+        look, and some of the others by turns, as another sweep may have them.
+        """
+        begun = protocol.begun(self.folder) if self.folder else set[int]()
+        due = [self.by_index[index] for index in begun | self.begun if index in self.by_index]
+        self.begun = begun
+        for _ in range(min(TURNS, len(self.turns))):
+            view = self.turns.popleft()
+            if view.status not in FINAL:
+                self.turns.append(view)
+                due.append(view)
+        return due
+
+    def _refresh(self, views: Sequence[View]) -> None:
+        for view in views:
             before = view.status
             if view.status in FINAL:
                 continue
@@ -162,8 +185,11 @@ class Display:
             table.add_column(
                 name, justify="left" if name in ("run", "device", "") else "right", no_wrap=True
             )
-        for view in running:
+        room = max(1, self.console.height - 4)  # a page
+        for view in running[:room]:
             table.add_row(*_cells(view))
+        if len(running) > room:
+            table.add_row(f"and {len(running) - room} more")
         return Group(
             *([Text(headline + tail)] if self.total > 1 else []), *([table] if running else [])
         )
@@ -174,8 +200,10 @@ class Display:
         """
         known: dict[str, list[float]] = {}
         for view in self.views:
+            if view.status not in ("complete", RUNNING):
+                continue
             seconds = view.record.seconds if view.record and view.status == "complete" else None
-            if view in running and view.progress.get("seconds_left") is not None:
+            if view.status == RUNNING and view.progress.get("seconds_left") is not None:
                 started = view.record and view.record.provenance.started
                 elapsed = view.progress["time"] - (started or self.started)
                 seconds = elapsed + view.progress["seconds_left"]
@@ -185,10 +213,10 @@ class Display:
         if not everything:
             return None
         left = sum(view.progress.get("seconds_left") or 0 for view in running)
-        for view in self.views:
-            if view.status in (PENDING, WAITING):
-                some = known.get(view.run.config.arch.name, everything)
-                left += sum(some) / len(some)
+        waiting = (view for view in self.views if view.status in (PENDING, WAITING))
+        for arch, count in Counter(view.run.config.arch.name for view in waiting).items():
+            some = known.get(arch, everything)
+            left += count * sum(some) / len(some)
         return left / max(1, len(running))
 
 

@@ -32,8 +32,9 @@ from resnests.sweep.display import Display
 from resnests.sweep.outcome import say_outcome, say_skipped
 from resnests.sweep.plan import Run, plan_runs, print_plan
 from resnests.sweep.prepare import clear_what_starts_afresh, prepare
-from resnests.sweep.protocol import Orders, python_path
+from resnests.sweep.protocol import announce, python_path
 from resnests.sweep.stop import Stop, hold
+from resnests.text import progress
 
 MAX_CRASHES = 5  # of the launcher, one after the other, with no run reaching its end
 
@@ -65,7 +66,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch, remote: bool = False) -
     if options.dry_run:
         print_plan(runs, allocation)
         return 0
-    todo = [run for run in runs if run.action != "skip"]
+    todo = [run for run in progress(runs, "comparing") if run.action != "skip"]
     say_skipped(runs, todo)
     if not todo:
         return say_outcome(runs, interrupted=False)
@@ -74,7 +75,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch, remote: bool = False) -
     with (
         _announced(configs, allocation) as token,
         Stop(token, _on_signal(token, remote)) as stop,
-        Display(runs, todo) as display,
+        Display(runs, todo, token.parent) as display,
         suppress(KeyboardInterrupt),  # see _on_signal
     ):
         launch_until_done(
@@ -97,7 +98,7 @@ def _announced(configs: Sequence[Config], allocation: Allocation | None) -> Iter
         where = {"prefix": ".sweep-", "dir": runs_dir}
     folder = Path(tempfile.mkdtemp(**where))
     try:
-        token = Orders.of(configs, allocation).announce(folder)
+        token = announce(configs, allocation, folder)
         if allocation is not None:  # file systems that hosts share may have no locks
             hold(token)
         yield token

@@ -19,6 +19,7 @@ from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
 from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.sweep.devices import Allocation, allocate
+from resnests.text import progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +75,13 @@ def plan_runs(configs: Sequence[Config], remote: bool = False) -> list[Run]:
         allocate(config, 1)
     for runs_dir in {config.runs_dir for config in configs}:
         _require_writable(runs_dir)
-    runs = [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]
+    numbered = list(enumerate(configs))
+    runs = [Run(c, RunDirectory.of(c), i) for i, c in progress(numbered, "checking")]
     return _tell_apart(_unique(runs))
 
 
 def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
-    actions = [run.action for run in runs]
+    actions = [run.action for run in progress(runs, "comparing")]
     for action, run in zip(actions, runs, strict=True):
         print(f"{action:7} {run.label}  {run.directory.path}")
     count = Counter(actions)
@@ -133,13 +135,15 @@ def _flat(config: Config) -> dict[str, Any]:
 
 def _tell_apart(runs: list[Run]) -> list[Run]:
     """`runs`, in whose labels stand the values in which those of the same names and seed differ."""
-    groups: dict[str, list[dict]] = defaultdict(list)
+    groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        groups[run.label].append(recipe_values(run.config))
-    told = []
-    for run in runs:
-        values = _flat(run.config) | recipe_values(run.config)
-        keys = sorted(telling_keys(groups[run.label]))
-        differs = " ".join(f"{key}={values.get(key)}" for key in keys)
-        told.append(replace(run, differs=differs))
-    return told
+        groups[run.label].append(run)
+    differs: dict[Path, str] = {}
+    for group in groups.values():
+        recipes = [recipe_values(run.config) for run in group]
+        keys = sorted(telling_keys(recipes)) if len(group) > 1 else []
+        for run, recipe in zip(group, recipes, strict=True) if keys else ():
+            values = _flat(run.config) | recipe
+            told = " ".join(f"{key}={values.get(key)}" for key in keys)
+            differs[run.directory.path] = told
+    return [replace(run, differs=differs.get(run.directory.path, "")) for run in runs]

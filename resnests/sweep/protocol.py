@@ -1,7 +1,7 @@
 """What the processes of a sweep say to each other, in which words. No torch.
 
 sweep     in Hydra's own process: plans, launches until all is done, tells how it went
-  |       RESNESTS_SWEEP: a file with the Orders, which is the token as well (stop.py);
+  |       RESNESTS_SWEEP: a file with the orders, which is the token as well (stop.py);
   |       RESNESTS_RUN: which of its configurations
 job       in a process of the launcher, maybe on another host: starts, watches and concludes
   |       one line on standard input, whose end says stop
@@ -14,8 +14,10 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,41 +30,65 @@ BUSY, INTERRUPTED = 75, 130
 
 RUN = "RESNESTS_RUN"
 _SWEEP, _COMMAND = "RESNESTS_SWEEP", "RESNESTS_COMMAND"
+_MARK = "begun-"
 
 # What this process exits with once Hydra is through: it must return for users' callbacks to fire.
 exit_status = 0
 
 
 @dataclass
-class Orders:
-    """What a sweep tells its jobs. They train the configurations that it has checked: composed
-    anew in the job, an interpolation such as ${now:...} could come out otherwise.
+class Order:
+    """What a sweep tells one of its jobs. It trains the configuration that the sweep has checked:
+    composed anew in the job, an interpolation such as ${now:...} could come out otherwise.
     """
 
     local: bool  # whether jobs run on the host of the sweep, and by its allocation
     allocation: dict[str, Any] | None
-    configs: list[dict[str, Any]]
+    config: dict[str, Any]
 
     @classmethod
-    def of(cls, configs: Sequence[Config], allocation: Allocation | None) -> Orders:
-        shared = dataclasses.asdict(allocation) if allocation else None
-        return cls(allocation is not None, shared, [config_dict(config) for config in configs])
-
-    def announce(self, folder: Path) -> Path:
-        """Write the orders into `folder` and set what processes started from now on inherit."""
-        file = folder / "orders.json"
-        file.write_text(json.dumps(dataclasses.asdict(self)))
-        os.environ |= {_SWEEP: str(file), _COMMAND: command_line(), "PYTHONPATH": python_path()}
-        return file
-
-    @classmethod
-    def receive(cls) -> tuple[Orders, Path] | None:
-        """The orders and their file, the token; None where the sweep is over."""
+    def receive(cls, index: int) -> tuple[Order, Path] | None:
+        """The order for configuration `index`, and the file of all, the token; None where the
+        sweep is over.
+        """
         token = Path(os.environ[_SWEEP])
         try:
-            return cls(**json.loads(token.read_text())), token
+            with open(token) as lines:  # of which a job parses its own, as there may be thousands
+                common = json.loads(next(lines))
+                return cls(**common, config=json.loads(next(islice(lines, index, None)))), token
         except FileNotFoundError:
             return None
+
+
+def announce(configs: Sequence[Config], allocation: Allocation | None, folder: Path) -> Path:
+    """Write the orders into `folder` and set what processes started from now on inherit."""
+    file = folder / "orders.jsonl"
+    shared = dataclasses.asdict(allocation) if allocation else None
+    with open(file, "w") as lines:
+        print(json.dumps({"local": allocation is not None, "allocation": shared}), file=lines)
+        for config in configs:
+            print(json.dumps(config_dict(config)), file=lines)
+    os.environ |= {_SWEEP: str(file), _COMMAND: command_line(), "PYTHONPATH": python_path()}
+    return file
+
+
+def begun(folder: Path) -> set[int]:
+    """The configurations for which a job is at work, of the sweep with its orders in `folder`."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    return {int(name.removeprefix(_MARK)) for name in names if name.startswith(_MARK)}
+
+
+@contextmanager
+def at_work(token: Path, index: int) -> Iterator[None]:
+    """Shows in the folder of the token that a job is at work; what watches need look there only."""
+    mark = token.with_name(f"{_MARK}{index}")
+    with suppress(OSError):  # the sweep may have ended
+        mark.touch()
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            mark.unlink()
 
 
 def is_ordered() -> bool:

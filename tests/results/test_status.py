@@ -9,6 +9,8 @@ import pytest
 from helpers import run_command
 from trees import add_run
 
+from resnests.results.status import Status
+from resnests.runs.directory import RunDirectory
 from resnests.text import duration
 
 ME = {
@@ -103,3 +105,24 @@ def test_status_of_nothing_is_an_error(tmp_path):
 )
 def test_durations_are_readable(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_look_opens_only_what_has_changed_since_the_last_one(tmp_path, monkeypatch):
+    opened = []
+    read = RunDirectory.read_record
+    monkeypatch.setattr(
+        RunDirectory, "read_record", lambda run: opened.append(run.path.name) or read(run)
+    )
+    for seed in range(3):
+        add_run(tmp_path, seed=seed)
+    add_run(tmp_path, seed=3, status="running", provenance=ME)
+    status = Status(str(tmp_path))
+    assert status.look().renderables[0] == "3 of 4 done, 1 running"
+    opened.clear()
+    assert status.look().renderables[0] == "3 of 4 done, 1 running"
+    assert opened == ["seed=3"]
+    opened.clear()
+    add_run(tmp_path, seed=1, status="failed")
+    add_run(tmp_path, seed=3)
+    assert status.look().renderables[0] == "3 of 4 done, 1 failed"
+    assert opened == ["seed=1", "seed=3"]

@@ -9,6 +9,7 @@ from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Provenance, Record
 from resnests.sweep.display import Display
 from resnests.sweep.plan import Run
+from resnests.sweep.protocol import at_work
 
 PROGRESS = {
     "state": "training",
@@ -50,7 +51,7 @@ def test_the_live_table_shows_counts_and_every_running_run(tmp_path):
     display = Display(runs, runs)
     display.started -= 1
     started(runs[0])
-    display._refresh()
+    display._refresh(display._due())
     text = shown(display)
     assert "0 of 3 done, 1 running, 2 waiting" in text
     assert "digits/tiny/standard seed=0" in text
@@ -64,10 +65,10 @@ def test_plain_lines_tell_start_and_end_of_each_run_of_a_sweep(tmp_path, capsys)
     display.started -= 1
     runs[0].directory.write_config(runs[0].config)
     runs[0].directory.write_progress(PROGRESS)
-    display._refresh()
+    display._refresh(display._due())
     started(runs[0], status="failed", error="OSError: no disk")
-    display._refresh()
-    display._refresh()
+    display._refresh(display._due())
+    display._refresh(display._due())
     assert capsys.readouterr().out.splitlines() == [
         "start digits/tiny/standard seed=0 on cpu-0",
         "failed 1/2 digits/tiny/standard seed=0: OSError: no disk",
@@ -87,6 +88,42 @@ def test_text_that_is_not_ours_is_shown_as_it_is(tmp_path, capsys, error):
     display.started -= 1
     started(runs[0], status="failed", error=error)
     started(runs[1])
-    display._refresh()
+    display._refresh(display._due())
     assert f"arch.blocks=[1, 1] [/b]: {error}\n" in capsys.readouterr().out
     assert "seed=1 arch.blocks=[1, 1] [/b]" in shown(display)
+
+
+def test_of_many_runs_only_those_are_looked_at_that_can_have_changed(tmp_path):
+    """A hundred runs, of which two train, and a page of a table."""
+    config = tiny(f"runs_dir={tmp_path}")
+    configs = [replace(config, seed=seed) for seed in range(100)]
+    runs = [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]
+    display = Display(runs, runs, tmp_path)
+    display.started -= 1
+    with at_work(tmp_path / "token", 70), at_work(tmp_path / "token", 80):
+        started(runs[70])
+        started(runs[80])
+        first = display._due()
+        display._refresh(first)
+        assert {70, 80} <= {view.run.index for view in first}
+        assert len(first) < 25
+        assert "0 of 100 done, 2 running, 98 waiting" in shown(display)
+    last = display._due()  # how a run ended is seen after its job is gone
+    assert {70, 80} <= {view.run.index for view in last}
+    assert len(display._due()) == 20
+    looked_at = {view.run.index for _ in range(5) for view in display._due()}
+    assert looked_at == set(range(100))
+
+
+def test_a_table_is_no_longer_than_a_page(tmp_path):
+    runs = runs_of(tmp_path, 6)
+    display = Display(runs, runs)
+    display.console.height = 8
+    display.started -= 1
+    for run in runs:
+        started(run)
+    display._refresh(display._due())
+    text = shown(display)
+    assert "6 running" in text
+    assert "and 2 more" in text
+    assert len(text.splitlines()) <= 8
