@@ -59,6 +59,9 @@ def export(config: Config) -> Path:
         write_atomic(folder / FILES[config.format], data)
         write_atomic(folder / "config.json", (json.dumps(about, indent=1) + "\n").encode())
         write_atomic(folder / "README.md", card(directory, record, about).encode())
+        for form, name in FILES.items():
+            if form != config.format:  # an earlier export, which config.json says nothing of
+                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         reason = f"{folder} cannot be written ({error.strerror})"
         raise UserError(f"weights={config.weights}: {reason}") from error

@@ -97,7 +97,10 @@ def test_onnx_gives_the_logits_in_onnxruntime(tmp_path, variant):
 
 def test_torchscript_needs_nothing_of_ours(tmp_path):
     config, model = finished(tmp_path, "resnest", "torchscript")
+    (tmp_path / "out" / "DIGITS_ResNEst_ResNet_8_seed=0").mkdir(parents=True)
+    (tmp_path / "out" / "DIGITS_ResNEst_ResNet_8_seed=0" / "model.onnx").touch()
     file = export(config) / "model.torchscript.pt"
+    assert not file.with_name("model.onnx").exists(), "a folder holds one format"
     torch.save(IMAGES, tmp_path / "images.pt")
     code = f"""import torch, sys
 logits = torch.jit.load({str(file)!r})(torch.load({str(tmp_path / "images.pt")!r}))
