@@ -33,7 +33,7 @@ def test_every_run_of_the_readme_is_understood(line, tmp_path):
     arguments = [
         word
         for word in shlex.split(line)[2:]
-        if not word.startswith(("trainer.device=", "weights="))
+        if not word.startswith(("trainer.device=", "weights=", "format="))
     ]
     if "--help" in arguments:
         return
