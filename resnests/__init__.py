@@ -5,7 +5,11 @@ imported when first used.
 import importlib
 from typing import Any
 
-_HOMES = {"build_model": "resnests.models.resnet", "load_runs": "resnests.results.frame"}
+_HOMES = {
+    "build_model": "resnests.models.resnet",
+    "load_model": "resnests.sharing.load",
+    "load_runs": "resnests.results.frame",
+}
 __all__ = sorted(_HOMES)
 
 

@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   python aggregate.py --output tables.tex    LaTeX; also .md, .csv (a row a run), .html (report)
   python aggregate.py --output results/      everything, with the figures as PNG, PDF and CSV
   python aggregate.py --analysis             what task=analyze found; with --output DIR figures too
+  python aggregate.py --to tensorboard       finished runs into a tracker; also wandb, mlflow
   python aggregate.py --status --watch       how far a sweep is, seen from another terminal
 """
 
@@ -48,11 +49,21 @@ def parser() -> argparse.ArgumentParser:
     add("--status", action="store_true", help="instead of tables, how far every cell is")
     again = "with --status: again every two seconds, until Ctrl-C"
     add("--watch", action="store_true", help=again)
+    sends = "send the finished runs to tensorboard, wandb or mlflow instead (may be given twice)"
+    add("--to", metavar="TRACKER", action="append", help=sends)
     return made
 
 
 def _aggregate() -> None:
     arguments = parser().parse_args()
+    if arguments.to:
+        from resnests.trackers.export import export
+
+        alone = parser().parse_args([arguments.runs])
+        alone.to = arguments.to
+        if arguments != alone:
+            raise UserError("--to sends everything, and goes with no other option")
+        return export(arguments.runs, arguments.to)
     if arguments.watch and not arguments.status:
         raise UserError("--watch goes with --status")
     if arguments.status:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -32,8 +33,7 @@ def app(tree: DictConfig) -> str | None:
 
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         if not protocol.is_ordered():
-            sweeper = HydraConfig.get().runtime.choices["hydra/sweeper"]
-            sys.exit(f"error: hydra/sweeper={sweeper}: expected grid, which every sweep needs")
+            _refuse_sweeper(HydraConfig.get().runtime.choices["hydra/sweeper"])
         return job(int(os.environ[protocol.RUN]))
     status = None
 
@@ -48,11 +48,19 @@ def app(tree: DictConfig) -> str | None:
     return status
 
 
+def _refuse_sweeper(name: str | None) -> NoReturn:
+    expected = "grid, which every sweep needs; a search engine starts its trials from outside"
+    sys.exit(f"error: hydra/sweeper={name}: expected {expected}, as python run.py -m ... seed=0,1")
+
+
 def main() -> None:
     if platform.system() == "Windows":  # it lacks the locks and signals that sweeps rest on
         print("error: resnests trains on Linux and macOS; on Windows under WSL 2", file=sys.stderr)
         sys.exit(USER_ERROR)
     try:
+        for word in sys.argv[1:]:  # before Hydra composes: optuna's schema does not fit ours
+            if word.startswith("hydra/sweeper=") and word != "hydra/sweeper=grid":
+                _refuse_sweeper(word.partition("=")[2])
         app()
     except KeyboardInterrupt:  # before the sweep listens to signals
         sys.exit(protocol.INTERRUPTED)

@@ -112,7 +112,7 @@ def minimise(
             metric.diagonal().add_(l2)
             lower = torch.linalg.cholesky(metric)
             u = (lower.T @ weights).cpu().numpy().ravel()
-            u, _, _ = fmin_l_bfgs_b(work, u, m=20, maxiter=40, pgtol=0, factr=0)
+            u, _, _ = fmin_l_bfgs_b(work, u, m=60, maxiter=1000, pgtol=0, factr=0)
             weights = back(u)
     except _Reached:
         best.reached = best.gap <= tolerance

@@ -25,7 +25,7 @@ from resnests.config.parts import (
     free,
     is_positive,
 )
-from resnests.errors import UserError, require, require_one_of
+from resnests.errors import UserError, require, require_name, require_one_of
 
 PARTS: dict[str, type[Part]] = {
     "dataset": Dataset,
@@ -35,6 +35,7 @@ PARTS: dict[str, type[Part]] = {
 }
 PIPELINES = ("tensor", "torchvision")
 TASKS = ("train", "evaluate", "export", "analyze")
+FORMATS = ("official", "safetensors", "onnx", "torchscript")
 PRECISIONS = ("fp32", "tf32", "bf16")
 MAX_SEED = 2**32 - 1
 
@@ -139,6 +140,9 @@ class Config:
     # to evaluate, or to analyse once evaluated: a file, or a folder in the official scheme; to
     # export to: a folder
     weights: str | None = free(None)
+    format: str = free("official")  # of task=export, one of FORMATS
+    # name -> _target_ and its arguments: what runs are echoed to (trackers/)
+    logger: dict[str, Any] = field(default_factory=dict, metadata={"free": True})
 
     def __post_init__(self) -> None:
         require_one_of("task", self.task, TASKS)
@@ -147,7 +151,14 @@ class Config:
         require(ok, "analysis.train", self.analysis.train, expected)
         expected = "null, as task=train starts from its seed"
         require(self.weights is None or self.task != "train", "weights", self.weights, expected)
+        require_one_of("format", self.format, FORMATS)
+        ok = self.task == "export" or self.format == "official"
+        require(ok, "format", self.format, f"official, as task={self.task} exports nothing")
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")
+        for name, values in self.logger.items():
+            require_name("logger", name)
+            ok = isinstance(values, dict) and isinstance(values.get("_target_"), str)
+            require(ok, f"logger.{name}", values, "a _target_ and what it is called with")
         if self.arch.target is None and self.variant.target is None:
             require_one_of("variant.head", self.variant.head, HEADS)
         if self.arch.target is not None and self.variant.target is not None:

@@ -9,6 +9,7 @@ H x W pixels, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -185,11 +186,13 @@ def build_model(
     arch: str | Arch | tuple[Sequence[int], Sequence[int]],
     variant: str | Variant = "standard",
     num_classes: int = 10,
+    weights: Path | str | None = None,
 ) -> nn.Module:
     """build_network for use as a library.
 
     `arch` is the name of a file in conf/arch, or (blocks per stage, widths per stage); `variant`
-    that of a head.
+    that of a head; `weights` a file, ours, official or .safetensors, whose names and shapes must
+    fit.
     """
     if isinstance(arch, str):
         arch = load_arch(arch)
@@ -200,7 +203,12 @@ def build_model(
         if arch.target is None:
             require_one_of("variant", variant, HEADS)
         variant = Variant(name=variant, head=variant)
-    return build_network(arch, variant, num_classes)
+    network = build_network(arch, variant, num_classes)
+    if weights is not None:
+        from resnests.training.checkpoint import load_weights
+
+        load_weights(Path(weights), network)
+    return network
 
 
 def load_arch(name: str) -> Arch:

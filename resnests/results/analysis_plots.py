@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from resnests.paper import variant_label
 from resnests.results.analysis import summaries
@@ -86,27 +87,43 @@ def _curves(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
     labels = ("Training risk + penalty", "Test cross-entropy")
     tables = []
     variants = looks(prefixes["variant"])
+    names = _longest(_over_seeds(prefixes, "value"))
     for panel, column, label in zip(axes, ("value", "test_loss"), labels, strict=True):
         data = _over_seeds(prefixes, column)
         tables.append(data.assign(quantity=column))
         for look in variants:
-            _line(panel, data[data["variant"] == look.variant], look)
-        panel.set_ylabel(label)
+            _line(panel, data[data["variant"] == look.variant], look, names)
+        panel.set(ylabel=label, yscale="log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        plain_numbers(panel.yaxis)
     axes[1].set_xlabel("Blocks of features")
-    longest = max((table for _, table in tables[0].groupby("variant", observed=True)), key=len)
-    axes[1].set_xticks(range(len(longest)), longest["group"], rotation=45, ha="right")
+    axes[1].set_xticks(range(len(names)), names, rotation=45, ha="right")
     finish(figure, title, [entry(look, look.line) for look in variants])
     several = tables[0]["n"].max() > 1
     seeds = "band of one sample standard deviation over seeds; " if several else ""
     words = (
         f"Least risk over the blocks whose features are used, {title}: {seeds}"
-        "that the training risk falls is true by construction, how much is measured"
+        "that the training risk falls is true by construction, how much is measured. A curve that "
+        "starts late starts with what enters the last stage"
     )
     return Drawing(key, words, figure, pd.concat(tables, ignore_index=True))
 
 
-def _line(axes: Axes, data: pd.DataFrame, look: Look) -> None:
-    x, spread = np.arange(len(data)), data["std"].fillna(0)
+def _longest(data: pd.DataFrame) -> list[str]:
+    """The groups of the variant that has most: the places of an axis."""
+    return list(
+        max((table for _, table in data.groupby("variant", observed=True)), key=len)["group"]
+    )
+
+
+def _places(groups: pd.Series, names: list[str]) -> np.ndarray:
+    """Where `groups` stand among `names`; what enters the last stage, just before its blocks."""
+    first = names.index(groups.iloc[1]) - 1 if groups.iloc[1] in names else 0
+    return first + np.arange(len(groups))
+
+
+def _line(axes: Axes, data: pd.DataFrame, look: Look, names: list[str]) -> None:
+    x, spread = _places(data["group"], names), data["std"].fillna(0)
     axes.plot(x, data["mean"], **look.line)
     axes.fill_between(
         x, data["mean"] - spread, data["mean"] + spread, color=look.line["color"], alpha=0.2, lw=0
@@ -119,8 +136,7 @@ def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
     drop = -ordered.groupby("path")["value"].diff()
     data = _over_seeds(ordered.assign(drop=drop).dropna(subset=["drop"]), "drop")
     variants = looks(data["variant"])
-    longest = max((table for _, table in data.groupby("variant", observed=True)), key=len)
-    names = list(longest["group"])
+    names = _longest(data)
     figure = Figure(figsize=(WIDTH, 2.6))
     axes = figure.subplots()
     thickness = 0.8 / len(variants)

@@ -130,8 +130,8 @@ def _row(run: RunDirectory, record: Record) -> dict[str, Any]:
         row["status"] = "killed"
     if record.task == "evaluate" and not record.weights:
         row["weights"] = "unnamed file"
-    row |= {key: text(value) for key, value in _flat(record.config) if key not in _LABELS}
-    for key, value in _flat(dataclasses.asdict(record.provenance)):
+    row |= {key: text(value) for key, value in flat(record.config) if key not in _LABELS}
+    for key, value in flat(dataclasses.asdict(record.provenance)):
         row[f"provenance.{key}"] = None if value is None else text(value)
     analysis = run.analysis.read_analysis()
     if analysis is not None:
@@ -139,9 +139,9 @@ def _row(run: RunDirectory, record: Record) -> dict[str, Any]:
     return row
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

@@ -59,7 +59,7 @@ class Results:
                     "--compare paper: nothing to compare, the paper has none of the cells with "
                     "complete runs"
                 )
-        if not self.analyses().empty and self.plan.format in (None, "html"):
+        if self.plan.format in (None, "html") and not self.analyses().empty:
             tables += analysis_tables(self.analyses())
         return tables
 

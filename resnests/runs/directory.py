@@ -11,6 +11,7 @@ torch.
         model.pt       the final weights, a plain state dict under the official names
         run.log        the output of the training process
         run.lock       held by the process that owns the directory
+        unsent.<name>  why a tracker has not all of the run; there only where it has not
         analysis/      of task=analyze: a run directory of its own, with analysis.json besides
 
 Every file but run.log and run.lock is written to a temporary name, flushed and renamed: whole or
@@ -19,10 +20,7 @@ not at all.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 import os
 import socket
 import time
@@ -35,13 +33,11 @@ from omegaconf import OmegaConf
 
 from resnests.config.recipe import recipe_hash
 from resnests.config.schema import Config, config_dict, config_from
+from resnests.runs import history
 from resnests.runs.analysis import Analysis
+from resnests.runs.files import write_atomic as write_atomic
+from resnests.runs.history import HISTORY
 from resnests.runs.record import BrokenRecord, Record, is_recent
-
-HISTORY = (
-    "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss",
-    "test_accuracy", "seconds", "images_per_second",
-)  # fmt: skip
 
 ANALYSIS = "analysis"  # the folder of a run's analysis
 
@@ -60,22 +56,6 @@ hydra:
   sweep: {dir: ., subdir: .}
   output_subdir: null
 """
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds either what it held before or all of `data`, also after
-    a power cut.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class RunDirectory:
@@ -160,31 +140,13 @@ class RunDirectory:
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
         """Rows of HISTORY's columns; a value that was not measured stays empty."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, HISTORY, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomic(self.history_file, text.getvalue().encode())
+        write_atomic(self.history_file, history.to_csv(rows))
 
     def read_history(self, columns: tuple[str, ...] = HISTORY) -> dict[str, list[float]]:
         """The named columns, a value per epoch, nan where nothing was measured; raises
         BrokenRecord.
         """
-        try:
-            with open(self.history_file, newline="") as file:
-                header, *rows = csv.reader(file)
-            cells = zip(*rows, strict=True) if rows else ([] for _ in header)
-            table = dict(zip(header, cells, strict=True))
-            return {
-                name: [float(value) if value else math.nan for value in table[name]]
-                for name in columns
-            }
-        except OSError as error:
-            raise BrokenRecord(f"history.csv: {error.strerror}") from error
-        except (ValueError, KeyError, csv.Error) as error:
-            raise BrokenRecord(
-                f"history.csv is no table of {', '.join(columns)} ({error})"
-            ) from error
+        return history.read(self.history_file, columns)
 
     def history_rows(self) -> list[dict[str, float]]:
         """The rows of history.csv so far, nan where nothing was measured; [] where there is no
@@ -211,6 +173,10 @@ class RunDirectory:
         except (OSError, ValueError):
             return {}
         return progress if isinstance(progress, dict) else {}
+
+    def unsent(self, tracker: str = "*") -> Path:
+        """Where it says why `tracker` has not all of the run."""
+        return self.path / f"unsent.{tracker}"
 
     def owner(self) -> FileLock:
         """The lock that a process holds while the directory is its own."""
@@ -246,7 +212,8 @@ class RunDirectory:
         """Forget what an earlier attempt left, but for its log and the lock."""
         gone = (self.record_file, self.history_file, self.progress_file, self.weights_file)
         of_these_weights = (self.analysis.record_file, self.analysis.analysis_file)
-        for path in (*gone, self.analysis_file, *of_these_weights):
+        unsent = self.path.glob(self.unsent().name)
+        for path in (*gone, self.analysis_file, *of_these_weights, *unsent):
             path.unlink(missing_ok=True)
         self.clear_checkpoints()
 

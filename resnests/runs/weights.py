@@ -56,20 +56,31 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def export(config: Config) -> Path:
-    """Copy the final weights of a finished run to where the official scheme has them; raises a
-    UserError.
-    """
+def export_target(config: Config) -> Path:
+    """Where the official scheme has the weights of a run, below the folder to export to."""
     require(
         config.weights is not None,
         "weights",
         "null",
         "the folder to export to, which task=export needs",
     )
+    return Path(str(config.weights)) / _official_name(config) / "last_model.pt"
+
+
+def finished(config: Config) -> RunDirectory:
+    """The directory of a run that has its final weights; raises a UserError."""
     directory = RunDirectory.of(config)
     if directory.status() != "complete" or not directory.weights_file.is_file():
         raise UserError(f"{directory.path}: no finished run to export")
-    target = Path(str(config.weights)) / _official_name(config) / "last_model.pt"
+    return directory
+
+
+def export(config: Config) -> Path:
+    """Copy the final weights of a finished run to where the official scheme has them; raises a
+    UserError.
+    """
+    target = export_target(config)
+    directory = finished(config)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, directory.weights_file.read_bytes())

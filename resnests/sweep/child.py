@@ -20,6 +20,7 @@ from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import BUSY, INTERRUPTED, USER_ERROR, Order, at_work, send_job
 from resnests.sweep.stop import Stop, die_with
+from resnests.trackers.follow import Followers
 
 POLL = 0.2  # seconds
 
@@ -64,6 +65,7 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
     """
     if stop.requested():
         return INTERRUPTED
+    followers = Followers(run.config, run.directory)
     run.directory.path.mkdir(parents=True, exist_ok=True)
     with open(run.directory.log_file, "ab") as output:
         child = subprocess.Popen(
@@ -81,6 +83,7 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
     with suppress(BrokenPipeError):  # it died at once: the exit status tells
         send_job(pipe, dataclasses.replace(run.config, trainer=trainer), allocation)
     while child.poll() is None:
+        followers.start(child.pid)
         if stop.requested():
             pipe.close()
         if stop.signals > 1:
@@ -94,6 +97,7 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
         # A batch system signals every process of a job; this one was too young to listen.
         code = INTERRUPTED
     conclude(run, code)
+    followers.finish()
     return code
 
 

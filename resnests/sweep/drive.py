@@ -7,9 +7,12 @@ that any death of any process leaves nothing to repair and the same command goes
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from resnests.config.schema import Config
+from resnests.config.schema import Config, config_dict
 from resnests.errors import UserError, require
 from resnests.runs.record import FINAL
 from resnests.runs.weights import export
@@ -29,7 +32,7 @@ from resnests.sweep.display import Display
 from resnests.sweep.outcome import say_outcome, say_skipped
 from resnests.sweep.plan import Run, plan_runs, print_plan
 from resnests.sweep.prepare import clear_what_starts_afresh, prepare
-from resnests.sweep.protocol import announce
+from resnests.sweep.protocol import announce, python_path
 from resnests.sweep.stop import Stop, hold
 from resnests.text import progress
 
@@ -204,6 +207,13 @@ class _Tries:
 
 def _export(runs: Sequence[Run]) -> int:
     """Copy every run's weights, or say why not; 1 where any is missing."""
+    if runs[0].config.format != "official":  # which takes torch, and so a process of its own
+        return subprocess.run(
+            [sys.executable, "-m", "resnests.sharing.export"],
+            input=json.dumps([config_dict(run.config) for run in runs]),
+            text=True,
+            env=os.environ | {"PYTHONPATH": python_path()},
+        ).returncode
     missing = 0
     for run in runs:
         try:

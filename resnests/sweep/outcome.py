@@ -23,6 +23,7 @@ def say_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:
 
 def say_outcome(runs: Sequence[Run], interrupted: bool) -> int:
     """Say what is not complete and why; 0 where everything is, 130 after a signal, else 1."""
+    _say_unsent(runs)
     incomplete = [run for run in runs if run.directory.status() != "complete"]
     for run in incomplete:
         print(_account(run), file=sys.stderr)
@@ -32,6 +33,17 @@ def say_outcome(runs: Sequence[Run], interrupted: bool) -> int:
         count = f"{len(incomplete)} of {len(runs)} runs"
         print(f"{count} are not complete; the same command goes on", file=sys.stderr)
     return 130 if interrupted else 1
+
+
+def _say_unsent(runs: Sequence[Run]) -> None:
+    """Which trackers have not all of the runs, why, and what sends the rest."""
+    for name in runs[0].config.logger:
+        files = [run.directory.unsent(name) for run in runs]
+        reasons = [file.read_text() for file in files if file.exists()]
+        if reasons:
+            again = f"python aggregate.py --to {name} {runs[0].config.runs_dir}"
+            what = f"{name} has not all of {len(reasons)} run(s) ({reasons[0]})"
+            print(f"warning: {what}; {again} sends the rest", file=sys.stderr)
 
 
 def _account(run: Run) -> str:

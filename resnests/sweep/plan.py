@@ -93,7 +93,7 @@ def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
 
 
 def _require_shared_values(configs: Sequence[Config]) -> None:
-    for key in ("task", "trainer.device", "devices", "sweep"):
+    for key in ("task", "trainer.device", "devices", "sweep", "logger"):
         shared, *values = map(attrgetter(key), configs)
         for value in values:
             expected = f"one value for the whole sweep, such as {shared}"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from filelock import Timeout
 
@@ -27,6 +28,8 @@ def prepare(runs: Sequence[Run]) -> None:
     for text, dataset in datasets.items():
         if not is_ready(dataset):
             _run_module("resnests.data.splits", text)
+    if runs and (logger := runs[0].config.logger):
+        _warn_of_missing(logger)
     tried = {}
     for run in runs:
         parts = [getattr(run.config, name) for name in PARTS]
@@ -34,6 +37,17 @@ def prepare(runs: Sequence[Run]) -> None:
             tried[repr(parts)] = config_dict(run.config)
     if tried:
         _run_module("resnests.training.preflight", given=json.dumps(list(tried.values())))
+
+
+def _warn_of_missing(logger: dict[str, Any]) -> None:
+    """Of trackers that cannot work, before hours of training that they would miss."""
+    from resnests.trackers.echo import require_installed
+
+    for name, values in logger.items():
+        try:
+            require_installed(name, values)
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
 
 
 def clear_what_starts_afresh(runs: Sequence[Run]) -> None:

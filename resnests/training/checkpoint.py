@@ -66,7 +66,7 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
     does not fit.
     """
     try:
-        weights = read_torch(path)
+        weights = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
     except UnsoundCheckpoint as error:
         raise UserError(f"weights={path}: {error}") from error
     if not isinstance(weights, dict) or not all(
@@ -109,6 +109,18 @@ def read_torch(path: Path, device: torch.device | str = "cpu") -> Any:
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnsoundCheckpoint(f"it is cut short, corrupt or foreign ({reason})") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+    except ImportError as error:
+        raise UserError(f"weights={path}: needs pip install 'resnests[hub]'") from error
+    try:
+        return load(path.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise UnsoundCheckpoint(f"it is cut short, corrupt or foreign ({error})") from error
 
 
 def _serialise(value: Any) -> bytes:

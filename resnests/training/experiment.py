@@ -108,8 +108,8 @@ def _train(run: _Run) -> None:
             save(state)
 
     _note(run.record, state)
-    directory.write_record(run.record)
     directory.write_history(state.history)
+    directory.write_record(run.record)  # after it, as its parameters say whose history that is
     pipeline = build_pipeline(config, dataset, splits.train, device)
     evaluations = {} if splits.val is None else {"val": Images(splits.val, dataset, device)}
     evaluations["test"] = Images(splits.test, dataset, device)

@@ -72,6 +72,7 @@ def test_what_does_not_change_the_numbers_does_not_change_the_recipe():
         "devices.runs_per_gpu=4",
         "sweep.retries=3",
         "runs_dir=/elsewhere",
+        "logger=tensorboard",
         "seed=3",
         "optimizer.lr=0.10",
     ]

@@ -1,0 +1,40 @@
+"""history.csv: a row an epoch, as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+from resnests.runs.record import BrokenRecord
+
+HISTORY = (
+    "epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss",
+    "test_accuracy", "seconds", "images_per_second",
+)  # fmt: skip
+
+
+def to_csv(rows: list[dict[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def read(path: Path, columns: tuple[str, ...]) -> dict[str, list[float]]:
+    """The named columns, nan where a value is empty; raises BrokenRecord."""
+    try:
+        with open(path, newline="") as file:
+            header, *rows = csv.reader(file)
+        cells = zip(*rows, strict=True) if rows else ([] for _ in header)
+        table = dict(zip(header, cells, strict=True))
+        return {
+            name: [float(value) if value else math.nan for value in table[name]] for name in columns
+        }
+    except OSError as error:
+        raise BrokenRecord(f"history.csv: {error.strerror}") from error
+    except (ValueError, KeyError, csv.Error) as error:
+        raise BrokenRecord(f"history.csv is no table of {', '.join(columns)} ({error})") from error

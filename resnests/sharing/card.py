@@ -1,0 +1,102 @@
+"""The model card of an exported network: README.md as model hubs read it."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+from typing import Any
+
+from resnests.paper import arch_label, dataset_label, variant_label
+from resnests.results.frame import text
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import Record
+
+_USE = {
+    "safetensors": """\
+import resnests  # pip install resnests safetensors
+
+model = resnests.load_model(".")  # this folder; checked against config.json; in eval mode
+logits = model(images)""",
+    "onnx": """\
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx")
+(logits,) = session.run(["logits"], {"images": images})  # a numpy array of float32""",
+    "torchscript": """\
+import torch
+
+model = torch.jit.load("model.torchscript.pt")
+logits = model(images)""",
+}
+
+
+def card(directory: RunDirectory, record: Record, about: dict[str, Any]) -> str:
+    """Markdown: what the network is, how good over how many seeds, made how, and how to load it."""
+    names = f"{arch_label(record.arch)} {variant_label(record.variant)}"
+    values = _accuracies(directory)
+    mean = statistics.mean(values)
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    rows = {
+        "test accuracy": f"{record.test_accuracy:.2f}%",
+        "test loss": f"{record.test_loss:.4f}",
+        f"test accuracy of the recipe, mean over n = {len(values)} seed(s)": f"{mean:.2f}%{spread}",
+        "parameters": record.parameters,
+        "epochs": record.epochs,
+        "seed": record.seed,
+    }
+    return f"""\
+---
+library_name: resnests
+pipeline_tag: image-classification
+tags: [resnests, {record.arch}, {record.variant}]
+datasets: [{record.dataset}]
+metrics: [accuracy]
+---
+
+# {names}, {dataset_label(record.dataset)}
+
+A network of *ResNEsts and DenseNEsts: Block-based DNN Models with Improved Representation
+Guarantees* (Chen, Lee, Garudadri, Rao; NeurIPS 2021) or of their family, trained by resnests.
+All accuracies are of the last epoch.
+
+{_table(rows)}
+
+## Use
+
+```python
+{_USE[about["format"]]}
+```
+
+`images` are RGB, (N, 3, H, W), values scaled to [0, 1], then less {about["mean"]}
+and divided by {about["std"]} per channel; {about["num_classes"]} classes.
+
+## Recipe `{record.recipe}`
+
+{_table(record.recipe_values)}
+
+## Provenance
+
+{_table(_provenance(record) | {"sha256": about["sha256"]})}
+"""
+
+
+def _accuracies(directory: RunDirectory) -> list[float]:
+    """Of all complete seeds of the recipe."""
+    records = [RunDirectory(path).sound_record() for path in directory.path.parent.glob("seed=*")]
+    return [r.test_accuracy for r in records if r and r.status == "complete" and r.test_accuracy]
+
+
+def _provenance(record: Record) -> dict[str, Any]:
+    p = record.provenance
+    ended = datetime.datetime.fromtimestamp(p.ended or 0, datetime.timezone.utc)
+    return {
+        "trained": f"{ended:%Y-%m-%d}, {record.seconds:.0f} s on {p.device_name or p.device}",
+        "commit": f"{p.git_commit}{', changed since' if p.git_dirty else ''}",
+        "versions": ", ".join(f"{name} {version}" for name, version in p.versions.items()),
+    }
+
+
+def _table(rows: dict[str, Any]) -> str:
+    cells = {key: str(text(value)).replace("|", r"\|") for key, value in rows.items()}
+    lines = [f"| {key} | {value} |" for key, value in cells.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])

@@ -1,0 +1,81 @@
+"""Echo in TensorBoard's event files: a folder a run, which holds nothing but its curve."""
+
+from __future__ import annotations
+
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import metadata
+from tensorboard.plugins.hparams.api_pb2 import STATUS_FAILURE, STATUS_SUCCESS
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from resnests.trackers.echo import Row, TrackedRun
+
+
+class TensorBoard:
+    """Scalars, figures and hyperparameters; seeds of a cell are one group of the latter."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def start(self, run: TrackedRun) -> set[int]:
+        place = self.folder / run.name
+        tags, epochs = set(), set()
+        for file in sorted(place.glob("events.out.tfevents.*")):
+            if not file.name.endswith(run.id):
+                file.unlink()  # of a training that was started afresh since
+                continue
+            for event in EventFileLoader(str(file)).Load():
+                tags |= {value.tag for value in event.summary.value}
+                epochs |= {event.step for v in event.summary.value if v.tag == "train_loss"}
+        self.ended = metadata.SESSION_END_INFO_TAG in tags
+        self.epochs = max(epochs, default=0)
+        self.writer = EventFileWriter(str(place), filename_suffix=f".{run.id}")
+        if run.hyperparameters and metadata.SESSION_START_INFO_TAG not in tags:
+            shared = {key: tag for key, tag in run.tags.items() if key != "seed"}
+            values = {**run.hyperparameters, **shared}  # of the group
+            self._write(hparams_pb(values, trial_id=run.group, start_time_secs=run.started))
+        self.writer.flush()
+        return epochs
+
+    def epoch(self, epoch: int, values: Row, time: float) -> None:
+        # train_loss comes last: an epoch that was cut off before it is sent again
+        names = sorted(values, key=lambda name: (name == "train_loss", name))
+        scalars = [Summary.Value(tag=name, simple_value=values[name]) for name in names]
+        self._write(Summary(value=scalars), epoch, time)
+        self.epochs = max(self.epochs, epoch)
+        self.writer.flush()
+
+    def end(self, status: str, metrics: Row, figures: dict[str, bytes]) -> None:
+        if not self.ended:
+            scalars = [Summary.Value(tag=f"final/{k}", simple_value=metrics[k]) for k in metrics]
+            images = [_image(f"figures/{name}", png) for name, png in figures.items()]
+            self._write(Summary(value=[*scalars, *images]), self.epochs)
+            if metrics:
+                self._write(_session_end(status))
+        self.writer.close()
+
+    def _write(self, summary: Summary, step: int = 0, when: float | None = None) -> None:
+        self.writer.add_event(Event(summary=summary, step=step, wall_time=when or time.time()))
+
+
+def _session_end(status: str) -> Summary:
+    code = STATUS_SUCCESS if status == "complete" else STATUS_FAILURE
+    info = SessionEndInfo(status=code, end_time_secs=time.time())
+    about = metadata.create_summary_metadata(HParamsPluginData(session_end_info=info))
+    null: Any = metadata.NULL_TENSOR
+    tag = metadata.SESSION_END_INFO_TAG
+    return Summary(value=[Summary.Value(tag=tag, metadata=about, tensor=null)])
+
+
+def _image(tag: str, png: bytes) -> Summary.Value:
+    width, height = struct.unpack(">II", png[16:24])  # the header's
+    image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
+    return Summary.Value(tag=tag, image=image)
