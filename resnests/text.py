@@ -25,7 +25,8 @@ def progress(items: Sequence[T], what: str) -> Iterator[T]:
             yield item
             bar.update(task, completed=count + 1)
     finally:
-        bar.stop()
+        if bar.live.is_started:  # else it would print an empty line
+            bar.stop()
 
 
 def epoch_line(row: dict[str, float], epochs: int) -> str:
