@@ -106,7 +106,9 @@ def _require_writable(runs_dir: str) -> None:
     while not os.path.lexists(place):
         place = place.parent
     reason = "not a directory" if not place.is_dir() else "no permission"
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    # As this process would be asked, with the rights that it has beside its user's
+    effective = os.access in os.supports_effective_ids
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
         raise UserError(f"runs_dir={runs_dir}: expected a directory that can be written ({reason})")
 
 
