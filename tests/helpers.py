@@ -2,7 +2,9 @@
 command line itself.
 """
 
+import copy
 import csv
+import functools
 import os
 import subprocess
 import sys
@@ -29,7 +31,12 @@ TIMES = ("seconds", "images_per_second")
 
 
 def make_config(*overrides: str) -> Config:
-    """The Config of `python run.py <overrides>`."""
+    """The Config of `python run.py <overrides>`, for the caller to change."""
+    return copy.deepcopy(_composed(overrides))
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> Config:
     register()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         return config_from(compose("config", list(overrides)))

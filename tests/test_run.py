@@ -35,6 +35,7 @@ def test_help_is_written_for_a_person_and_imports_no_torch(tmp_path):
     assert " torch\n" not in imported
 
 
+@pytest.mark.slow
 def test_one_run_and_the_same_command_again(tmp_path):
     first = run_command(*TINY, "seed=3", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
@@ -140,6 +141,7 @@ def test_missing_images_stop_a_sweep_before_its_first_run(tmp_path):
     assert not any(tmp_path.rglob("seed=*"))
 
 
+@pytest.mark.slow
 def test_dry_run_tells_and_starts_nothing(tmp_path):
     assert run_command(*TINY, cwd=tmp_path).returncode == 0
     done = run_command("-m", *TINY, "seed=0,1", "sweep.dry_run=true", cwd=tmp_path)

@@ -7,7 +7,9 @@ import json
 import math
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 from resnests.config.recipe import recipe_hash, recipe_values
@@ -144,7 +146,7 @@ class Record:
 
 
 # Finding them takes longer than all else of reading a record.
-_HINTS: dict[type, dict[str, Any]] = {kind: get_type_hints(kind) for kind in (Provenance, Record)}
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def is_recent(progress: dict[str, Any], stale: float = 60.0) -> bool:
@@ -158,7 +160,7 @@ def checked(kind: type[T], raw: Any) -> T:
     """The dataclass `kind` of a JSON object; raises BrokenRecord where a type does not fit."""
     if not isinstance(raw, dict):
         raise BrokenRecord(f"{kind.__name__.lower()} is {raw!r}, not an object")
-    hints = _HINTS[kind]
+    hints = _hints(kind)
     known = {name: raw[name] for name in hints if name in raw}
     for name, value in known.items():
         if not isinstance(value, hints[name]):

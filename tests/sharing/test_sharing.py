@@ -95,6 +95,7 @@ def test_onnx_gives_the_logits_in_onnxruntime(tmp_path, variant):
     ]
 
 
+@pytest.mark.slow
 def test_torchscript_needs_nothing_of_ours(tmp_path):
     config, model = finished(tmp_path, "resnest", "torchscript")
     (tmp_path / "out" / "DIGITS_ResNEst_ResNet_8_seed=0").mkdir(parents=True)
@@ -118,6 +119,7 @@ def test_an_export_whose_logits_are_off_is_not_written(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_named(tmp_path):
     done = run_command(*TINY, "task=export", "weights=o", "format=torchscript", cwd=tmp_path)
     assert done.returncode == 1
