@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -76,9 +77,17 @@ def interleaved(turns: dict[str, tuple], rounds: int) -> dict[str, list[float]]:
 
 def wall_time(command: list[str]) -> float:
     """Seconds of a Python command, from its start to its end, in the repository."""
-    started = time.perf_counter()
+    return times(command)[0]
+
+
+def times(command: list[str]) -> tuple[float, float]:
+    """Seconds from start to end of a Python command, in the repository, and seconds of processors
+    in it and in all processes below it.
+    """
+    started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *command], cwd=REPOSITORY, check=True, capture_output=True)
-    return time.perf_counter() - started
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def ratio(these: list[float], those: list[float]) -> float:

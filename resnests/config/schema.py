@@ -90,6 +90,8 @@ class Devices:
     # runs at once where there is no GPU; null: one per core, the fastest for small nets
     cpu_slots: int | None = None
     wait: bool = True  # false: fail at once where every slot is taken
+    # Linux: the runs of a sweep start as copies of a process that has imported torch
+    fork: bool = True
 
     def __post_init__(self) -> None:
         for key in ("slots", "cpu_slots"):

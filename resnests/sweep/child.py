@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 from filelock import Timeout
 
@@ -17,6 +17,7 @@ from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Provenance, Record
 from resnests.sweep.devices import Allocation, allocate
+from resnests.sweep.forking import fork
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import BUSY, INTERRUPTED, USER_ERROR, Order, at_work, send_job
 from resnests.sweep.stop import Stop, die_with
@@ -60,7 +61,7 @@ def _attempt(run: Run, shared: dict[str, Any] | None, stop: Stop) -> int:
 
 
 def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
-    """Train `run` in a fresh process and wait for it; its exit status. Its end is on record
+    """Train `run` in a process of its own and wait for it; its exit status. Its end is on record
     whatever it was.
     """
     if stop.requested():
@@ -68,13 +69,7 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
     followers = Followers(run.config, run.directory)
     run.directory.path.mkdir(parents=True, exist_ok=True)
     with open(run.directory.log_file, "ab") as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "resnests.sweep.worker"],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the parent, which asks once for a checkpoint
-        )
+        child = fork(output, stop.requested) or _start(output)
     pipe = child.stdin
     assert pipe is not None
     # What is to start afresh was cleared before: the run itself, and whoever runs its config.yaml
@@ -92,13 +87,23 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
             child.wait(POLL)
     with suppress(BrokenPipeError):
         pipe.close()
-    code = child.returncode
+    code = child.wait()
     if stop.signals and -code in Stop.SIGNALS:
         # A batch system signals every process of a job; this one was too young to listen.
         code = INTERRUPTED
     conclude(run, code)
     followers.finish()
     return code
+
+
+def _start(output: IO[bytes]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "resnests.sweep.worker"],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches the parent, which asks once for a checkpoint
+    )
 
 
 def conclude(run: Run, code: int) -> None:

@@ -34,6 +34,10 @@ class Allocation:
     concurrent: int
     threads: int  # for each run, its data worker included
 
+    def thread_environment(self) -> dict[str, str]:
+        """What must be set before torch is imported."""
+        return {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+
 
 def allocate(config: Config, runs: int) -> Allocation:
     """How `runs` runs of `config.devices` and `config.trainer.device` share this machine; raises

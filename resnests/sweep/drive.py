@@ -29,6 +29,7 @@ from resnests.runs.weights import export
 from resnests.sweep.child import POLL, conclude, job
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.display import Display
+from resnests.sweep.forking import forking
 from resnests.sweep.outcome import say_outcome, say_skipped
 from resnests.sweep.plan import Run, plan_runs, print_plan
 from resnests.sweep.prepare import clear_what_starts_afresh, prepare
@@ -74,6 +75,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch, remote: bool = False) -
     clear_what_starts_afresh(todo)
     with (
         _announced(configs, allocation) as token,
+        forking(todo, allocation, token.parent),
         Stop(token, _on_signal(token, remote)) as stop,
         Display(runs, todo, token.parent) as display,
         suppress(KeyboardInterrupt),  # see _on_signal

@@ -130,9 +130,8 @@ class Lease:
         return [self.allocation.slots[i] for i in self.indices]
 
     def environment(self) -> dict[str, str]:
-        """What must be set before torch is imported."""
-        threads = str(self.allocation.threads)
-        environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        """What must be set before torch is imported, or in a forked process before it is used."""
+        environment = self.allocation.thread_environment()
         if self.allocation.kind == "cuda":
             environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
             environment["CUDA_VISIBLE_DEVICES"] = self.allocation.gpus[self.indices[0]]
