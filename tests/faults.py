@@ -3,11 +3,11 @@ undisturbed sweep is.
 
     python tests/faults.py --faults 60      # the long form: faults injected, survived, results lost
 
-A fault is SIGKILL of a training, of a joblib worker, of the whole sweep; a flipped bit in or the
-loss of the end of a checkpoint or record; a second sweep over the same grid at once, also after the
-lock of a run in training was deleted, or one of another user (where root) over the same devices; an
-error full of markup. After the faults the same command is given until it reports success, and every
-file is compared with the undisturbed sweep.
+A fault is SIGKILL of a training, of a joblib worker, of the fork server, of the whole sweep; a
+flipped bit in or the loss of the end of a checkpoint or record; a second sweep over the same grid
+at once, also after the lock of a run in training was deleted, or one of another user (where root)
+over the same devices; an error full of markup. After the faults the same command is given until it
+reports success, and every file is compared with the undisturbed sweep.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ def kill_training(sweep: Sweep, _folder: Path) -> bool:
 
 def kill_worker(sweep: Sweep, _folder: Path) -> bool:
     return _kill_one(sweep.children("worker"))
+
+
+def kill_server(sweep: Sweep, _folder: Path) -> bool:
+    return _kill_one(sweep.children("server"))
 
 
 def kill_sweep(sweep: Sweep, _folder: Path) -> bool:
@@ -127,6 +131,7 @@ def _kill_one(processes: list[psutil.Process]) -> bool:
 FAULTS = {
     "training killed": kill_training,
     "worker killed": kill_worker,
+    "fork server killed": kill_server,
     "sweep killed": kill_sweep,
     "sweep interrupted": interrupt_sweep,
     "second sweep": second_sweep,

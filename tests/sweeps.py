@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -38,23 +39,28 @@ class Sweep:
             )
 
     def children(self, role: str) -> list[psutil.Process]:
-        """role: training, or worker for those of joblib."""
-        marks = {"training": "resnests.sweep.worker", "worker": "loky"}
+        """role: training, worker for those of joblib, or server for what forks trainings."""
         found = []
         try:
             for process in psutil.Process(self.process.pid).children(recursive=True):
-                try:
-                    line = " ".join(process.cmdline())
-                except psutil.Error:
-                    continue
-                if marks[role] in line and "resource_tracker" not in line:
-                    found.append(process)
+                with suppress(psutil.Error):
+                    if _role(process) == role:
+                        found.append(process)
         except psutil.Error:
             pass
         return found
 
     def wait(self, timeout: float = 600) -> int:
         return self.process.wait(timeout)
+
+
+def _role(process: psutil.Process) -> str | None:
+    line = " ".join(process.cmdline())
+    if "resnests.sweep.forkserver" in line:  # its trainings have its command line
+        parent = process.parent()
+        return "training" if parent and parent.cmdline() == process.cmdline() else "server"
+    marks = {"resnests.sweep.worker": "training", "resource_tracker": None, "loky": "worker"}
+    return next((role for mark, role in marks.items() if mark in line), None)
 
 
 class Leases(threading.Thread):
@@ -85,8 +91,6 @@ class Leases(threading.Thread):
     def _both_live(*pids: int) -> bool:
         """Still trainings, both of them, after what was read of them."""
         try:
-            return all(
-                "resnests.sweep.worker" in " ".join(psutil.Process(pid).cmdline()) for pid in pids
-            )
+            return all("resnests.sweep." in " ".join(psutil.Process(pid).cmdline()) for pid in pids)
         except psutil.Error:
             return False

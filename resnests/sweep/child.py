@@ -42,7 +42,9 @@ def job(index: int) -> str | None:
     with Stop.listen(token) as stop, at_work(token, index):
         code = _attempt(run, order.allocation, stop)
     status = "busy" if code == BUSY else run.directory.status()
-    failed = code not in (0, BUSY, INTERRUPTED) or status == "diverged"
+    # A status is told by the fork server, which may have died: the record counts
+    lost = code not in (0, BUSY, INTERRUPTED) and status != "complete"
+    failed = lost or status == "diverged"
     if failed and config.sweep.fail_fast:
         token.unlink(missing_ok=True)
     return status

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from resnests.data.splits import is_ready
 from resnests.sweep.devices import Allocation
 from resnests.sweep.forkserver import receive
 from resnests.sweep.plan import Run
@@ -32,7 +33,7 @@ POLL = 0.2  # seconds
 def forking(runs: Sequence[Run], allocation: Allocation | None, folder: Path) -> Iterator[None]:
     """A server in `folder` for the jobs that are started meanwhile, where it is of use."""
     wanted = len(runs) > 1 and runs[0].config.devices.fork and sys.platform == "linux"
-    server = _start(folder, allocation) if wanted and allocation else None
+    server = _start(folder, allocation, _modules(runs)) if wanted and allocation else None
     try:
         yield
     finally:
@@ -40,14 +41,25 @@ def forking(runs: Sequence[Run], allocation: Allocation | None, folder: Path) ->
             _end(server, folder)
 
 
-def _start(folder: Path, allocation: Allocation) -> subprocess.Popen | None:
+def _modules(runs: Sequence[Run]) -> list[str]:
+    """What some of `runs` import besides torch, and others would lose time with."""
+    configs, modules = [run.config for run in runs], []
+    if any(c.pipeline.name == "torchvision" or not is_ready(c.dataset) for c in configs):
+        modules.append("torchvision")
+    if configs[0].task == "analyze":
+        modules.append("resnests.analysis.experiment")
+    return modules
+
+
+def _start(folder: Path, allocation: Allocation, modules: Sequence[str]) -> subprocess.Popen | None:
     address = str(folder / "forkserver")
     try:
         with socket.socket(socket.AF_UNIX) as listener, open(folder / LOG, "wb") as output:
             listener.bind(address)
             listener.listen()
+            module = [sys.executable, "-m", "resnests.sweep.forkserver"]
             server = subprocess.Popen(
-                [sys.executable, "-m", "resnests.sweep.forkserver", str(listener.fileno())],
+                [*module, str(listener.fileno()), *modules],
                 stdin=subprocess.PIPE,  # it ends with that
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -1,6 +1,7 @@
 """The process that forks trainings: it has imported torch once. Linux; no torch but in main().
 
-    python -m resnests.sweep.forkserver 3      # the file descriptor of a listening Unix socket
+    python -m resnests.sweep.forkserver 3 torchvision       # the file descriptor of a
+                                              # listening Unix socket, and what to import besides
 
 It starts no thread, touches no device, never imports what users bring, and lives until its standard
 input ends. A job that connects (forking.py) hands over the standard input and output of a training,
@@ -10,6 +11,7 @@ is told its process, sends the environment, and is told the exit status.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
@@ -122,12 +124,17 @@ def main() -> None:
 
     import resnests.training.experiment  # noqa: F401
     from resnests.sweep import worker
+    from resnests.training.provenance import code_version
 
+    listener, modules = int(sys.argv[1]), sys.argv[2:]
+    for module in modules:
+        importlib.import_module(module)
+    code_version()  # later it might be another one than was imported
     _require_soundness()
     sys.stdout.flush()
     gc.collect()
     gc.freeze()  # or the collector of every training would copy what it only looks at
-    connection = Server(socket.socket(fileno=int(sys.argv[1]))).serve()
+    connection = Server(socket.socket(fileno=listener)).serve()
     if connection is None:
         os._exit(0)
     context = json.loads(connection.makefile().readline() or "null")

@@ -2,8 +2,9 @@
 
     python -m resnests.sweep.worker < job     # one line, see protocol.py; kept open by the parent
 
-It leases before it imports torch, so that torch sees only its device and threads. When its standard
-input ends, or on a signal, it writes a checkpoint at the next step and ends.
+Or it is forked by a process that has imported torch (forkserver.py). It leases before it imports
+torch, or before it uses what was imported, so that torch sees only its device and threads. When its
+standard input ends, or on a signal, it writes a checkpoint at the next step and ends.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def collect(device: torch.device) -> Provenance:
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     if device.type == "cuda":
         versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    commit, dirty = _git(Path(__file__).parent)
+    commit, dirty = code_version()
     return Provenance(
         git_commit=commit,
         git_dirty=dirty,
@@ -50,11 +51,15 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _git(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit of the code, and whether it was changed since; None outside a checkout."""
+@cache
+def code_version() -> tuple[str | None, bool | None]:
+    """Commit of the code, and whether it was changed since; None outside a checkout.
+
+    Asked once, when this process, or that which it is a copy of, had just imported the code.
+    """
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()

@@ -5,7 +5,7 @@ faults.py. In a folder with a file named boom, a training fails at its next epoc
 import sys
 from pathlib import Path
 
-if "resnests.sweep.worker" in sys.orig_argv:
+if {"resnests.sweep.worker", "resnests.sweep.forkserver"} & set(sys.orig_argv):
     from resnests.runs.directory import RunDirectory
 
     write_history = RunDirectory.write_history

@@ -1,0 +1,245 @@
+"""Trainings that a fork server starts: they are what others are, whoever dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import TINY, history, run_command, tiny
+
+from resnests.errors import USER_ERROR
+from resnests.runs.directory import RunDirectory
+from resnests.sweep import forking
+from resnests.sweep.child import run_child
+from resnests.sweep.devices import allocate
+from resnests.sweep.plan import Run
+from resnests.sweep.protocol import INTERRUPTED
+from resnests.sweep.stop import Stop
+from resnests.training.checkpoint import read_torch
+
+pytestmark = [
+    pytest.mark.slow,  # the server imports torch
+    pytest.mark.skipif(sys.platform != "linux", reason="forking is for Linux"),
+]
+LONG = "trainer.epochs=100000"
+
+
+def run_of(folder: Path, *overrides: str) -> Run:
+    config = tiny(f"runs_dir={folder}", "trainer.device=cpu", *overrides)
+    return Run(config, RunDirectory.of(config))
+
+
+def train(run: Run, stop: Stop | None = None) -> int:
+    return run_child(run, allocate(run.config, 2), stop or Stop())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("fork")  # its path is not too long for a socket
+
+
+@pytest.fixture(scope="module")
+def _served(folder) -> psutil.Process:
+    runs = [run_of(folder), run_of(folder)]
+    with forking.forking(runs, allocate(runs[0].config, 2), folder):
+        yield only_server()
+
+
+@pytest.fixture
+def server(_served, monkeypatch) -> psutil.Process:
+    """That of all tests which do not kill it, in which no training may start in another way."""
+    monkeypatch.setattr("resnests.sweep.child._start", None)
+    return _served
+
+
+def only_server() -> psutil.Process:
+    (found,) = [
+        process
+        for process in psutil.Process().children()
+        if "resnests.sweep.forkserver" in process.cmdline()
+    ]
+    return found
+
+
+class Training(threading.Thread):
+    """A long training, from its first epoch on, beside this thread."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(daemon=True)
+        self.of, self.directory, self.stop, self.code = run, run.directory, Stop(), None
+        self.start()
+        while not self.directory.checkpoint_file.exists():
+            assert self.is_alive()
+            time.sleep(0.02)
+        self.process = psutil.Process(self.directory.read_record().provenance.pid)
+
+    def run(self) -> None:
+        self.code = train(self.of, self.stop)
+
+    def end(self) -> int:
+        self.join(60)
+        return self.code
+
+
+def test_a_forked_training_gives_the_bits_of_one_that_imports_torch(server, tmp_path, monkeypatch):
+    forked, plain = run_of(tmp_path / "forked"), run_of(tmp_path / "plain")
+    assert train(forked) == 0
+    monkeypatch.undo()
+    monkeypatch.delenv(forking.ADDRESS)
+    assert train(plain) == 0
+    weights = [read_torch(run.directory.path / "model.pt") for run in (forked, plain)]
+    assert all(weights[0][name].equal(value) for name, value in weights[1].items())
+    assert history(forked.directory.path) == history(plain.directory.path)
+    logs = [run.directory.log_file.read_text() for run in (forked, plain)]
+    assert [len(text.splitlines()) for text in logs] == [2, 2]
+    ours, others = (run.directory.read_record().provenance for run in (forked, plain))
+    assert ours.threads == others.threads
+    assert ours.versions == others.versions
+
+
+def test_it_works_in_a_session_of_its_own_with_its_jobs_environment(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OF_THE_JOB", "1")
+    training = Training(run_of(tmp_path, LONG))
+    process = training.process
+    assert process.parent() == server
+    assert os.getsid(process.pid) == process.pid
+    assert process.cwd() == str(tmp_path)
+    files = [file.path for file in process.open_files()]
+    assert str(training.directory.lock_file) in files
+    assert not [path for path in files if path.endswith(forking.LOG)]
+    assert server.num_threads() == 1
+    training.stop.ask()
+    assert training.end() == INTERRUPTED
+    assert training.directory.status() == "interrupted"
+    assert server.children() == []
+
+
+def test_a_training_that_is_killed_costs_its_run_only(server, tmp_path):
+    training = Training(run_of(tmp_path, LONG))
+    training.process.kill()
+    assert training.end() == -signal.SIGKILL
+    assert training.directory.read_record().error == "killed by SIGKILL"
+    assert train(run_of(tmp_path, "seed=1")) == 0
+
+
+def test_a_second_signal_kills_it(server, tmp_path):
+    training = Training(run_of(tmp_path, LONG))
+    training.process.suspend()
+    training.stop.signals = 2
+    assert training.end() == -signal.SIGKILL
+    assert not training.process.is_running()
+
+
+def test_a_users_mistake_is_said_in_its_log(server, tmp_path):
+    run = run_of(tmp_path, "pipeline.crop_padding=40")
+    assert train(run) == USER_ERROR
+    assert "pipeline.crop_padding=40" in run.directory.log_file.read_text()
+    assert run.directory.status() == "failed"
+
+
+def test_a_job_that_is_killed_takes_its_training_along(server, tmp_path):
+    program = f"""
+from resnests.sweep.child import run_child
+from test_forking import *
+train(run_of(Path({str(tmp_path)!r}), LONG))
+"""
+    path = os.pathsep.join(filter(None, sys.path))
+    job = subprocess.Popen(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": path}, cwd=tmp_path
+    )
+    directory = run_of(tmp_path, LONG).directory
+    while not directory.checkpoint_file.exists():
+        assert job.poll() is None
+        time.sleep(0.02)
+    job.kill()
+    job.wait()
+    until(lambda: directory.status() == "interrupted" and not server.children())
+
+
+def until(happened) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_unseeded_draws_of_two_trainings_differ(server, tmp_path, monkeypatch):
+    """As those of processes do that import numpy and random each."""
+    (tmp_path / "drawing.py").write_text(
+        "import random, numpy, torch\n\n"
+        "def net(num_classes):\n"
+        "    print(f'drew {random.random()} {numpy.random.rand()}', flush=True)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(num_classes))\n"
+    )
+    monkeypatch.chdir(tmp_path)  # where such a module is found
+    own = ("~arch.blocks", "~arch.widths", "arch.name=mine", "+arch._target_=drawing.net")
+    drawn = []
+    for seed in (0, 1):
+        run = run_of(tmp_path, *own, f"seed={seed}")
+        train(run)
+        lines = run.directory.log_file.read_text().splitlines()
+        drawn += next(line.split()[1:] for line in lines if line.startswith("drew "))
+    assert len(set(drawn)) == 4
+
+
+def test_its_memory_does_not_grow_with_the_number_of_trainings(server, folder):
+    def start_and_end() -> None:
+        with open(os.devnull, "wb") as log:
+            training = forking.fork(log, lambda: False)
+        training.stdin.close()  # no job: it ends at once
+        assert training.wait() == 1
+
+    for _ in range(5):
+        start_and_end()
+    before = server.memory_full_info().uss, server.num_fds()
+    for _ in range(40):
+        start_and_end()
+    after = server.memory_full_info().uss, server.num_fds()
+    assert after[0] < before[0] + 2**20
+    assert after[1] == before[1]
+
+
+def test_trainings_outlive_their_server_and_later_ones_do_without(tmp_path, capfd):
+    runs = [run_of(tmp_path, LONG), run_of(tmp_path, "seed=1")]
+    with forking.forking(runs, allocate(runs[0].config, 2), tmp_path):
+        training = Training(runs[0])
+        server = only_server()
+        server.kill()
+        until(lambda: server.status() == psutil.STATUS_ZOMBIE)
+        assert train(runs[1]) == 0
+        training.stop.ask()
+        training.end()
+        assert training.directory.status() == "interrupted"
+    assert "warning: no fork server" in capfd.readouterr().err
+    assert forking.ADDRESS not in os.environ
+
+
+@pytest.mark.parametrize("what", ["a thread", "a failure", "a name"])
+def test_where_there_can_be_no_server_a_sweep_says_so_and_trains(tmp_path, what):
+    """A library that starts threads when it is imported, one that cannot be, a long TMPDIR."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'resnests.sweep.forkserver' in sys.orig_argv:\n"
+        + (
+            "    import threading, time\n"
+            "    threading.Thread(target=time.sleep, args=[60], daemon=True).start()\n"
+            if what == "a thread"
+            else "    sys.modules['torch'] = None\n"
+        )
+    )
+    environment = {"PYTHONPATH": str(tmp_path)}
+    if what == "a name":
+        environment = {"TMPDIR": str(tmp_path / ("x" * 100))}
+        Path(environment["TMPDIR"]).mkdir()
+    done = run_command("-m", *TINY, "seed=0,1", cwd=tmp_path, environment=environment)
+    assert done.returncode == 0, done.stderr
+    reason = {"a thread": "has 2 threads", "a failure": "torch", "a name": "too long"}[what]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: no fork server, so that each run imports torch")
+    assert reason in line
