@@ -152,13 +152,14 @@ def hurt_until(folder: Path, faults: list[str]) -> None:
         sweep = Sweep(folder)
         fault = FAULTS[faults[0]]
         time.sleep(random.uniform(1.5, 9))
-        if sweep.process.poll() is not None:  # done before it could be hurt: the grid starts anew
-            for run in find_runs(folder / "runs"):
-                if not run.is_owned():
-                    run.clear()
-        elif _inject(fault, sweep, folder):
+        if sweep.process.poll() is None and _inject(fault, sweep, folder):
             print(f"{faults.pop(0)}; {len(faults)} faults to go", flush=True)
+            sweep.wait()
+            continue
         sweep.wait()
+        for run in find_runs(folder / "runs"):  # done before it could be hurt: the grid starts anew
+            if not run.is_owned():
+                run.clear()
 
 
 def _inject(fault, sweep: Sweep, folder: Path) -> bool:

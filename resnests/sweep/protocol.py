@@ -3,7 +3,8 @@
 sweep     in Hydra's own process: plans, launches until all is done, tells how it went
   |       RESNESTS_SWEEP: a file with the orders, which is the token as well (stop.py);
   |       RESNESTS_RUN: which of its configurations
-job       in a process of the launcher, maybe on another host: starts, watches and concludes
+job       in a process of the launcher, maybe on another host: starts (or has started: forking.py),
+  |       watches and concludes
   |       one line on standard input, whose end says stop
 worker    a training: owns its directory and its device; answers with its exit status
 """

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,7 @@ from helpers import TINY, history, run_command, tiny
 
 from resnests.errors import USER_ERROR
 from resnests.runs.directory import RunDirectory
-from resnests.sweep import forking
+from resnests.sweep import child, forking
 from resnests.sweep.child import run_child
 from resnests.sweep.devices import allocate
 from resnests.sweep.plan import Run
@@ -26,6 +27,7 @@ pytestmark = [
     pytest.mark.slow,  # the server imports torch
     pytest.mark.skipif(sys.platform != "linux", reason="forking is for Linux"),
 ]
+IN_ANOTHER_WAY = child._start
 LONG = "trainer.epochs=100000"
 
 
@@ -34,8 +36,8 @@ def run_of(folder: Path, *overrides: str) -> Run:
     return Run(config, RunDirectory.of(config))
 
 
-def train(run: Run, stop: Stop | None = None) -> int:
-    return run_child(run, allocate(run.config, 2), stop or Stop())
+def train(run: Run, stop: Stop | None = None, threads: int = 1) -> int:
+    return run_child(run, replace(allocate(run.config, 2), threads=threads), stop or Stop())
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def folder(tmp_path_factory) -> Path:
 def _served(folder) -> psutil.Process:
     runs = [run_of(folder), run_of(folder)]
     with forking.forking(runs, allocate(runs[0].config, 2), folder):
-        yield only_server()
+        yield latest_server()
 
 
 @pytest.fixture
@@ -57,13 +59,10 @@ def server(_served, monkeypatch) -> psutil.Process:
     return _served
 
 
-def only_server() -> psutil.Process:
-    (found,) = [
-        process
-        for process in psutil.Process().children()
-        if "resnests.sweep.forkserver" in process.cmdline()
-    ]
-    return found
+def latest_server() -> psutil.Process:
+    children = psutil.Process().children()
+    servers = [child for child in children if "resnests.sweep.forkserver" in child.cmdline()]
+    return max(servers, key=psutil.Process.create_time)
 
 
 class Training(threading.Thread):
@@ -87,18 +86,19 @@ class Training(threading.Thread):
 
 
 def test_a_forked_training_gives_the_bits_of_one_that_imports_torch(server, tmp_path, monkeypatch):
+    """Of two threads, which the libraries make after the fork."""
     forked, plain = run_of(tmp_path / "forked"), run_of(tmp_path / "plain")
-    assert train(forked) == 0
-    monkeypatch.undo()
+    assert train(forked, threads=2) == 0
     monkeypatch.delenv(forking.ADDRESS)
-    assert train(plain) == 0
+    monkeypatch.setattr("resnests.sweep.child._start", IN_ANOTHER_WAY)
+    assert train(plain, threads=2) == 0
     weights = [read_torch(run.directory.path / "model.pt") for run in (forked, plain)]
     assert all(weights[0][name].equal(value) for name, value in weights[1].items())
     assert history(forked.directory.path) == history(plain.directory.path)
     logs = [run.directory.log_file.read_text() for run in (forked, plain)]
     assert [len(text.splitlines()) for text in logs] == [2, 2]
     ours, others = (run.directory.read_record().provenance for run in (forked, plain))
-    assert ours.threads == others.threads
+    assert ours.threads == others.threads == 2
     assert ours.versions == others.versions
 
 
@@ -205,11 +205,12 @@ def test_its_memory_does_not_grow_with_the_number_of_trainings(server, folder):
     assert after[1] == before[1]
 
 
-def test_trainings_outlive_their_server_and_later_ones_do_without(tmp_path, capfd):
+def test_trainings_outlive_their_server_and_later_ones_do_without(tmp_path, capfd, monkeypatch):
+    monkeypatch.delenv(forking.ADDRESS, raising=False)  # of the other tests' server
     runs = [run_of(tmp_path, LONG), run_of(tmp_path, "seed=1")]
     with forking.forking(runs, allocate(runs[0].config, 2), tmp_path):
         training = Training(runs[0])
-        server = only_server()
+        server = latest_server()
         server.kill()
         until(lambda: server.status() == psutil.STATUS_ZOMBIE)
         assert train(runs[1]) == 0
