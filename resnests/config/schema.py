@@ -36,7 +36,7 @@ PARTS: dict[str, type[Part]] = {
 PIPELINES = ("tensor", "torchvision")
 TASKS = ("train", "evaluate", "export", "analyze")
 FORMATS = ("official", "safetensors", "onnx", "torchscript")
-PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16", "official")
 MAX_SEED = 2**32 - 1
 
 
@@ -55,8 +55,10 @@ class Pipeline:
 class Trainer:
     epochs: int = 200
     batch_size: int = 128
-    # the paper's; bf16 is faster where the hardware has it. After 5 short epochs no difference in
-    # accuracy was seen, to within a point over all variants (benchmarks/RESULTS.md)
+    # fp32: IEEE single precision on every device, so that a recipe has one meaning. On CUDA that is
+    # more exact than PyTorch's own default, which the official code had, TF32 in convolutions, and
+    # slower. `official` is that default, `tf32` has it in matrix products too, and `bf16` is by
+    # autocast, the fastest where the hardware has it (docs/speed.md).
     precision: str = "fp32"
     label_smoothing: float = 0.0  # share of the target that is spread over all classes
     device: str = free("auto")

@@ -23,6 +23,7 @@ from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import lease
+from resnests.sweep.precision import emulation
 from resnests.sweep.protocol import BUSY, INTERRUPTED, USER_ERROR, receive_job
 from resnests.sweep.stop import Stop
 
@@ -73,6 +74,9 @@ class Worker:
         self.report({"state": "starting", "device": " ".join(self.held.names)})
         self._show_progress()
         os.environ.update(self.held.environment())
+        # The sweep said it of its own host, in run.log it stands for every one
+        if line := emulation(config.trainer.precision, allocation.kind, allocation.gpus):
+            log.warning("%s", line)
         if config.trainer.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         import torch

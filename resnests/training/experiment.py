@@ -15,7 +15,8 @@ from torch import nn
 from resnests.config.parts import Dataset
 from resnests.config.recipe import recipe_hash
 from resnests.config.schema import Config
-from resnests.data.pipelines import Images, build_pipeline
+from resnests.data.arrays import Split
+from resnests.data.pipelines import Images, build_pipeline, memory_format
 from resnests.data.splits import Splits, load, with_statistics
 from resnests.errors import UserError
 from resnests.models.resnet import count_parameters, initial_model
@@ -31,7 +32,7 @@ from resnests.training.checkpoint import (
     save_weights,
 )
 from resnests.training.loop import Diverged, Hooks, Interrupted, State, evaluate, fit
-from resnests.training.numerics import move, set_numerics
+from resnests.training.numerics import arithmetic, move, set_numerics
 from resnests.training.optim import build_optimizer
 from resnests.training.provenance import collect, peak_memory
 
@@ -111,8 +112,10 @@ def _train(run: _Run) -> None:
     directory.write_history(state.history)
     directory.write_record(run.record)  # after it, as its parameters say whose history that is
     pipeline = build_pipeline(config, dataset, splits.train, device)
-    evaluations = {} if splits.val is None else {"val": Images(splits.val, dataset, device)}
-    evaluations["test"] = Images(splits.test, dataset, device)
+    held_out = {"val": splits.val, "test": splits.test}
+    evaluations = {
+        name: _images(run, part, dataset) for name, part in held_out.items() if part is not None
+    }
     hooks = Hooks(run.report, epoch_done, run.should_stop)
     try:
         fit(model, optimizer, pipeline, evaluations, config, state, hooks)
@@ -134,7 +137,7 @@ def _evaluate(run: _Run) -> None:
     load_weights(path, model)
     record.weights, record.weights_sha256 = str(path), digest(path)
     move(model, run.device, config.trainer)
-    test = Images(splits.test, dataset, run.device)
+    test = _images(run, splits.test, dataset)
     run.report({"state": "evaluating"})
     started = time.perf_counter()
     loss, accuracy = evaluate(model, test, config.trainer.precision, run.should_stop)
@@ -162,7 +165,7 @@ def _analyze(run: _Run) -> None:
     record.epochs = trained.epochs if trained else 0
     move(model, run.device, config.trainer)
     images = {
-        name: Images(split, dataset, run.device)
+        name: _images(run, split, dataset)
         for name, split in (("train", splits.train), ("test", splits.test))
     }
     started = time.perf_counter()
@@ -183,12 +186,18 @@ def _prepare(run: _Run) -> tuple[Splits, Dataset, nn.Module]:
     run.report({"state": "loading"})
     config, record = run.config, run.record
     set_numerics(config.trainer)
+    record.arithmetic = arithmetic(config.trainer, run.device)
     splits = load(config.dataset)
     dataset = with_statistics(config.dataset, splits.train)
     model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed)
     record.mean, record.std = dataset.mean, dataset.std
     record.parameters = count_parameters(model)
     return splits, dataset, model
+
+
+def _images(run: _Run, split: Split, dataset: Dataset) -> Images:
+    layout = memory_format(run.config.trainer, run.device)
+    return Images(split, dataset, run.device, layout)
 
 
 def _resume(
