@@ -285,7 +285,7 @@ def main() -> None:
 
 
 def device_memory(spec: Spec) -> int:
-    return torch.cuda.max_memory_allocated() if spec.device.startswith("cuda") else 0
+    return torch.cuda.max_memory_reserved() if spec.device.startswith("cuda") else 0
 
 
 if __name__ == "__main__":
