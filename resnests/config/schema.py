@@ -69,13 +69,17 @@ class Trainer:
     # torch.compile: on CPUs 0.87 to 0.98x as fast, after 20 s of compiling
     compile: bool = free(False)
     deterministic: bool = free(False)  # only kernels that give the same bits every time
-    checkpoint_every: int = free(1)  # epochs
+    # epochs; null: after each, unless writing would take more than a fiftieth of the time: that of
+    # wrn16_8 takes half a second (benchmarks/RESULTS.md), its epoch on a fast GPU only seconds
+    checkpoint_every: int | None = free(None)
     eval_every: int = free(1)  # epochs; the last one is always evaluated
     overwrite: bool = free(False)
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "checkpoint_every", "eval_every"):
+        for key in ("epochs", "batch_size", "eval_every"):
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "at least 1")
+        every, expected = self.checkpoint_every, "at least 1, or null"
+        require(every is None or every >= 1, "trainer.checkpoint_every", every, expected)
         require_one_of("trainer.precision", self.precision, PRECISIONS)
         inside = 0 <= self.label_smoothing < 1
         require(inside, "trainer.label_smoothing", self.label_smoothing, "at least 0 and below 1")

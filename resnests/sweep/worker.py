@@ -18,13 +18,13 @@ from typing import Any, NoReturn
 from filelock import Timeout
 
 from resnests.config.schema import Config
-from resnests.errors import UserError
+from resnests.errors import CaptureFailed, UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import lease
 from resnests.sweep.precision import emulation
-from resnests.sweep.protocol import BUSY, INTERRUPTED, USER_ERROR, receive_job
+from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR, receive_job
 from resnests.sweep.stop import Stop
 
 HEARTBEAT = 1.0  # seconds
@@ -134,6 +134,9 @@ def exit_status(worker: Worker) -> int:
     except UserError as error:
         print(error, flush=True)
         return USER_ERROR
+    except CaptureFailed as error:
+        log.warning("starting again, as %s", error)
+        return NO_GRAPH
     except Exception:
         log.exception("the run failed")
         return 1

@@ -18,7 +18,7 @@ from resnests.config.schema import Config
 from resnests.data.arrays import Split
 from resnests.data.pipelines import Images, build_pipeline, memory_format
 from resnests.data.splits import Splits, load, with_statistics
-from resnests.errors import UserError
+from resnests.errors import CaptureFailed, UserError
 from resnests.models.resnet import count_parameters, initial_model
 from resnests.runs.analysis import TRAINED
 from resnests.runs.directory import RunDirectory
@@ -26,9 +26,9 @@ from resnests.runs.record import METRICS, Record
 from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.text import epoch_line
 from resnests.training.checkpoint import (
+    Checkpoints,
     load_checkpoint,
     load_weights,
-    save_checkpoint,
     save_weights,
 )
 from resnests.training.loop import Diverged, Hooks, Interrupted, State, evaluate, fit
@@ -74,6 +74,9 @@ def run_experiment(
         record.status = "complete"
     except Interrupted:
         record.status = "interrupted"
+    except CaptureFailed:
+        record.status = "interrupted"
+        raise
     except Diverged as error:
         hint = f"a lower optimizer.lr than {config.optimizer.lr:g} may help"
         record.status, record.error = "diverged", f"{error}: {hint}"
@@ -94,18 +97,19 @@ def _train(run: _Run) -> None:
     move(model, device, config.trainer)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     identity = {"recipe": recipe_hash(config), "seed": config.seed, "variant": config.variant.name}
-    state = _resume(directory, identity, model, optimizer, device)
+    state = _resume(directory, identity, model, optimizer)
+    checkpoints = Checkpoints(directory, config.trainer.checkpoint_every)
 
     def save(state: State) -> None:
         values = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        save_checkpoint(directory, {"identity": identity, "state": asdict(state)} | values)
+        checkpoints.save({"identity": identity, "state": asdict(state)} | values)
 
     def epoch_done(state: State) -> None:
         _note(run.record, state)
         directory.write_history(state.history)
         log.info("%s", epoch_line(state.history[-1], config.trainer.epochs))
         done = state.epoch - 1
-        if done % config.trainer.checkpoint_every == 0 or done == config.trainer.epochs:
+        if checkpoints.is_due(done) or done == config.trainer.epochs:
             save(state)
 
     _note(run.record, state)
@@ -205,10 +209,9 @@ def _resume(
     identity: dict[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    device: torch.device,
 ) -> State:
     """Put the latest sound checkpoint into model and optimizer; the state to go on from."""
-    checkpoint = load_checkpoint(directory, identity, device)
+    checkpoint = load_checkpoint(directory, identity)
     if checkpoint is None:
         return State()
     model.load_state_dict(checkpoint["model"])
@@ -230,7 +233,9 @@ def _note(record: Record, state: State) -> None:
 
 
 def _note_memory(record: Record, device: torch.device) -> None:
-    """The most bytes so far: resident in this process, and allocated on the device."""
+    """The most bytes so far: resident in this process, and reserved on the device, which is what
+    another run cannot have. What a CUDA graph works in is not allocated while it is replayed.
+    """
     record.peak_memory_bytes = peak_memory()
     if device.type == "cuda":
-        record.peak_device_memory_bytes = torch.cuda.max_memory_allocated(device)
+        record.peak_device_memory_bytes = torch.cuda.max_memory_reserved(device)
