@@ -85,15 +85,16 @@ class Step:
     def _try_capture(self, images: Tensor, labels: Tensor) -> None:
         try:
             self._capture(images, labels)
-        except torch.cuda.OutOfMemoryError:  # would meet it without a graph as well
-            raise
         except RuntimeError as error:
+            first = _first(error)
+            if isinstance(first, torch.cuda.OutOfMemoryError):  # no failure of the graph
+                raise first from None
             if self.trainer.cuda_graph:
                 raise UserError(
-                    f"trainer.cuda_graph=true: expected null, as here {_reason(error)}"
+                    f"trainer.cuda_graph=true: expected null, as here {_reason(first)}"
                 ) from error
             wanted = "trainer.cuda_graph=false trains without a CUDA graph, and slower"
-            raise CaptureFailed(f"{wanted}: {_reason(error)}") from error
+            raise CaptureFailed(f"{wanted}: {_reason(first)}") from error
 
     def _capture(self, images: Tensor, labels: Tensor) -> None:
         """Make the graph, on inputs of its own; weights, statistics and totals are as before after
@@ -117,6 +118,13 @@ class Step:
         self.graph = graph
         for value, old in zip(changed, before, strict=True):
             value.copy_(old)
+
+
+def _first(error: RuntimeError) -> RuntimeError:
+    """What went wrong first: the end of a capture complains once more of whatever did."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return error
 
 
 def _reason(error: Exception) -> str:

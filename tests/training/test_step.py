@@ -188,8 +188,13 @@ def test_where_capturing_fails_the_device_is_asked_for_nothing_more(
 
 @pytest.mark.parametrize("demanded", [None, True])
 def test_out_of_memory_while_capturing_is_just_that(emulated_cuda, monkeypatch, demanded):
+    @contextlib.contextmanager
     def full(*_, **__):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        try:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            yield
+        finally:  # as the end of a capture does
+            raise RuntimeError("operation failed due to a previous error during capture")
 
     monkeypatch.setattr(torch.cuda, "graph", full)
     with pytest.raises(torch.cuda.OutOfMemoryError, match="Tried to allocate"):
