@@ -74,8 +74,9 @@ class Worker:
         self.report({"state": "starting", "device": " ".join(self.held.names)})
         self._show_progress()
         os.environ.update(self.held.environment())
-        # The sweep said it of its own host, in run.log it stands for every one
-        if line := emulation(config.trainer.precision, allocation.kind, allocation.gpus):
+        # The sweep could say it of its own host only
+        gpus = [allocation.gpus[i] for i in self.held.indices] if allocation.gpus else []
+        if line := emulation(config.trainer.precision, allocation.kind, gpus):
             log.warning("%s", line)
         if config.trainer.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,12 +1,19 @@
 """A precision that the machine only emulates is said before hours are spent on it."""
 
+import sys
+
 import pynvml
 import pytest
+import torch
 from helpers import tiny
 
-from resnests.sweep import precision
+from resnests.sweep import drive, precision
+from resnests.sweep.devices import Allocation
 from resnests.sweep.drive import run_single
 from resnests.sweep.precision import emulation
+from resnests.sweep.stop import Stop
+from resnests.sweep.worker import Worker
+from resnests.training import experiment
 
 OLD_XEON = "processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\n\nprocessor\t: 1\n"
 WARNED = "is emulated on this CPU, which lacks avx512_bf16 and amx_bf16: expect 0.4x the speed"
@@ -83,13 +90,27 @@ def test_a_plan_says_it_once_and_only_of_runs_that_are_to_be_made(cpu, capsys, t
     assert "warning" not in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_a_sweep_says_it_before_it_starts_and_run_log_keeps_it(cpu, capfd, tmp_path, monkeypatch):
+def test_a_sweep_says_it_before_it_starts(cpu, capsys, tmp_path, monkeypatch):
     cpu("aarch64", "Features : fp asimd\n")
-    config = tiny("trainer.device=cpu", "trainer.precision=bf16", f"runs_dir={tmp_path}")
-    config.trainer.epochs = 1
-    assert run_single(config) == 0
-    error = capfd.readouterr().err
-    assert "warning: trainer.precision=bf16 is emulated on this CPU, which lacks bf16" in error
-    assert run_single(config) == 0  # it is finished: nothing is emulated any more
-    assert "warning" not in capfd.readouterr().err
+    monkeypatch.setattr(drive, "prepare", lambda runs: sys.exit("it starts"))
+    with pytest.raises(SystemExit):
+        run_single(tiny("trainer.device=cpu", "trainer.precision=bf16", f"runs_dir={tmp_path}"))
+    said = "warning: trainer.precision=bf16 is emulated on this CPU, which lacks bf16: expect"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("cards")
+def test_a_run_says_of_its_own_gpu_what_a_login_node_could_not_see(monkeypatch, tmp_path, caplog):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.setenv(name, "")  # so that what a worker sets is undone
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(experiment, "run_experiment", lambda *_: "complete")
+    config = tiny("trainer.precision=bf16", f"runs_dir={tmp_path}")
+    for gpu, warned in (("GPU-b", False), ("GPU-a", True)):
+        caplog.clear()
+        both = Allocation("cuda", [f"{gpu}-0", "other-0"], [gpu, "GPU-a"], 1, 2, 1)
+        worker = Worker(config, both, Stop())
+        assert worker.work() == 0
+        worker.held.release()
+        worker.owner.release()
+        assert ("is emulated on Tesla T4" in caplog.text) == warned
