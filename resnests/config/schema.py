@@ -62,7 +62,7 @@ class Trainer:
     precision: str = "fp32"
     label_smoothing: float = 0.0  # share of the target that is spread over all classes
     device: str = free("auto")
-    # null: on CPU, where it is 1.2 to 1.3x as fast, and CUDA
+    # null: on CPU, where it is 1.2 to 1.4x as fast, and CUDA
     channels_last: bool | None = free(None)
     # a step as one CUDA graph; null: on CUDA, or without where it fails
     cuda_graph: bool | None = free(None)

@@ -9,13 +9,6 @@ from resnests.training.numerics import arithmetic, set_numerics
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _restored():
-    """PyTorch as it was, for the tests after these."""
-    yield
-    set_numerics(Trainer())
-
-
 @pytest.mark.parametrize(
     ("precision", "convolutions", "products", "measured"),
     [
@@ -26,10 +19,15 @@ def _restored():
     ],
 )
 def test_a_precision_sets_what_cuda_may_do(precision, convolutions, products, measured):
-    set_numerics(Trainer(precision=precision))
-    assert torch.backends.cudnn.allow_tf32 is convolutions
-    assert torch.backends.cuda.matmul.allow_tf32 is products
-    assert torch.backends.cudnn.benchmark is measured
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    try:
+        set_numerics(Trainer(precision=precision))
+        assert cudnn.allow_tf32 is convolutions
+        assert matmul.allow_tf32 is products
+        assert cudnn.benchmark is measured
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
 
 
 @pytest.mark.parametrize(
