@@ -28,9 +28,15 @@ AMPERE = (8, 0)  # compute capability of the first GPUs with bf16 and TF32
 
 def warn_of_emulation(configs: Iterable[Config], allocation: Allocation) -> None:
     """Say which precisions of `configs` this machine only emulates, and what that costs."""
-    for precision in sorted({config.trainer.precision for config in configs}):
+    for precision in sorted({used(config) for config in configs}):
         if line := emulation(precision, allocation.kind, allocation.gpus):
             print(f"warning: {line}", file=sys.stderr)
+
+
+def used(config: Config) -> str:
+    """The precision in which `config` computes: an analysis is in fp32, whatever trained before."""
+    trains = config.task != "analyze" or config.analysis.train
+    return config.trainer.precision if trains or config.trainer.precision != "bf16" else "fp32"
 
 
 def emulation(precision: str, kind: str, gpus: Sequence[str]) -> str | None:

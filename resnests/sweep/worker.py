@@ -23,7 +23,7 @@ from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import lease
-from resnests.sweep.precision import emulation
+from resnests.sweep.precision import emulation, used
 from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR, receive_job
 from resnests.sweep.stop import Stop
 
@@ -76,7 +76,7 @@ class Worker:
         os.environ.update(self.held.environment())
         # The sweep could say it of its own host only
         gpus = [allocation.gpus[i] for i in self.held.indices] if allocation.gpus else []
-        if line := emulation(config.trainer.precision, allocation.kind, gpus):
+        if line := emulation(used(config), allocation.kind, gpus):
             log.warning("%s", line)
         if config.trainer.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

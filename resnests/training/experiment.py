@@ -165,6 +165,8 @@ def _analyze(run: _Run) -> None:
     splits, dataset, model = _prepare(run)
     load_weights(path, model)
     record.weights, record.weights_sha256 = str(path), digest(path)
+    if config.trainer.precision == "bf16":  # of the training: nothing here is by autocast
+        record.arithmetic = "fp32"
     trained = run.directory.analysed.sound_record()
     record.epochs = trained.epochs if trained else 0
     move(model, run.device, config.trainer)

@@ -10,7 +10,7 @@ from helpers import tiny
 from resnests.sweep import drive, precision
 from resnests.sweep.devices import Allocation
 from resnests.sweep.drive import run_single
-from resnests.sweep.precision import emulation
+from resnests.sweep.precision import emulation, used
 from resnests.sweep.stop import Stop
 from resnests.sweep.worker import Worker
 from resnests.training import experiment
@@ -88,6 +88,14 @@ def test_a_plan_says_it_once_and_only_of_runs_that_are_to_be_made(cpu, capsys, t
     assert f"warning: trainer.precision=bf16 {WARNED}" in error
     assert run_single(tiny(*options)) == 0
     assert "warning" not in capsys.readouterr().err
+
+
+def test_an_analysis_is_in_fp32_and_warns_only_where_it_trains_first():
+    analyses = tiny("task=analyze", "trainer.precision=bf16")
+    assert used(analyses) == "fp32"
+    analyses.analysis.train = True
+    assert used(analyses) == used(tiny("trainer.precision=bf16")) == "bf16"
+    assert used(tiny("task=analyze", "trainer.precision=tf32")) == "tf32"
 
 
 def test_a_sweep_says_it_before_it_starts(cpu, capsys, tmp_path, monkeypatch):
