@@ -19,7 +19,6 @@ from benchmarks.process import Process, interleaved, ratio, table, together
 from benchmarks.subjects import Spec
 from resnests.models.resnet import build_model
 
-ARCHS = ("resnet20", "resnet110", "wrn16_8", "wrn40_4")
 MODES = {  # trainer.compile, trainer.cuda_graph
     "operation by operation": (False, False),
     "CUDA graph": (False, True),
@@ -43,15 +42,17 @@ def report(options: argparse.Namespace) -> None:
         + ", ".join(f"{p} {flops / 1e12:.0f} TFLOP/s" for p, flops in peaks.items())
     )
     best = {}
-    for arch in ARCHS:
+    for arch in options.arch if "training" in options.tables else ():
         print(f"\n### {arch}\n\n{arch_table(arch, options, peaks, best)}", flush=True)
-    print(f"\n### resnet20, several runs on the card\n\n{sharing_table(options)}", flush=True)
-    print(f"\n### The paper's grid, 224 runs, one at a time\n\n{grid_table(best)}", flush=True)
+    if best:
+        print(f"\n### Of the paper's grid, one run at a time\n\n{grid_table(best)}", flush=True)
+    if "concurrency" in options.tables:
+        print(f"\n### resnet20, several runs on the card\n\n{sharing_table(options)}", flush=True)
 
 
 def matmul_peak(device: str, precision: str, size: int = 8192) -> float:
     """FLOP/s of one large square matrix product: what the chip gives in practice."""
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = precision in ("tf32", "official")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []

@@ -27,9 +27,9 @@ import torch
 
 from benchmarks import gpu
 from benchmarks.process import REPOSITORY, Process, interleaved, ratio, table, together, wall_time
-from benchmarks.subjects import Spec, read_conf
+from benchmarks.subjects import CLOCKS, Spec, read_conf
 from resnests.config.parts import Optimizer
-from resnests.config.schema import Trainer
+from resnests.config.schema import PRECISIONS, Trainer
 from resnests.models.resnet import build_model, load_arch
 from resnests.training.optim import build_optimizer
 from resnests.training.step import Step
@@ -51,7 +51,7 @@ def measure(arch: str, options: argparse.Namespace) -> list[str]:
         "dataset": options.dataset,
         "root": options.root,
     }
-    common["threads"] = options.threads
+    common |= {"threads": options.threads, "clock": options.clock}
     specs = {name: Spec(name, **common) for name in ("official", "usual")}
     for precision in options.precision:
         specs[f"ours {precision}"] = Spec("ours", precision=precision, **common)
@@ -233,15 +233,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arch", nargs="+", default=["resnet20", "resnet110", "wrn16_8"])
+    parser.add_argument("--arch", nargs="+", help="default: the paper's; on a CPU without wrn40_4")
     parser.add_argument(
         "--precision",
         nargs="+",
-        choices=["fp32", "tf32", "bf16"],
+        choices=PRECISIONS,
         help="default: all of the device",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="of training on a CPU; processor: its time, of which other work takes little",
+    )
     parser.add_argument("--steps", type=int, help="training steps a turn; default by network")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dataset", default="fashion_mnist", help="a file of conf/dataset")
@@ -250,10 +256,11 @@ def main() -> None:
         "--compile", action="store_true", help="on a CPU: measure trainer.compile=true as well"
     )
     parser.add_argument(
-        "--tables", nargs="+", choices=TABLES, default=TABLES, help="on a CPU; default: all"
+        "--tables", nargs="+", choices=TABLES, default=TABLES, help="on a GPU the first two"
     )
     options = parser.parse_args()
     on_gpu = options.device.startswith("cuda")
+    options.arch = options.arch or ["resnet20", "resnet110", "wrn16_8", "wrn40_4"][: 3 + on_gpu]
     options.precision = options.precision or (
         ["fp32", "tf32", "bf16"] if on_gpu else ["fp32", "bf16"]
     )

@@ -14,6 +14,12 @@ class UserError(ValueError):
     """Something the user can mend: shown as one line, without a traceback."""
 
 
+class CaptureFailed(RuntimeError):
+    """A step that could not become a CUDA graph. The device is in an unknown state afterwards: only
+    another process, without a graph, may go on.
+    """
+
+
 def require(condition: bool, key: str, value: Any, expected: str) -> None:
     """Raise a UserError that names key, value and what would be right, unless `condition` holds."""
     if not condition:

@@ -36,7 +36,7 @@ PARTS: dict[str, type[Part]] = {
 PIPELINES = ("tensor", "torchvision")
 TASKS = ("train", "evaluate", "export", "analyze")
 FORMATS = ("official", "safetensors", "onnx", "torchscript")
-PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16", "official")
 MAX_SEED = 2**32 - 1
 
 
@@ -55,25 +55,31 @@ class Pipeline:
 class Trainer:
     epochs: int = 200
     batch_size: int = 128
-    # the paper's; bf16 is faster where the hardware has it. After 5 short epochs no difference in
-    # accuracy was seen, to within a point over all variants (benchmarks/RESULTS.md)
+    # fp32: IEEE single precision on every device, so that a recipe has one meaning. On CUDA that is
+    # more exact than PyTorch's own default, which the official code had, TF32 in convolutions, and
+    # slower. `official` is that default, `tf32` has it in matrix products too, and `bf16` is by
+    # autocast, the fastest where the hardware has it (docs/speed.md).
     precision: str = "fp32"
     label_smoothing: float = 0.0  # share of the target that is spread over all classes
     device: str = free("auto")
-    # null: on CPU, where it is 1.2 to 1.3x as fast, and CUDA
+    # null: on CPU, where it is 1.2 to 1.4x as fast, and CUDA
     channels_last: bool | None = free(None)
     # a step as one CUDA graph; null: on CUDA, or without where it fails
     cuda_graph: bool | None = free(None)
     # torch.compile: on CPUs 0.87 to 0.98x as fast, after 20 s of compiling
     compile: bool = free(False)
     deterministic: bool = free(False)  # only kernels that give the same bits every time
-    checkpoint_every: int = free(1)  # epochs
+    # epochs; null: after each, unless writing would take more than a fiftieth of the time: that of
+    # wrn16_8 takes half a second (benchmarks/RESULTS.md), its epoch on a fast GPU only seconds
+    checkpoint_every: int | None = free(None)
     eval_every: int = free(1)  # epochs; the last one is always evaluated
     overwrite: bool = free(False)
 
     def __post_init__(self) -> None:
-        for key in ("epochs", "batch_size", "checkpoint_every", "eval_every"):
+        for key in ("epochs", "batch_size", "eval_every"):
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "at least 1")
+        every, expected = self.checkpoint_every, "at least 1, or null"
+        require(every is None or every >= 1, "trainer.checkpoint_every", every, expected)
         require_one_of("trainer.precision", self.precision, PRECISIONS)
         inside = 0 <= self.label_smoothing < 1
         require(inside, "trainer.label_smoothing", self.label_smoothing, "at least 0 and below 1")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from resnests.config.parts import Dataset
-from resnests.config.schema import Config
+from resnests.config.schema import Config, Trainer
 from resnests.data.arrays import Split
 from resnests.errors import require
 
@@ -29,11 +29,19 @@ def build_pipeline(
     config: Config, dataset: Dataset, train: Split, device: torch.device
 ) -> Pipeline:
     """The pipeline of `config` over `train`; `dataset` has the mean and std to normalise with."""
-    kind = TensorPipeline if config.pipeline.name == "tensor" else TorchvisionPipeline
     padding, size = config.pipeline.crop_padding, min(train.images.shape[1:3])
     expected = f"0 to {size - 1} pixels, as reflected borders are smaller than the image"
     require(padding < size, "pipeline.crop_padding", padding, expected)
-    return kind(train, dataset, padding, config.trainer.batch_size, config.seed, device)
+    values = (train, dataset, padding, config.trainer.batch_size, config.seed, device)
+    if config.pipeline.name == "torchvision":
+        return TorchvisionPipeline(*values)
+    return TensorPipeline(*values, memory_format(config.trainer, device))
+
+
+def memory_format(trainer: Trainer, device: torch.device) -> torch.memory_format:
+    """The layout of images and weights: what was asked for, or what is fastest on `device`."""
+    wanted = device.type != "mps" if trainer.channels_last is None else trainer.channels_last
+    return torch.channels_last if wanted else torch.contiguous_format
 
 
 def stream(seed: int, purpose: str, epoch: int) -> torch.Generator:
@@ -63,10 +71,16 @@ class Normalise:
 class Images:
     """A split on the device, and its batches in order, not augmented: for evaluation."""
 
-    def __init__(self, split: Split, dataset: Dataset, device: torch.device) -> None:
+    def __init__(
+        self,
+        split: Split,
+        dataset: Dataset,
+        device: torch.device,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
         self.images = torch.from_numpy(np.ascontiguousarray(split.images)).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
-        self.normalise = Normalise(dataset, device)
+        self.normalise, self.layout = Normalise(dataset, device), layout
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,11 +90,13 @@ class Images:
         # memory.
         batch_size = batch_size or (128 if self.labels.device.type == "cpu" else 1000)
         for start in range(0, len(self), batch_size):
-            images = self.images[start : start + batch_size]
-            yield (
-                self.normalise(images).permute(0, 3, 1, 2),
-                self.labels[start : start + batch_size],
-            )
+            part = slice(start, start + batch_size)
+            yield self.as_input(self.images[part]), self.labels[part]
+
+    def as_input(self, images: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), normalised, in the layout of the network."""
+        normalised = self.normalise(images).permute(0, 3, 1, 2)
+        return normalised.contiguous(memory_format=self.layout)
 
 
 class TensorPipeline:
@@ -98,8 +114,9 @@ class TensorPipeline:
         batch_size: int,
         seed: int,
         device: torch.device,
+        layout: torch.memory_format = torch.channels_last,
     ) -> None:
-        self.data = Images(train, dataset, device)
+        self.data = Images(train, dataset, device, layout)
         self.pixels = self.data.images.view(-1, 3)
         self.padding, self.flip, self.batch_size, self.seed = (
             padding,
@@ -127,7 +144,7 @@ class TensorPipeline:
 
     def _cut(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
         """Images (B,), offsets (2, B, 1) of row and column, flips (B, 1) -> float32 (B, 3, H,
-        W), channels last.
+        W).
         """
         height, width = self.data.images.shape[1:3]
         columns = torch.arange(width, device=index.device)
@@ -135,7 +152,7 @@ class TensorPipeline:
         rows = reflect(torch.arange(height, device=index.device) + offsets[0], height)
         places = (index[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
         pixels = self.pixels.index_select(0, places.flatten()).view(len(index), height, width, 3)
-        return self.data.normalise(pixels).permute(0, 3, 1, 2)
+        return self.data.as_input(pixels)
 
 
 def reflect(position: Tensor, size: int) -> Tensor:

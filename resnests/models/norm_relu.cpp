@@ -11,6 +11,7 @@
 
 namespace {
 constexpr long kBlock = 256;  // rows whose sums are kept in float
+constexpr long kWide = 128;   // columns whose sums fit into registers
 
 inline float load(const float* p) { return *p; }
 inline float load(const uint16_t* p) {
@@ -27,7 +28,7 @@ inline void store(uint16_t* p, float value) {  // to nearest, ties to even; the 
   *p = uint16_t(value == value ? rounded : (bits >> 16) | 0x40);
 }
 
-// first[c], second[c] = sums over all rows of the two numbers that `term(row, first, second)` adds for one row.
+// first[c], second[c] = sums over all rows of the two numbers that `term(row, channels, first, second)` adds for one row.
 template <class Term>
 void column_sums(long rows, long channels, int threads, double* first, double* second, Term term) {
   std::vector<double> parts(2 * channels * threads, 0.0);
@@ -37,8 +38,16 @@ void column_sums(long rows, long channels, int threads, double* first, double* s
     std::vector<float> sums(2 * channels);
     long end = rows * (t + 1) / threads;
     for (long begin = rows * t / threads; begin < end; begin += kBlock) {
-      std::fill(sums.begin(), sums.end(), 0.0f);
-      for (long r = begin; r < end && r < begin + kBlock; ++r) term(r, sums.data(), sums.data() + channels);
+      long stop = std::min(end, begin + kBlock);
+      if (channels == kWide) {
+        float a[kWide] = {}, b[kWide] = {};
+        for (long r = begin; r < stop; ++r) term(r, kWide, a, b);
+        std::copy(a, a + kWide, sums.data());
+        std::copy(b, b + kWide, sums.data() + kWide);
+      } else {
+        std::fill(sums.begin(), sums.end(), 0.0f);
+        for (long r = begin; r < stop; ++r) term(r, channels, sums.data(), sums.data() + channels);
+      }
       for (long i = 0; i < 2 * channels; ++i) part[i] += sums[i];
     }
   }
@@ -54,7 +63,7 @@ void column_sums(long rows, long channels, int threads, double* first, double* s
 // Rows of few channels leave vectors half empty: `fold` rows are read as one row of fold * channels.
 long folding(long rows, long channels) {
   long fold = 1;
-  while (fold * channels < 128 && rows % (2 * fold) == 0) fold *= 2;
+  while (fold * channels < kWide && rows % (2 * fold) == 0) fold *= 2;
   return fold;
 }
 
@@ -68,7 +77,30 @@ void affine(const float* weight, const float* bias, const float* saved, long cha
   }
 }
 
-// saved: the mean, then 1 / standard deviation of every channel, which the backward needs.
+template <class T>
+void normalise(const T* x, T* y, const float* s, const float* o, long count, long wide, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long r = 0; r < count; ++r) {
+    const T* __restrict in = x + r * wide;
+    T* __restrict out = y + r * wide;
+    for (long i = 0; i < wide; ++i) {
+      float v = load(in + i) * s[i] + o[i];
+      store(out + i, v < 0 ? 0 : v);
+    }
+  }
+}
+
+// saved: the mean, then 1 / standard deviation of every channel: given here.
+template <class T>
+void evaluate(const T* x, T* y, const float* weight, const float* bias, const float* saved, long rows, long channels,
+              int threads) {
+  long fold = folding(rows, channels), wide = fold * channels;
+  std::vector<float> scale(wide), offset(wide);
+  affine(weight, bias, saved, channels, scale, offset);
+  normalise(x, y, scale.data(), offset.data(), rows / fold, wide, threads);
+}
+
+// saved: as above, of this batch, which the backward needs.
 template <class T>
 void forward(const T* x, T* y, const float* weight, const float* bias, float* running_mean, float* running_var,
              float* saved, long rows, long channels, float eps, float momentum, int threads) {
@@ -77,9 +109,9 @@ void forward(const T* x, T* y, const float* weight, const float* bias, float* ru
   for (long i = 0; i < wide; ++i) shift[i] = load(x + i % channels);  // near the mean: no cancellation in the variance
   std::vector<double> first(wide), second(wide);
   const float* k = shift.data();
-  column_sums(count, wide, threads, first.data(), second.data(), [=](long r, float* __restrict a, float* __restrict b) {
-    const T* row = x + r * wide;
-    for (long i = 0; i < wide; ++i) {
+  column_sums(count, wide, threads, first.data(), second.data(), [=](long r, long n, float* __restrict a, float* __restrict b) {
+    const T* row = x + r * n;
+    for (long i = 0; i < n; ++i) {
       float d = load(row + i) - k[i];
       a[i] += d;
       b[i] += d * d;
@@ -97,16 +129,7 @@ void forward(const T* x, T* y, const float* weight, const float* bias, float* ru
     running_var[c] = (1 - momentum) * running_var[c] + momentum * float(var * rows / (rows - 1));
   }
   affine(weight, bias, saved, channels, scale, offset);
-  const float *s = scale.data(), *o = offset.data();
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (long r = 0; r < count; ++r) {
-    const T* __restrict in = x + r * wide;
-    T* __restrict out = y + r * wide;
-    for (long i = 0; i < wide; ++i) {
-      float v = load(in + i) * s[i] + o[i];
-      store(out + i, v < 0 ? 0 : v);
-    }
-  }
+  normalise(x, y, scale.data(), offset.data(), count, wide, threads);
 }
 
 // dx = skip + scale * (g - mean(g) - (x - mean) * invstd^2 * mean(g * (x - mean))), where g = dy where y > 0, else 0.
@@ -121,10 +144,11 @@ void backward(const T* dy, const T* x, const T* skip, T* dx, const float* weight
   affine(weight, bias, saved, channels, scale, offset);
   const float *m = center.data(), *s = scale.data(), *o = offset.data();
   std::vector<double> first(wide), second(wide);
-  column_sums(count, wide, threads, first.data(), second.data(), [=](long r, float* __restrict a, float* __restrict b) {
-    const T *grad = dy + r * wide, *in = x + r * wide;
-    for (long i = 0; i < wide; ++i) {
-      float v = load(in + i), g = v * s[i] + o[i] <= 0 ? 0 : load(grad + i);
+  column_sums(count, wide, threads, first.data(), second.data(), [=](long r, long n, float* __restrict a, float* __restrict b) {
+    const T *grad = dy + r * n, *in = x + r * n;
+    for (long i = 0; i < n; ++i) {
+      float v = load(in + i), g = load(grad + i);
+      g = v * s[i] + o[i] <= 0 ? 0 : g;
       a[i] += g;
       b[i] += g * (v - m[i]);
     }
@@ -145,7 +169,8 @@ void backward(const T* dy, const T* x, const T* skip, T* dx, const float* weight
     const T *grad = dy + r * wide, *in = x + r * wide, *other = skip ? skip + r * wide : nullptr;
     T* __restrict to = dx + r * wide;
     for (long i = 0; i < wide; ++i) {
-      float v = load(in + i), g = v * s[i] + o[i] <= 0 ? 0 : load(grad + i);
+      float v = load(in + i), g = load(grad + i);
+      g = v * s[i] + o[i] <= 0 ? 0 : g;
       float d = g * s[i] + ((v - m[i]) * p[i] + q[i]);
       store(to + i, other ? d + load(other + i) : d);
     }
@@ -158,6 +183,10 @@ void backward(const T* dy, const T* x, const T* skip, T* dx, const float* weight
                                  float* running_var, float* saved, long rows, long channels, float eps,              \
                                  float momentum, int threads) {                                                      \
     forward(x, y, weight, bias, running_mean, running_var, saved, rows, channels, eps, momentum, threads);           \
+  }                                                                                                                  \
+  extern "C" void evaluate_##NAME(const T* x, T* y, const float* weight, const float* bias, const float* saved,      \
+                                  long rows, long channels, int threads) {                                           \
+    evaluate(x, y, weight, bias, saved, rows, channels, threads);                                                    \
   }                                                                                                                  \
   extern "C" void backward_##NAME(const T* dy, const T* x, const T* skip, T* dx, const float* weight,                \
                                   const float* bias, const float* saved, float* dweight, float* dbias, long rows,    \

@@ -1,10 +1,9 @@
-"""Batch norm + relu in two passes over memory, for training on CPUs; everywhere else PyTorch's own
-operations.
+"""Batch norm + relu in fewer passes over memory, on CPUs; everywhere else PyTorch's own operations.
 
 On a CPU the operations between the convolutions are limited by memory traffic. PyTorch reads or
 writes an activation five times for batch norm + relu and eight times for their gradient and the
-residual gradient added to it; norm_relu.cpp does it in three and six. benchmarks/RESULTS.md has the
-gain.
+residual gradient added to it; norm_relu.cpp does it in three and six, and in two instead of four in
+an evaluation, which gains in bf16 only. benchmarks/RESULTS.md has what it gains.
 
 norm_relu.cpp needs no headers of PyTorch, so the user's C++ compiler builds it in about a second,
 once; the library is kept in the user's cache directory. Without a compiler, or with
@@ -37,7 +36,7 @@ FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS.append("-mprefer-vector-width=512")  # compilers hold back from AVX-512: 10 to 20% here
 # leading pointer arguments of each function in norm_relu.cpp
-POINTERS = {"forward": 7, "backward": 9}
+POINTERS = {"forward": 7, "evaluate": 5, "backward": 9}
 
 
 def norm_relu(x: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -48,6 +47,8 @@ def norm_relu(x: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     if not _fusible(x, bn):
         # in place: batch norm does not need its own output for its gradient
         return F.relu(bn(x), inplace=True), x
+    if not bn.training:
+        return _evaluate(x, bn), x
     assert bn.num_batches_tracked is not None
     bn.num_batches_tracked.add_(1)
     values = (bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.eps, bn.momentum)
@@ -56,7 +57,8 @@ def norm_relu(x: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 def _fusible(x: Tensor, bn: nn.BatchNorm2d) -> bool:
     return (
-        bn.training
+        (bn.training or (x.dtype == torch.bfloat16 and not torch.is_grad_enabled()))
+        and not torch.jit.is_tracing()
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)
         and bn.weight.dtype == torch.float32
@@ -66,6 +68,16 @@ def _fusible(x: Tensor, bn: nn.BatchNorm2d) -> bool:
         and not torch.compiler.is_compiling()
         and library() is not None
     )
+
+
+def _evaluate(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
+    """relu(bn(x)) with the running statistics, without a gradient."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    y = torch.empty_like(x)
+    saved = torch.stack((bn.running_mean, (bn.running_var + bn.eps).rsqrt()))
+    _call("evaluate", (x, y, bn.weight, bn.bias, saved), x)
+    return y
 
 
 class _NormRelu(torch.autograd.Function):

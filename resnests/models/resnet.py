@@ -128,6 +128,9 @@ class AResNEst(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.H_0(pool(x))
+        # Autocast gives the logits of each head in bf16. Their sum is in fp32: over up to 55 heads,
+        # rounding it every time adds up.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         x = self.expansion(x)
         for block, head in zip(flat(self.stage), flat(self.H_k), strict=True):
             v, shortcut = block.features(x)

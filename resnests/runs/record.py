@@ -78,6 +78,7 @@ class Record:
     std: list | None = None
     peak_memory_bytes: int | None = None
     peak_device_memory_bytes: int | None = None
+    arithmetic: str | None = None  # of convolutions and matrix products on the device, as fp32
 
     @classmethod
     def of(cls, config: Config, provenance: Provenance) -> Record:

@@ -19,7 +19,15 @@ from resnests.runs.record import Provenance, Record
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.forking import fork
 from resnests.sweep.plan import Run
-from resnests.sweep.protocol import BUSY, INTERRUPTED, USER_ERROR, Order, at_work, send_job
+from resnests.sweep.protocol import (
+    BUSY,
+    INTERRUPTED,
+    NO_GRAPH,
+    USER_ERROR,
+    Order,
+    at_work,
+    send_job,
+)
 from resnests.sweep.stop import Stop, die_with
 from resnests.trackers.follow import Followers
 
@@ -54,12 +62,20 @@ def _attempt(run: Run, shared: dict[str, Any] | None, stop: Stop) -> int:
     """Train `run` by the allocation that the sweep's runs share, or by what this host has."""
     try:
         allocation = Allocation(**shared) if shared else allocate(run.config, 1)
-        return run_child(run, allocation, stop)
+        code = run_child(run, allocation, stop)
+        if code == NO_GRAPH:
+            code = run_child(_without_graph(run), allocation, stop)
+        return code
     except UserError as error:  # about this host, which the sweep could not see
         run.directory.path.mkdir(parents=True, exist_ok=True)
         with open(run.directory.log_file, "a") as output:
             print(error, file=output)
         return USER_ERROR
+
+
+def _without_graph(run: Run) -> Run:
+    trainer = dataclasses.replace(run.config.trainer, cuda_graph=False)
+    return dataclasses.replace(run, config=dataclasses.replace(run.config, trainer=trainer))
 
 
 def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
@@ -113,7 +129,7 @@ def conclude(run: Run, code: int) -> None:
 
     One that was interrupted before it trained leaves the record of the attempt before it, or none.
     """
-    if code in (0, BUSY, INTERRUPTED):
+    if code in (0, BUSY, INTERRUPTED, NO_GRAPH):
         return
     directory = run.directory
     with suppress(Timeout, OSError), directory.owner().acquire(blocking=False):

@@ -32,6 +32,7 @@ from resnests.sweep.display import Display
 from resnests.sweep.forking import forking
 from resnests.sweep.outcome import say_outcome, say_skipped
 from resnests.sweep.plan import Run, plan_runs, print_plan
+from resnests.sweep.precision import warn_of_emulation
 from resnests.sweep.prepare import clear_what_starts_afresh, prepare
 from resnests.sweep.protocol import announce, python_path
 from resnests.sweep.stop import Stop, hold
@@ -71,6 +72,8 @@ def run_sweep(configs: Sequence[Config], launch: Launch, remote: bool = False) -
     say_skipped(runs, todo)
     if not todo:
         return say_outcome(runs, interrupted=False)
+    if allocation:
+        warn_of_emulation((run.config for run in todo), allocation)
     prepare(todo)
     clear_what_starts_afresh(todo)
     with (

@@ -19,6 +19,7 @@ from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
 from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.sweep.devices import Allocation, allocate
+from resnests.sweep.precision import warn_of_emulation
 from resnests.text import progress
 
 
@@ -82,6 +83,9 @@ def plan_runs(configs: Sequence[Config], remote: bool = False) -> list[Run]:
 
 def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
     actions = [run.action for run in progress(runs, "comparing")]
+    if allocation:
+        todo = (run for action, run in zip(actions, runs, strict=True) if action != "skip")
+        warn_of_emulation((run.config for run in todo), allocation)
     for action, run in zip(actions, runs, strict=True):
         print(f"{action:7} {run.label}  {run.directory.path}")
     count = Counter(actions)

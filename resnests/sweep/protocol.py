@@ -27,7 +27,8 @@ from resnests.errors import USER_ERROR as USER_ERROR  # said by a worker, too
 from resnests.sweep.devices import Allocation
 
 # Exit statuses of a worker, beside 0 for a final status on record, 1 for a failure and USER_ERROR.
-BUSY, INTERRUPTED = 75, 130
+# NO_GRAPH asks for a new process that trains without a CUDA graph.
+BUSY, NO_GRAPH, INTERRUPTED = 75, 76, 130
 
 RUN = "RESNESTS_RUN"
 _SWEEP, _COMMAND = "RESNESTS_SWEEP", "RESNESTS_COMMAND"

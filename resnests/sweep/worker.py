@@ -19,12 +19,13 @@ from typing import Any, NoReturn
 from filelock import Timeout
 
 from resnests.config.schema import Config
-from resnests.errors import UserError
+from resnests.errors import CaptureFailed, UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import lease
-from resnests.sweep.protocol import BUSY, INTERRUPTED, USER_ERROR, receive_job
+from resnests.sweep.precision import emulation, used
+from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR, receive_job
 from resnests.sweep.stop import Stop
 
 HEARTBEAT = 1.0  # seconds
@@ -74,6 +75,10 @@ class Worker:
         self.report({"state": "starting", "device": " ".join(self.held.names)})
         self._show_progress()
         os.environ.update(self.held.environment())
+        # The sweep could say it of its own host only
+        gpus = [allocation.gpus[i] for i in self.held.indices] if allocation.gpus else []
+        if line := emulation(used(config), allocation.kind, gpus):
+            log.warning("%s", line)
         if config.trainer.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         import torch
@@ -131,6 +136,9 @@ def exit_status(worker: Worker) -> int:
     except UserError as error:
         print(error, flush=True)
         return USER_ERROR
+    except CaptureFailed as error:
+        log.warning("starting again, as %s", error)
+        return NO_GRAPH
     except Exception:
         log.exception("the run failed")
         return 1

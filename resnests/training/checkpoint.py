@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import pickle
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,28 @@ class UnsoundCheckpoint(ValueError):
     """A file that is cut short, corrupt, foreign or of another run."""
 
 
+class Checkpoints:
+    """Writes those of a run, after every `every` epochs; None: as often as SHARE allows."""
+
+    SHARE = 0.02  # of the time, at most
+
+    def __init__(self, directory: RunDirectory, every: int | None) -> None:
+        self.directory, self.every = directory, every
+        self.took, self.written = 0.0, -math.inf  # seconds
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether `epoch`, which has just ended, is to be followed by one."""
+        if self.every is not None:
+            return epoch % self.every == 0
+        return self.took <= self.SHARE * (time.perf_counter() - self.written)
+
+    def save(self, state: dict[str, Any]) -> None:
+        started = time.perf_counter()
+        save_checkpoint(self.directory, state)
+        self.written = time.perf_counter()
+        self.took = self.written - started
+
+
 def save_checkpoint(directory: RunDirectory, state: dict[str, Any]) -> None:
     """Write `state`, and keep the checkpoint before it as a second line of defence."""
     data = _serialise(state)
@@ -32,17 +56,18 @@ def save_checkpoint(directory: RunDirectory, state: dict[str, Any]) -> None:
     os.replace(fresh, current)
 
 
-def load_checkpoint(
-    directory: RunDirectory, identity: dict[str, Any], device: torch.device
-) -> dict[str, Any] | None:
-    """The latest sound checkpoint of the run `identity`, None where there is none; the log names
-    unsound ones.
+def load_checkpoint(directory: RunDirectory, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The latest sound checkpoint of the run `identity`, on the CPU, None where there is none; the
+    log names unsound ones.
+
+    load_state_dict moves what belongs on a device. AdamW's count of steps does not: there, every
+    step would wait for the device to read it, twice for each parameter.
     """
     for path in (directory.checkpoint_file, directory.previous_checkpoint_file):
         if not path.exists():
             continue
         try:
-            state = read_torch(path, device)
+            state = read_torch(path)
             if not isinstance(state, dict) or state.get("identity") != identity:
                 raise UnsoundCheckpoint("it belongs to another run")
             return state
@@ -87,16 +112,16 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
     model.load_state_dict(weights)
 
 
-def read_torch(path: Path, device: torch.device | str = "cpu") -> Any:
-    """The content of a file of torch.save, its checksums verified, nothing but tensors and plain
-    values unpickled.
+def read_torch(path: Path) -> Any:
+    """The content of a file of torch.save, on the CPU, its checksums verified, nothing but tensors
+    and plain values unpickled.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             torn = archive.testzip()
         if torn is not None:
             raise UnsoundCheckpoint(f"it is corrupt at {torn}")
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (
         zipfile.BadZipFile,
         EOFError,

@@ -15,9 +15,10 @@ from torch import nn
 from resnests.config.parts import Dataset
 from resnests.config.recipe import recipe_hash
 from resnests.config.schema import Config
-from resnests.data.pipelines import Images, build_pipeline
+from resnests.data.arrays import Split
+from resnests.data.pipelines import Images, build_pipeline, memory_format
 from resnests.data.splits import Splits, load, with_statistics
-from resnests.errors import UserError
+from resnests.errors import CaptureFailed, UserError
 from resnests.models.resnet import count_parameters, initial_model
 from resnests.runs.analysis import TRAINED
 from resnests.runs.directory import RunDirectory
@@ -25,13 +26,13 @@ from resnests.runs.record import METRICS, Record
 from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.text import epoch_line
 from resnests.training.checkpoint import (
+    Checkpoints,
     load_checkpoint,
     load_weights,
-    save_checkpoint,
     save_weights,
 )
 from resnests.training.loop import Diverged, Hooks, Interrupted, State, evaluate, fit
-from resnests.training.numerics import move, set_numerics
+from resnests.training.numerics import arithmetic, move, set_numerics
 from resnests.training.optim import build_optimizer
 from resnests.training.provenance import collect, peak_memory
 
@@ -73,6 +74,9 @@ def run_experiment(
         record.status = "complete"
     except Interrupted:
         record.status = "interrupted"
+    except CaptureFailed:
+        record.status = "interrupted"
+        raise
     except Diverged as error:
         hint = f"a lower optimizer.lr than {config.optimizer.lr:g} may help"
         record.status, record.error = "diverged", f"{error}: {hint}"
@@ -93,26 +97,29 @@ def _train(run: _Run) -> None:
     move(model, device, config.trainer)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     identity = {"recipe": recipe_hash(config), "seed": config.seed, "variant": config.variant.name}
-    state = _resume(directory, identity, model, optimizer, device)
+    state = _resume(directory, identity, model, optimizer)
+    checkpoints = Checkpoints(directory, config.trainer.checkpoint_every)
 
     def save(state: State) -> None:
         values = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        save_checkpoint(directory, {"identity": identity, "state": asdict(state)} | values)
+        checkpoints.save({"identity": identity, "state": asdict(state)} | values)
 
     def epoch_done(state: State) -> None:
         _note(run.record, state)
         directory.write_history(state.history)
         log.info("%s", epoch_line(state.history[-1], config.trainer.epochs))
         done = state.epoch - 1
-        if done % config.trainer.checkpoint_every == 0 or done == config.trainer.epochs:
+        if checkpoints.is_due(done) or done == config.trainer.epochs:
             save(state)
 
     _note(run.record, state)
     directory.write_history(state.history)
     directory.write_record(run.record)  # after it, as its parameters say whose history that is
     pipeline = build_pipeline(config, dataset, splits.train, device)
-    evaluations = {} if splits.val is None else {"val": Images(splits.val, dataset, device)}
-    evaluations["test"] = Images(splits.test, dataset, device)
+    held_out = {"val": splits.val, "test": splits.test}
+    evaluations = {
+        name: _images(run, part, dataset) for name, part in held_out.items() if part is not None
+    }
     hooks = Hooks(run.report, epoch_done, run.should_stop)
     try:
         fit(model, optimizer, pipeline, evaluations, config, state, hooks)
@@ -134,7 +141,7 @@ def _evaluate(run: _Run) -> None:
     load_weights(path, model)
     record.weights, record.weights_sha256 = str(path), digest(path)
     move(model, run.device, config.trainer)
-    test = Images(splits.test, dataset, run.device)
+    test = _images(run, splits.test, dataset)
     run.report({"state": "evaluating"})
     started = time.perf_counter()
     loss, accuracy = evaluate(model, test, config.trainer.precision, run.should_stop)
@@ -158,11 +165,13 @@ def _analyze(run: _Run) -> None:
     splits, dataset, model = _prepare(run)
     load_weights(path, model)
     record.weights, record.weights_sha256 = str(path), digest(path)
+    if config.trainer.precision == "bf16":  # of the training: nothing here is by autocast
+        record.arithmetic = "fp32"
     trained = run.directory.analysed.sound_record()
     record.epochs = trained.epochs if trained else 0
     move(model, run.device, config.trainer)
     images = {
-        name: Images(split, dataset, run.device)
+        name: _images(run, split, dataset)
         for name, split in (("train", splits.train), ("test", splits.test))
     }
     started = time.perf_counter()
@@ -183,6 +192,7 @@ def _prepare(run: _Run) -> tuple[Splits, Dataset, nn.Module]:
     run.report({"state": "loading"})
     config, record = run.config, run.record
     set_numerics(config.trainer)
+    record.arithmetic = arithmetic(config.trainer, run.device)
     splits = load(config.dataset)
     dataset = with_statistics(config.dataset, splits.train)
     model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed)
@@ -191,15 +201,19 @@ def _prepare(run: _Run) -> tuple[Splits, Dataset, nn.Module]:
     return splits, dataset, model
 
 
+def _images(run: _Run, split: Split, dataset: Dataset) -> Images:
+    layout = memory_format(run.config.trainer, run.device)
+    return Images(split, dataset, run.device, layout)
+
+
 def _resume(
     directory: RunDirectory,
     identity: dict[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    device: torch.device,
 ) -> State:
     """Put the latest sound checkpoint into model and optimizer; the state to go on from."""
-    checkpoint = load_checkpoint(directory, identity, device)
+    checkpoint = load_checkpoint(directory, identity)
     if checkpoint is None:
         return State()
     model.load_state_dict(checkpoint["model"])
@@ -221,7 +235,9 @@ def _note(record: Record, state: State) -> None:
 
 
 def _note_memory(record: Record, device: torch.device) -> None:
-    """The most bytes so far: resident in this process, and allocated on the device."""
+    """The most bytes so far: resident in this process, and reserved on the device, which is what
+    another run cannot have. What a CUDA graph works in is not allocated while it is replayed.
+    """
     record.peak_memory_bytes = peak_memory()
     if device.type == "cuda":
-        record.peak_device_memory_bytes = torch.cuda.max_memory_allocated(device)
+        record.peak_device_memory_bytes = torch.cuda.max_memory_reserved(device)

@@ -149,19 +149,19 @@ def _train_epoch(
             yield batch
 
     step.totals.copy_(torch.tensor(state.totals, dtype=step.totals.dtype))
-    started, earlier = time.perf_counter(), state.epoch_seconds
-    try:
-        for _ in train_steps(step, optimizer, batches(), config.optimizer.clip_norm):
-            state.step += 1
-            if progress.is_due():
-                state.totals = step.totals.tolist()
-                _require_finite(state.totals[0], "train loss", state.epoch)
-                progress.show("training")
-            if hooks.should_stop():
-                raise Interrupted
-    finally:
-        state.totals = step.totals.tolist()
-        state.epoch_seconds = earlier + time.perf_counter() - started
+    started, earlier, stopped = time.perf_counter(), state.epoch_seconds, False
+    for _ in train_steps(step, optimizer, batches(), config.optimizer.clip_norm):
+        state.step += 1
+        if progress.is_due():
+            state.totals = step.totals.tolist()
+            _require_finite(state.totals[0], "train loss", state.epoch)
+            progress.show("training")
+        if stopped := hooks.should_stop():
+            break
+    state.totals = step.totals.tolist()
+    state.epoch_seconds = earlier + time.perf_counter() - started
+    if stopped:
+        raise Interrupted
     return rate(pipeline.steps - 1)
 
 

@@ -5,18 +5,29 @@ from __future__ import annotations
 import torch
 
 from resnests.config.schema import Trainer
+from resnests.data.pipelines import memory_format
 
 
 def set_numerics(trainer: Trainer) -> None:
-    tf32 = trainer.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = not trainer.deterministic
+    """Of trainer.precision; `official` is what PyTorch does by itself, kernels chosen by its rules
+    instead of by a measurement included.
+    """
+    official = trainer.precision == "official"
+    torch.backends.cuda.matmul.allow_tf32 = trainer.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = trainer.precision == "tf32" or official
+    torch.backends.cudnn.benchmark = not (trainer.deterministic or official)
     torch.use_deterministic_algorithms(trainer.deterministic)
 
 
+def arithmetic(trainer: Trainer, device: torch.device) -> str:
+    """In what convolutions and matrix products are computed on `device`, for the record."""
+    if trainer.precision == "bf16":
+        return "bf16 by autocast"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return {"tf32": "tf32", "official": "tf32 in convolutions"}.get(trainer.precision, "fp32")
+    return "fp32"
+
+
 def move(model: torch.nn.Module, device: torch.device, trainer: Trainer) -> None:
-    """To the device, in the layout that is fastest there or that was asked for."""
-    wanted = device.type != "mps" if trainer.channels_last is None else trainer.channels_last
-    layout = torch.channels_last if wanted else torch.contiguous_format
-    model.to(device).to(memory_format=layout)
+    """To the device, in the layout of the images there."""
+    model.to(device).to(memory_format=memory_format(trainer, device))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import torch
@@ -10,13 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnests.config.schema import Trainer
-from resnests.errors import UserError
+from resnests.errors import CaptureFailed, UserError
 
 WARM_UP = 3  # steps before a capture: in them kernels are chosen and workspaces allocated
 
 Network = Callable[[Tensor], Tensor]  # images (B, 3, H, W) -> logits (B, K)
-
-log = logging.getLogger(__name__)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -55,7 +52,7 @@ class Step:
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Images (B, 3, H, W), labels (B,); raises a UserError where trainer.compile or
-        trainer.cuda_graph fails.
+        trainer.cuda_graph fails, and CaptureFailed where a graph was no more than tried.
         """
         full = len(labels) == self.trainer.batch_size
         if full and self.captures and self.graph is None:
@@ -89,35 +86,45 @@ class Step:
         try:
             self._capture(images, labels)
         except RuntimeError as error:
+            first = _first(error)
+            if isinstance(first, torch.cuda.OutOfMemoryError):  # no failure of the graph
+                raise first from None
             if self.trainer.cuda_graph:
                 raise UserError(
-                    f"trainer.cuda_graph=true: expected null, as here {_reason(error)}"
+                    f"trainer.cuda_graph=true: expected null, as here {_reason(first)}"
                 ) from error
-            log.warning("training goes on without a CUDA graph, and slower: %s", _reason(error))
-            self.captures = False
+            wanted = "trainer.cuda_graph=false trains without a CUDA graph, and slower"
+            raise CaptureFailed(f"{wanted}: {_reason(first)}") from error
 
     def _capture(self, images: Tensor, labels: Tensor) -> None:
-        """Make the graph, on inputs of its own; weights, statistics and totals stay as they are."""
+        """Make the graph, on inputs of its own; weights, statistics and totals are as before after
+        it. Where it fails they are lost.
+        """
         self.images, self.labels = images.clone(), labels.clone()
         changed = (*self.model.buffers(), self.totals)
         before = [value.clone() for value in changed]
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        try:
-            with torch.cuda.stream(side):
-                for _ in range(WARM_UP):
-                    self.model.zero_grad(set_to_none=True)
-                    self._run(self.network, self.images, self.labels)
-            torch.cuda.current_stream().wait_stream(side)
-            self.model.zero_grad(set_to_none=True)
-            graph = torch.cuda.CUDAGraph()
-            # thread_local: a data loader's thread may pin memory meanwhile
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                self.model.zero_grad(set_to_none=True)
                 self._run(self.network, self.images, self.labels)
-            self.graph = graph
-        finally:
-            for value, old in zip(changed, before, strict=True):
-                value.copy_(old)
+        torch.cuda.current_stream().wait_stream(side)
+        self.model.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: a data loader's thread may pin memory meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self._run(self.network, self.images, self.labels)
+        self.graph = graph
+        for value, old in zip(changed, before, strict=True):
+            value.copy_(old)
+
+
+def _first(error: RuntimeError) -> RuntimeError:
+    """What went wrong first: the end of a capture complains once more of whatever did."""
+    while isinstance(error.__context__, RuntimeError):
+        error = error.__context__
+    return error
 
 
 def _reason(error: Exception) -> str:

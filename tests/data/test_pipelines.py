@@ -5,7 +5,14 @@ from helpers import make_config
 from torchvision import transforms
 
 from resnests.data.arrays import Split
-from resnests.data.pipelines import Images, TensorPipeline, build_pipeline, reflect, stream
+from resnests.data.pipelines import (
+    Images,
+    TensorPipeline,
+    build_pipeline,
+    memory_format,
+    reflect,
+    stream,
+)
 from resnests.data.splits import load
 
 CPU = torch.device("cpu")
@@ -154,3 +161,14 @@ def test_a_data_set_without_mirror_symmetry_is_never_flipped(split):
 def test_streams_depend_on_every_part_of_their_name():
     names = [(0, "shuffle", 1), (0, "shuffle", 2), (1, "shuffle", 1), (0, "augment", 1)]
     assert len({torch.rand(1, generator=stream(*name)).item() for name in names}) == 4
+
+
+def test_batches_have_the_layout_that_was_asked_for(split):
+    """Convolutions take the layout of their images: contiguous weights alone change nothing."""
+    for asked, layout in ((None, torch.channels_last), (False, torch.contiguous_format)):
+        config = make_config("trainer.batch_size=64")
+        config.trainer.channels_last = asked
+        training = build_pipeline(config, config.dataset, split, CPU)
+        evaluated = Images(split, config.dataset, CPU, memory_format(config.trainer, CPU))
+        for batches in (training.batches(1), evaluated.batches(64)):
+            assert next(batches)[0].is_contiguous(memory_format=layout)

@@ -119,6 +119,19 @@ def test_a_resnest_is_a_sum_of_linear_maps_of_input_and_features():
         assert torch.allclose(model(x) + part, full, atol=1e-6)
 
 
+def test_under_autocast_the_logits_of_many_blocks_are_summed_in_fp32():
+    torch.manual_seed(0)
+    model = build_model(([18, 18, 18], [4, 4, 4]), "a_resnest")
+    outputs = []
+    for head in (model.H_0, *(head for stage in model.H_k for head in stage)):
+        head.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(torch.randn(4, 3, 8, 8))
+    assert {output.dtype for output in outputs} == {torch.bfloat16}
+    exact = torch.stack(outputs).double().sum(0)
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-5, atol=1e-5)
+
+
 def test_resnest_is_linear_in_the_last_residual_representation():
     model = build_model(((1,), (4,)), "resnest", 3).eval()
     last = {}

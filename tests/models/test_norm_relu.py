@@ -128,6 +128,32 @@ def test_evaluation_uses_the_running_statistics_and_leaves_them():
     assert all(torch.equal(bn.state_dict()[name], value) for name, value in before.items())
 
 
+@pytest.mark.parametrize("shape", [(8, 16, 8, 8), (3, 24, 5, 7), (4, 200, 3, 3)])
+def test_evaluation_in_bfloat16_is_no_further_from_float64_than_plain_operations(compiled, shape):
+    x, bn = images(*shape, dtype=torch.bfloat16), random_norm(shape[1]).eval()
+    bn.running_mean.uniform_(-1, 1)
+    bn.running_var.uniform_(0.5, 2)
+    before = copy.deepcopy(bn.state_dict())
+    with torch.no_grad():
+        exact = F.relu(copy.deepcopy(bn).double()(x.double()))
+        assert kernels._fusible(x, bn)
+        (ours, same), theirs = norm_relu(x, bn), F.relu(bn(x))
+    assert same is x
+    assert ours.dtype == torch.bfloat16
+    assert relative_error(ours, exact) < 1.2 * relative_error(theirs, exact)
+    assert all(torch.equal(bn.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_a_trace_computes_what_it_was_made_from(compiled):
+    """What PyTorch cannot see must not be part of it."""
+    bn = random_norm(16).requires_grad_(False).eval()
+    x, other = (images(2, 16, 4, 4, dtype=torch.bfloat16, seed=seed) for seed in (0, 1))
+    with torch.no_grad():
+        traced = torch.jit.trace(lambda x: norm_relu(x, bn)[0], x)
+        torch.testing.assert_close(traced(other), norm_relu(other, bn)[0], rtol=2e-2, atol=2e-2)
+
+
 def test_float64_and_contiguous_layout_take_the_plain_path_and_pass_gradcheck():
     bn = random_norm(3).double()
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)

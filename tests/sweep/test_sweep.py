@@ -18,16 +18,17 @@ from faults import FAULTS, campaign
 from helpers import REPOSITORY, TINY, run_command, tiny
 from sweeps import Sweep
 
+from resnests.errors import CaptureFailed
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import Provenance, Record
-from resnests.sweep import devices
+from resnests.sweep import child, devices, worker
 from resnests.sweep.child import job, run_child
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.drive import launch_until_done, run_sweep
 from resnests.sweep.leases import lease
 from resnests.sweep.plan import Run
 from resnests.sweep.prepare import prepare
-from resnests.sweep.protocol import BUSY, INTERRUPTED
+from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH
 from resnests.sweep.stop import Stop
 
 
@@ -208,6 +209,31 @@ def test_what_the_host_of_a_batch_job_lacks_is_said_by_the_sweep(
     assert batch_sweep(lambda indices, _: [job(index) for index in indices], *options) == 1
     expected = "not started: digits/tiny/standard seed=0: trainer.device=cuda: expected auto or cpu"
     assert expected in capsys.readouterr().err
+
+
+def test_a_run_whose_step_cannot_be_captured_starts_again_without_a_graph(batch_sweep, monkeypatch):
+    asked = []
+
+    def trained(run, allocation, stop):
+        asked.append(run.config.trainer.cuda_graph)
+        if len(asked) == 1:
+            return NO_GRAPH
+        run.directory.path.mkdir(parents=True)
+        run.directory.write_record(replace(Record.of(run.config, Provenance()), status="failed"))
+        return 1
+
+    monkeypatch.setattr(child, "run_child", trained)
+    assert batch_sweep(lambda indices, _: [job(index) for index in indices]) == 1
+    assert asked == [None, False]
+
+
+def test_a_worker_asks_for_another_one_where_capturing_failed(caplog):
+    class Failing:
+        def work(self):
+            raise CaptureFailed("trainer.cuda_graph=false trains without")
+
+    assert worker.exit_status(Failing()) == NO_GRAPH
+    assert "starting again, as trainer.cuda_graph=false trains without" in caplog.text
 
 
 @pytest.mark.slow

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from resnests.runs.directory import RunDirectory, write_atomic
+from resnests.training import checkpoint
 from resnests.training.checkpoint import (
+    Checkpoints,
     UnsoundCheckpoint,
     load_checkpoint,
     read_torch,
@@ -28,7 +30,7 @@ def directory(tmp_path):
 
 
 def load(directory):
-    return load_checkpoint(directory, IDENTITY, torch.device("cpu"))
+    return load_checkpoint(directory, IDENTITY)
 
 
 def test_the_latest_checkpoint_is_loaded(directory):
@@ -107,6 +109,39 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_checkpoints_take_no_more_than_their_share_of_the_time(directory, monkeypatch):
+    """Writing takes 0.5 s here, an epoch 10: every third epoch is at most a fiftieth."""
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "perf_counter", lambda: now[0])
+
+    def write(*_):
+        now[0] += 0.5
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", write)
+    for every, expected in ((None, [1, 4, 7]), (2, [2, 4, 6, 8])):
+        checkpoints, written = Checkpoints(directory, every), []
+        for epoch in range(1, 9):
+            now[0] += 10
+            if checkpoints.is_due(epoch):
+                checkpoints.save({})
+                written.append(epoch)
+        assert written == expected
+
+
+def test_adamw_counts_its_steps_on_the_cpu_after_a_resume_on_another_device(directory):
+    """Read from a device, the count would make every step wait for it."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    trained = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    trained.step()
+    save_checkpoint(directory, state(1.0) | {"optimizer": trained.state_dict()})
+    elsewhere = torch.nn.Parameter(torch.ones(3, device="meta"))
+    resumed = torch.optim.AdamW([elsewhere])
+    resumed.load_state_dict(load_checkpoint(directory, IDENTITY)["optimizer"])
+    devices = {name: value.device.type for name, value in resumed.state[elsewhere].items()}
+    assert devices == {"step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
 
 
 @pytest.mark.slow

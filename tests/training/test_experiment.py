@@ -60,6 +60,7 @@ def test_a_finished_run_leaves_what_the_format_promises(tmp_path):
     assert 0 <= record.test_accuracy <= 100
     assert record.seconds > 0
     assert record.images_per_second > 0
+    assert record.arithmetic == "fp32"
     assert {"git_commit", "git_dirty", "versions", "device", "host"} <= vars(
         record.provenance
     ).keys()
@@ -194,3 +195,22 @@ def test_bf16_trains_to_about_the_same_loss(tmp_path):
         losses.append(RunDirectory.of(config).read_record().train_loss)
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("asked", "layout"), [("null", torch.channels_last), ("false", torch.contiguous_format)]
+)
+def test_every_convolution_has_the_layout_that_was_asked_for(tmp_path, asked, layout):
+    seen = []
+
+    def note(module, inputs):
+        if isinstance(module, torch.nn.Conv2d):
+            seen.append(inputs[0].is_contiguous(memory_format=layout))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        run_experiment(tiny(f"runs_dir={tmp_path}", f"trainer.channels_last={asked}"))
+    finally:
+        hook.remove()
+    assert seen
+    assert all(seen)
