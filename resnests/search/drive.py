@@ -20,6 +20,7 @@ from resnests.search.space import Space
 from resnests.search.study import Study, storage_errors
 from resnests.search.trial import TrialAtWork
 from resnests.sweep.devices import Allocation
+from resnests.sweep.outcome import say_unsent
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import INTERRUPTED
 from resnests.sweep.stop import Stop
@@ -40,6 +41,8 @@ def search(space: Space, allocation: Allocation, words: list[str]) -> int:
                 work.run()
             finally:
                 work.stop_all()
+        if work.runs:
+            say_unsent(work.runs)
         show_results(study, words)
         failed = study.failed()
     if stop.signals:
@@ -55,6 +58,7 @@ class Search:
     ) -> None:
         self.study, self.allocation, self.stop, self.executor = study, allocation, stop, executor
         self.active: list[TrialAtWork] = []
+        self.runs: list[Run] = []  # of all trials that were
         self.started = time.monotonic()
 
     def run(self) -> None:
@@ -103,5 +107,6 @@ class Search:
         work = TrialAtWork(self.study, trial, runs)
         work.start(self.executor, self.allocation)
         self.active.append(work)
+        self.runs += runs
         print(f"start {work.name}", flush=True)
         return True

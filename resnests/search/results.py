@@ -31,17 +31,18 @@ def show_results(study: Study, words: list[str]) -> None:
     """Write files into the folder of the study, and print the rest; `words` are the overrides of
     the command line.
     """
-    trials = study.trials()
-    frame = trials_frame(study)
-    write_atomic(study.folder / "trials.csv", frame.to_csv(index=False).encode())
-    pictures = []
+    table, frame = best_table(study), trials_frame(study)
+    if not table.rows:
+        print("no trial has ended yet; the same command goes on")
+        return
+    files = {"trials.csv": frame.to_csv(index=False, lineterminator="\n").encode()}
     for drawing in drawings(study, frame):
-        for form in ("png", "pdf"):
-            write_atomic(study.folder / f"{drawing.key}.{form}", drawing.render(form))
-        pictures.append(f"{drawing.key}.png")
-    print(f"\n{markdown([best_table(study)])}")
-    print(f"wrote {', '.join(['trials.csv', *pictures])} in {study.folder}")
-    if any(trial.state == TrialState.COMPLETE for trial in trials):
+        files |= {f"{drawing.key}.{form}": drawing.render(form) for form in ("png", "pdf")}
+    for name, data in files.items():
+        write_atomic(study.folder / name, data)
+    print(f"\n{markdown([table])}")
+    print(f"wrote {', '.join(files)} in {study.folder}")
+    if study.trials(TrialState.COMPLETE):
         print(f"the winner, with seven seeds: {winner_line(study.optuna.best_params, words)}")
         print(
             "beside it, dataset.val_fraction=0 trains on the held-out images too; its test "
@@ -109,8 +110,8 @@ def winner_line(params: dict[str, Any], words: list[str]) -> str:
     here = Path(sys.argv[0]).resolve() == Path(resnests.run.__file__).resolve()
     program = ["python", "-m", "resnests.run"] if here else ["python", "run.py"]
     chosen = [f"{key}={value}" for key, value in params.items()]
-    parts = [*program, *options, "-m", *filter(stays, words), "task=train", *chosen, SEEDS]
-    return shlex.join(parts)
+    given = {word.partition("=")[0]: word for word in filter(stays, words)}  # the last of each
+    return shlex.join([*program, *options, "-m", *given.values(), "task=train", *chosen, SEEDS])
 
 
 def _accuracy(trial: FrozenTrial) -> str:
