@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     best = "best: of the highest accuracy on a held-out split"
     add("--epoch", choices=("last", "best"), default="last", help=best)
     add("--analysis", action="store_true", help="tables of what task=analyze measured instead")
+    add("--trials", action="store_true", help="with the trials of searches, which are no results")
     add("--status", action="store_true", help="instead of tables, how far every cell is")
     again = "with --status: again every two seconds, until Ctrl-C"
     add("--watch", action="store_true", help=again)
@@ -69,11 +70,11 @@ def _aggregate() -> None:
     if arguments.status:
         from resnests.results.status import show
 
-        return show(arguments.runs, arguments.watch)
+        return show(arguments.runs, arguments.watch, arguments.trials)
     plan = output.plan(
         arguments.output, arguments.format, arguments.statistic, arguments.compare, arguments.epoch
     )
-    runs, warnings = read_runs(arguments.runs)
+    runs, warnings = read_runs(arguments.runs, arguments.trials)
     if arguments.epoch == "best":
         runs = at_best_epoch(runs)
     runs, copies = drop_copies(label_rows(runs))

@@ -49,8 +49,8 @@ def app(tree: DictConfig) -> str | None:
 
 
 def _refuse_sweeper(name: str | None) -> NoReturn:
-    expected = "grid, which every sweep needs; a search engine starts its trials from outside"
-    sys.exit(f"error: hydra/sweeper={name}: expected {expected}, as python run.py -m ... seed=0,1")
+    expected = "grid, which every sweep needs; to search, python run.py -m experiment=tune"
+    sys.exit(f"error: hydra/sweeper={name}: expected {expected}")
 
 
 def main() -> None:

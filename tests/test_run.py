@@ -108,7 +108,10 @@ def test_a_runs_configuration_runs_again_as_it_is(tmp_path):
         (["-m", "experiment=demo,paper"], "error: experiment=demo,paper: expected one experiment"),
         (["-m", "runs_dir='${hydra:job.num}'"], "error: runs_dir: "),
         (["-m", "hydra/sweeper=basic"], "error: hydra/sweeper=basic: expected grid"),
-        (["-m", "hydra/sweeper=optuna"], "error: hydra/sweeper=optuna: expected grid"),
+        (
+            ["-m", "hydra/sweeper=optuna"],
+            "to search, python run.py -m experiment=tune",
+        ),
         (["-m", "variant=standard,foo"], "Could not find 'variant/foo'"),
         (["-m", "trainer.epochs=1,x"], "Value 'x' of type 'str' could not be converted to Integer"),
     ],

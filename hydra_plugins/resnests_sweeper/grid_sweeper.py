@@ -1,5 +1,5 @@
 """Hydra's basic sweeper, whose grid is checked as a whole, launched as far as it is not done,
-and launched again.
+and launched again; or, for task=tune, the space of a search.
 """
 
 from __future__ import annotations
@@ -35,10 +35,15 @@ class GridSweeper(BasicSweeper):
         from resnests.sweep.protocol import RUN
 
         assert self.hydra_context is not None
+        assert self.config is not None
         launcher: Any = self.launcher
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        parsed = parser.parse_overrides([*self._parse_config(), *arguments])
+        overrides = [*{override.get_key_element(): override for override in parsed}.values()]
         _require_one_experiment(overrides)
+        if self.config.task == "tune":
+            return self._search(overrides, arguments)
+        _require_grid(overrides)
         jobs = self.split_arguments(overrides, max_batch_size=None)[0]
 
         def launch(indices: list[int], allocation: Allocation | None) -> list[str | None]:
@@ -52,6 +57,23 @@ class GridSweeper(BasicSweeper):
 
         remote = type(launcher).__name__ not in LOCAL
         return run_sweep(self._configs(jobs), launch, remote)
+
+    def _search(self, overrides: list[Override], arguments: list[str]) -> int:
+        """Search what the overrides leave open. Its trials are no jobs of Hydra's, as it feeds and
+        ends them one by one.
+        """
+        from resnests.errors import require
+        from resnests.search.plan import run_search
+        from resnests.search.space import Space
+
+        assert self.hydra_context is not None
+        assert self.config is not None
+        name = self.config.hydra.runtime.choices["hydra/launcher"]
+        expected = "joblib for task=tune, which trains on its own host; the same command on other "
+        expected += "hosts shares the study"
+        require(name == "joblib", "hydra/launcher", name, expected)
+        space = Space(overrides, self.hydra_context.config_loader, self.config)
+        return run_search(space, arguments)
 
     def _configs(self, jobs: list[list[str]]) -> list[Config]:
         from resnests.config.grid import Grid
@@ -69,4 +91,13 @@ def _require_one_experiment(overrides: list[Override]) -> None:
     for override in overrides:
         if override.key_or_group == "experiment" and override.is_sweep_override():
             expected = "one experiment a command, as each brings a grid of its own"
+            raise UserError(f"{override.input_line}: expected {expected}")
+
+
+def _require_grid(overrides: list[Override]) -> None:
+    from resnests.errors import UserError
+
+    for override in overrides:
+        if override.is_interval_sweep():
+            expected = "values to train each of, or task=tune to search the interval"
             raise UserError(f"{override.input_line}: expected {expected}")

@@ -25,6 +25,7 @@ from resnests.config.parts import (
     free,
     is_positive,
 )
+from resnests.config.tune import Tune
 from resnests.errors import UserError, require, require_name, require_one_of
 
 PARTS: dict[str, type[Part]] = {
@@ -34,7 +35,7 @@ PARTS: dict[str, type[Part]] = {
     "optimizer": Optimizer,
 }
 PIPELINES = ("tensor", "torchvision")
-TASKS = ("train", "evaluate", "export", "analyze")
+TASKS = ("train", "evaluate", "export", "analyze", "tune")
 FORMATS = ("official", "safetensors", "onnx", "torchscript")
 PRECISIONS = ("fp32", "tf32", "bf16", "official")
 MAX_SEED = 2**32 - 1
@@ -143,6 +144,7 @@ class Config:
     devices: Devices = field(default_factory=Devices, metadata={"free": True})
     sweep: Sweep = field(default_factory=Sweep, metadata={"free": True})
     analysis: Analysis = field(default_factory=Analysis, metadata={"free": True})
+    tune: Tune = field(default_factory=Tune, metadata={"free": True})
     runs_dir: str = free("runs")
     task: str = free("train")
     # to evaluate, or to analyse once evaluated: a file, or a folder in the official scheme; to
@@ -157,8 +159,9 @@ class Config:
         expected = "false with weights, which are not trained here"
         ok = self.weights is None or not self.analysis.train
         require(ok, "analysis.train", self.analysis.train, expected)
-        expected = "null, as task=train starts from its seed"
-        require(self.weights is None or self.task != "train", "weights", self.weights, expected)
+        expected = f"null, as task={self.task} starts from its seed"
+        ok = self.weights is None or self.task not in ("train", "tune")
+        require(ok, "weights", self.weights, expected)
         require_one_of("format", self.format, FORMATS)
         ok = self.task == "export" or self.format == "official"
         require(ok, "format", self.format, f"official, as task={self.task} exports nothing")

@@ -28,9 +28,10 @@ COLUMNS = (
 _LABELS = ("dataset.name", "arch.name", "variant.name", "seed", "task", "weights")
 
 
-def load_runs(root: Path | str = "runs") -> pd.DataFrame:
+def load_runs(root: Path | str = "runs", trials: bool = False) -> pd.DataFrame:
     """Every run below `root`, one row each; warns of records that are broken, raises UserError
-    where there is no run.
+    where there is no run. The `trials` of searches (docs/search.md) are no results, and come only
+    where asked for, or where `root` is in the folder of a study.
 
     path              the run directory
     dataset, arch, variant, seed
@@ -56,22 +57,22 @@ def load_runs(root: Path | str = "runs") -> pd.DataFrame:
     analysis.bound, analysis.eps, ...
                       where runs were analysed: see runs.analysis.Analysis.summary
     """
-    frame, broken = read_runs(root)
+    frame, broken = read_runs(root, trials)
     for line in broken:
         warnings.warn(line, stacklevel=2)
     return frame
 
 
-def read_runs(root: Path | str) -> tuple[pd.DataFrame, list[str]]:
+def read_runs(root: Path | str, trials: bool = False) -> tuple[pd.DataFrame, list[str]]:
     """The frame of load_runs, and one line for each record that could not be used."""
-    return Reader(root).read()
+    return Reader(root, trials).read()
 
 
 class Reader:
     """Reads the runs below `root`, again and again: only records that have changed are opened."""
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = root
+    def __init__(self, root: Path | str, trials: bool = False) -> None:
+        self.root, self.trials = root, trials
         self.known: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}  # stamp and row
         self.rows: list[dict[str, Any]] = []
         self.frame = pd.DataFrame()
@@ -83,7 +84,7 @@ class Reader:
             expected = "expected one with runs, which run.py makes (default: runs)"
             raise UserError(f"{root}: no such directory; {expected}")
         rows, broken = [], []
-        for run in find_runs(root):
+        for run in find_runs(root, self.trials):
             try:
                 if (row := self._row(run)) is not None:
                     rows.append(row)
@@ -91,6 +92,8 @@ class Reader:
                 broken.append(f"{run.record_file}: left out, {error}")
         if not rows:
             found = f"none of {len(broken)} records can be read" if broken else "no run in it"
+            if not broken and next(find_runs(root, trials=True), None):
+                found = "only trials of a search in it, which --trials shows"
             expected = f"{root}: {found}; expected a directory that run.py trained runs in"
             raise UserError("\n".join([*broken, expected]))
         if rows != self.rows:

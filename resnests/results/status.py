@@ -22,14 +22,14 @@ from resnests.text import duration
 INTERVAL = 2.0  # seconds between two looks of --watch
 
 
-def show(root: str, watch: bool = False) -> None:
+def show(root: str, watch: bool = False, trials: bool = False) -> None:
     """Print the status of the runs below `root`, and with `watch` again and again until
     interrupted.
     """
     console = Console(highlight=False, markup=False, emoji=False)  # errors are shown as they are
     if not console.is_terminal:
         console.width = 200
-    status = Status(root)
+    status = Status(root, trials)
     if not watch:
         console.print(status.look())
         return
@@ -52,8 +52,8 @@ def _when_there_are_runs(status: Status) -> Group | str:
 class Status:
     """How far the runs below `root` are, looked at again and again."""
 
-    def __init__(self, root: str) -> None:
-        self.reader = Reader(root)
+    def __init__(self, root: str, trials: bool = False) -> None:
+        self.reader = Reader(root, trials)
         self.frame: pd.DataFrame | None = None  # of which there are:
         self.parts: list[str | Table] = []
         self.unfinished: list[dict] = []

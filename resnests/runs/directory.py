@@ -40,6 +40,7 @@ from resnests.runs.history import HISTORY
 from resnests.runs.record import BrokenRecord, Record, is_recent
 
 ANALYSIS = "analysis"  # the folder of a run's analysis
+STUDY = "study.db"  # what a folder holds whose runs are the trials of a search
 
 _RERUN_HEADER = """\
 # Run this again as it is: python run.py --config-path="$PWD" --config-name=config, with $PWD this
@@ -237,10 +238,19 @@ class _OwnerLock(FileLock):
         return held
 
 
-def find_runs(root: Path | str) -> Iterator[RunDirectory]:
-    """Every directory below `root` that holds a record, in the order of its path."""
+def study_folder(config: Config) -> Path:
+    """Where the study of a search is, and below it the run directories of its trials."""
+    return Path(config.runs_dir) / f"study-{config.tune.study}"
+
+
+def find_runs(root: Path | str, trials: bool = False) -> Iterator[RunDirectory]:
+    """Every directory below `root` that holds a record, in the order of its path; those of the
+    `trials` of a search only where asked for, or where `root` is inside of their study.
+    """
     for folder, children, files in os.walk(root):
         children.sort()
-        if "record.json" in files and os.path.basename(folder) != ANALYSIS:
+        if STUDY in files and not trials and folder != str(root):
+            children.clear()
+        elif "record.json" in files and os.path.basename(folder) != ANALYSIS:
             children.clear()
             yield RunDirectory(folder)

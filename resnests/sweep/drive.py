@@ -59,6 +59,8 @@ def run_sweep(configs: Sequence[Config], launch: Launch, remote: bool = False) -
     host has.
     """
     options = configs[0].sweep
+    wanted = "-m and what to search, such as python run.py -m experiment=tune"
+    require(configs[0].task != "tune", "task", "tune", wanted)
     runs = plan_runs(configs, remote)
     if configs[0].task == "export":
         wanted = "false, as task=export trains nothing"

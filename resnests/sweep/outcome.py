@@ -23,7 +23,7 @@ def say_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:
 
 def say_outcome(runs: Sequence[Run], interrupted: bool) -> int:
     """Say what is not complete and why; 0 where everything is, 130 after a signal, else 1."""
-    _say_unsent(runs)
+    say_unsent(runs)
     incomplete = [run for run in runs if run.directory.status() != "complete"]
     for run in incomplete:
         print(_account(run), file=sys.stderr)
@@ -35,7 +35,7 @@ def say_outcome(runs: Sequence[Run], interrupted: bool) -> int:
     return 130 if interrupted else 1
 
 
-def _say_unsent(runs: Sequence[Run]) -> None:
+def say_unsent(runs: Sequence[Run]) -> None:
     """Which trackers have not all of the runs, why, and what sends the rest."""
     for name in runs[0].config.logger:
         files = [run.directory.unsent(name) for run in runs]

@@ -70,8 +70,14 @@ def announce(configs: Sequence[Config], allocation: Allocation | None, folder: P
         print(json.dumps({"local": allocation is not None, "allocation": shared}), file=lines)
         for config in configs:
             print(json.dumps(config_dict(config)), file=lines)
-    os.environ |= {_SWEEP: str(file), _COMMAND: command_line(), "PYTHONPATH": python_path()}
+    os.environ[_SWEEP] = str(file)
+    tell_children()
     return file
+
+
+def tell_children() -> None:
+    """Set what processes started from now on put on record, and where they find this package."""
+    os.environ |= {_COMMAND: command_line(), "PYTHONPATH": python_path()}
 
 
 def begun(folder: Path) -> set[int]:

@@ -21,7 +21,9 @@ FINAL_METRICS = (
     "parameters", "epochs", *METRICS, "seconds", "images_per_second", "peak_memory_bytes",
     "peak_device_memory_bytes",
 )  # fmt: skip
-_NO_HYPERPARAMETERS = ("devices.", "sweep.", "analysis.", "logger.", "runs_dir", "seed")
+_NO_HYPERPARAMETERS = (
+    "devices.", "sweep.", "analysis.", "tune.", "logger.", "runs_dir", "seed",
+)  # fmt: skip
 
 Row = dict[str, float]
 

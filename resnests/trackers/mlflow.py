@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time as clock
+from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the next epoch tries again anyhow
@@ -17,6 +18,7 @@ from resnests.trackers.echo import Row, TrackedRun
 
 ID = "resnests.id"
 STATUS = {"complete": "FINISHED", "interrupted": "KILLED", "killed": "KILLED"}  # else FAILED
+SQLITE = "sqlite:///"
 BATCH = 100  # parameters that MLflow takes at once
 
 
@@ -27,6 +29,7 @@ class MLflow:
         self.uri, self.experiment, self.artifacts = uri, experiment, artifacts
 
     def start(self, run: TrackedRun) -> set[int]:
+        make_store(self.uri)
         self.client = MlflowClient(tracking_uri=self.uri)
         experiment = self._experiment(self.experiment or run.sweep)
         found = self.client.search_runs([experiment], f"tags.`{ID}` = '{run.id}'", max_results=1)
@@ -79,3 +82,18 @@ class MLflow:
                 if known is None:
                     raise
         return known.experiment_id
+
+
+def make_store(uri: str) -> None:
+    """Make an sqlite store whole or not at all, where there is none.
+
+    MLflow itself makes its tables one by one, and refuses for ever a file in which it was killed.
+    """
+    file = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or file.exists():
+        return
+    with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=file.parent) as folder:
+        made = Path(folder) / file.name
+        MlflowClient(tracking_uri=f"{SQLITE}{made}").search_experiments()
+        with suppress(FileExistsError):  # another run was faster
+            os.link(made, file)

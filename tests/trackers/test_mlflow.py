@@ -8,13 +8,14 @@ import urllib.request
 
 import pytest
 from curves import EPOCHS, Training, measured
+from helpers import REPOSITORY
 
 pytest.importorskip("mlflow", reason="needs resnests[mlflow]")
 pytest.importorskip("sqlalchemy", reason="needs resnests[mlflow]")
 
 from mlflow import MlflowClient
 
-from resnests.trackers.mlflow import MLflow
+from resnests.trackers.mlflow import MLflow, make_store
 
 pytestmark = [
     pytest.mark.slow,
@@ -59,6 +60,20 @@ def test_the_store_has_a_resumed_run_once_and_whole(store):
     assert [file.path for file in client.list_artifacts(run.info.run_id, "figures")] == [
         "figures/curves.png"
     ]
+
+
+def test_a_process_that_is_killed_while_it_makes_the_store_leaves_none(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    making = f"from resnests.trackers.mlflow import make_store; make_store({uri!r})"
+    process = subprocess.Popen([sys.executable, "-c", making], cwd=REPOSITORY)
+    while not any(file.stat().st_size for file in tmp_path.glob(".mlflow-*/*")):
+        assert process.poll() is None, "it ended"
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    make_store(uri)
+    assert len(MlflowClient(tracking_uri=uri).search_experiments()) == 1
 
 
 def test_its_server_shows_the_run(store):

@@ -1,0 +1,62 @@
+"""What a search is to do, checked before it starts. No torch, and no Optuna yet."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+
+from resnests.config.schema import Config
+from resnests.errors import UserError, require
+from resnests.runs.directory import STUDY, study_folder
+from resnests.search.space import Space
+from resnests.sweep.devices import Allocation, allocate
+from resnests.sweep.plan import plan_runs
+from resnests.sweep.prepare import prepare
+from resnests.sweep.protocol import tell_children
+
+
+def run_search(space: Space, words: list[str]) -> int:
+    """Search `space`; the exit status. `words` are those of the command line."""
+    config = space.first
+    expected = "false: delete the folder of the study, or begin another by tune.study=NAME"
+    require(not config.trainer.overwrite, "trainer.overwrite", True, expected)
+    runs = plan_runs(trial_configs(config))
+    allocation = allocate(config, config.tune.trials * config.tune.seeds)
+    if config.sweep.dry_run:
+        _print_plan(space, allocation)
+        return 0
+    _require_optuna()
+    from resnests.search.drive import search
+
+    prepare(runs)
+    tell_children()
+    return search(space, allocation, words)
+
+
+def trial_configs(config: Config) -> list[Config]:
+    """A run for each seed of a trial, in the folder of the study."""
+    seeds = range(config.seed, config.seed + config.tune.seeds)
+    folder = str(study_folder(config))
+    return [replace(config, task="train", runs_dir=folder, seed=seed) for seed in seeds]
+
+
+def _print_plan(space: Space, allocation: Allocation) -> None:
+    config, ended = space.first, 0
+    if (study_folder(config) / STUDY).exists():
+        _require_optuna()
+        from resnests.search.study import ended_trials
+
+        ended = ended_trials(space)
+    for key, dim in space.dimensions.items():
+        print(f"{key}={dim}")
+    tune, left = config.tune, max(0, config.tune.trials - ended)
+    at_once = f"{allocation.concurrent} runs at once on {allocation.kind}"
+    print(
+        f"{left} trials of {tune.seeds} seed(s) to run, {ended} have ended, "
+        f"in {study_folder(config)}; {at_once}, {allocation.threads} thread(s) each"
+    )
+
+
+def _require_optuna() -> None:
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError("task=tune: Optuna is not installed: pip install 'resnests[tune]'")

@@ -1,0 +1,194 @@
+"""The trials of a search in Optuna's own storage, from which every process takes its next one.
+
+    <runs_dir>/study-<name>/
+        study.db       Optuna's, an sqlite file: optuna-dashboard sqlite:///<this file>
+        study.lock     byte 0 is locked while a trial is chosen, byte 1 + n while trial n is trained
+        <dataset>/...  the run directories of the trials
+        trials.csv, history.png, importance.png ...    see results.py
+
+A process that dies lets go of its trials: they are still RUNNING in study.db, and whoever finds
+their bytes unlocked goes on with them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from resnests.config.parts import Part
+from resnests.config.targets import build, find
+from resnests.errors import UserError
+from resnests.runs.directory import STUDY, study_folder
+from resnests.search.space import Dimension, Space
+
+_AGAIN, _SETTING = "again", "setting"  # attributes: of a trial, whose trial it repeats; of a study
+WAIT = 60.0  # seconds for another process to finish writing
+
+
+class Study:
+    """One for each process; raises a UserError where the folder has another search in it."""
+
+    def __init__(self, space: Space) -> None:
+        config = space.first
+        self.space, self.tune = space, config.tune
+        self.folder = study_folder(config)
+        self.distributions = {key: _distribution(dim) for key, dim in space.dimensions.items()}
+        sampler, pruner = (_build(key, getattr(self.tune, key)) for key in ("sampler", "pruner"))
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.locks = os.open(self.folder / "study.lock", os.O_RDWR | os.O_CREAT)
+        self.mine: set[int] = set()  # trials whose bytes this process has locked
+        with self._alone():
+            self.optuna = optuna.create_study(
+                storage=_storage(self.folder),
+                sampler=sampler,
+                pruner=pruner,
+                study_name=self.tune.study,
+                direction="maximize",
+                load_if_exists=True,
+            )
+            _compare(self.folder, self.optuna, space)
+            self.optuna.set_user_attr(_SETTING, space.setting())
+            for trial in self.failed():
+                self._repeat(trial)
+
+    def trials(self, *states: TrialState) -> list[optuna.trial.FrozenTrial]:
+        """Of these states, or all."""
+        return self.optuna.get_trials(deepcopy=False, states=states or None)
+
+    def take(self) -> optuna.Trial | None:
+        """A trial whose process is gone, or else the next one; None where there is none."""
+        with self._alone():
+            return self._orphan() or self._next()
+
+    def tell(self, trial: optuna.Trial, state: TrialState, value: float | None = None) -> None:
+        """The end of a trial that was taken."""
+        self.optuna.tell(trial, value, state)
+        self.let_go(trial)
+
+    def let_go(self, trial: optuna.Trial) -> None:
+        """Leave a trial, which is over or not, to whoever takes it."""
+        self.mine.discard(trial.number)
+        fcntl.lockf(self.locks, fcntl.LOCK_UN, 1, 1 + trial.number)
+
+    def is_over(self) -> bool:
+        """Whether every trial has ended, those of other processes too."""
+        unfinished = self.trials(TrialState.RUNNING, TrialState.WAITING)
+        return not unfinished and self._missing() == 0
+
+    def failed(self) -> list[optuna.trial.FrozenTrial]:
+        """Trials that failed and were not done again yet."""
+        repeated = self._repeated()
+        return [t for t in self.trials(TrialState.FAIL) if t.number not in repeated]
+
+    def _repeated(self) -> set[int]:
+        return {t.user_attrs[_AGAIN] for t in self.trials() if _AGAIN in t.user_attrs}
+
+    def _missing(self) -> int:
+        """How many trials are to be begun yet; one and its repetitions are one."""
+        return max(0, self.tune.trials - len(self.trials()) + len(self._repeated()))
+
+    def _orphan(self) -> optuna.Trial | None:
+        for known in self.trials(TrialState.RUNNING):
+            if known.number in self.mine or not self._lock(known.number):
+                continue
+            storage = self.optuna._storage
+            if known.params.keys() == self.distributions.keys():
+                return optuna.Trial(self.optuna, known._trial_id)
+            storage.set_trial_state_values(known._trial_id, TrialState.FAIL)  # it died in asking
+            self._repeat(known)
+        return None
+
+    def _next(self) -> optuna.Trial | None:
+        if not self._missing() and not self.trials(TrialState.WAITING):
+            return None
+        trial = self.optuna.ask(self.distributions)
+        self._lock(trial.number)
+        return trial
+
+    def _repeat(self, trial: optuna.trial.FrozenTrial) -> None:
+        """Have a failed trial done again."""
+        self.optuna.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.number})
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """While no other process chooses a trial."""
+        fcntl.lockf(self.locks, fcntl.LOCK_EX, 1, 0)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.locks, fcntl.LOCK_UN, 1, 0)
+
+    def _lock(self, number: int) -> bool:
+        """Whether this process has trial `number` now."""
+        with suppress(OSError):
+            fcntl.lockf(self.locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + number)
+            self.mine.add(number)
+            return True
+        return False
+
+
+def ended_trials(space: Space) -> int:
+    """How many trials of the study have ended, for whoever only wants to know."""
+    folder = study_folder(space.first)
+    if not (folder / STUDY).exists():
+        return 0
+    with storage_errors(folder):
+        study = optuna.load_study(study_name=space.first.tune.study, storage=_storage(folder))
+        _compare(folder, study, space)
+        return len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
+
+
+def _compare(folder: Path, study: optuna.Study, space: Space) -> None:
+    """Raises a UserError where the trials so far are those of another setting."""
+    setting = json.loads(json.dumps(space.setting()))
+    known = study.user_attrs.get(_SETTING, setting)
+    for key in (*space.dimensions, *sorted(known.keys() | setting.keys())):
+        before, now = known.get(key, "its default"), setting.get(key, "its default")
+        if before != now:
+            expected = f"{key}={before}, as its trials so far have, not {now}"
+            raise UserError(f"{folder}: expected {expected}; tune.study=NAME begins another study")
+
+
+@contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Raises a UserError where study.db is broken, or cannot be written."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(f"{folder / STUDY}: {reason}") from error
+
+
+def _distribution(dim: Dimension) -> optuna.distributions.BaseDistribution:
+    if dim.choices:
+        return optuna.distributions.CategoricalDistribution(dim.choices)
+    if isinstance(dim.low, int) and isinstance(dim.high, int):
+        step = dim.step or 1
+        return optuna.distributions.IntDistribution(dim.low, dim.high, log=dim.log, step=step)
+    return optuna.distributions.FloatDistribution(dim.low, dim.high, log=dim.log)
+
+
+def _storage(folder: Path) -> optuna.storages.RDBStorage:
+    """sqlite gives up where another process writes for longer than `timeout` seconds."""
+    engine = {"connect_args": {"timeout": WAIT}}
+    return optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY}", engine_kwargs=engine)
+
+
+def _build(name: str, values: dict[str, Any]) -> Any:
+    """A sampler or pruner; raises a UserError."""
+    args = {key: value for key, value in values.items() if key != "_target_"}
+    part = Part(name=name, _target_=values["_target_"], args=args)
+    find(f"tune.{name}", part)  # also where only the working directory has it
+    return build(f"tune.{name}", part)

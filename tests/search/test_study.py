@@ -1,0 +1,244 @@
+"""Searches on Optuna's own storage, with a training of milliseconds in place of ours."""
+
+import json
+import math
+import os
+import time
+from dataclasses import replace
+
+import pytest
+from spaces import LR, make_space
+
+pytest.importorskip("optuna", reason="needs resnests[tune]")
+
+import optuna
+from optuna.trial import TrialState
+
+from resnests.errors import UserError
+from resnests.results.frame import read_runs
+from resnests.runs.directory import find_runs
+from resnests.runs.record import Provenance, Record
+from resnests.search import drive, trial
+from resnests.search.plan import run_search
+from resnests.search.results import winner_line
+from resnests.search.study import Study, ended_trials
+from resnests.sweep.protocol import INTERRUPTED
+
+EPOCHS = 4
+BASE = (f"trainer.epochs={EPOCHS}", "tune.trials=5", "devices.slots=2", LR)
+
+
+class Trainings:
+    """Stands for run_child. The accuracy of a rate is best at 0.03, and of epoch 3."""
+
+    def __init__(self):
+        self.begun, self.resumed, self.epoch_seconds = 0, 0, 0.0
+        self.end = lambda config: ("complete", None)
+
+    def accuracy(self, config, epoch):
+        lr = config.optimizer.lr
+        return 90 - 20 * abs(math.log10(lr / 0.03)) - 2 * abs(epoch - 3) + config.seed
+
+    def __call__(self, run, allocation, stop):
+        self.begun += 1
+        directory, config = run.directory, run.config
+        rows = directory.history_rows()
+        self.resumed += bool(rows)
+        directory.write_config(config)
+        record = Record.of(config, Provenance(pid=os.getpid()))
+        record.status, record.error = self.end(config)
+        for epoch in range(len(rows) + 1, EPOCHS + 1):
+            if stop.requested():
+                record.status, record.error = "interrupted", None
+                break
+            value = self.accuracy(config, epoch)
+            rows.append({"epoch": epoch, "lr": 0.1, "val_accuracy": value, "seconds": 1})
+            directory.write_history(rows)
+            record.epochs = epoch
+            time.sleep(self.epoch_seconds)
+        if record.status == "complete":
+            record = replace(record, train_loss=1, train_accuracy=9, test_loss=1)
+            record = replace(record, test_accuracy=9, parameters=1)
+        directory.write_record(record)
+        return INTERRUPTED if record.status == "interrupted" else 0
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    made = Trainings()
+    monkeypatch.setattr(trial, "run_child", made)
+    monkeypatch.setattr(drive, "POLL", 0.02)
+    return made
+
+
+# Half a second to two each, of which Optuna's tables and the figures take most.
+pytestmark = pytest.mark.slow
+
+
+def study_of(folder, name="tune"):
+    storage = f"sqlite:///{folder}/study-{name}/study.db"
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def states(folder):
+    return [t.state.name for t in study_of(folder).get_trials()]
+
+
+@pytest.mark.parametrize(("objective", "less"), [("best", 0), ("last", 2)])
+def test_a_study_is_finished_once_and_shown(tmp_path, trainings, capsys, objective, less):
+    words = (*BASE, "tune.seeds=2", f"tune.objective={objective}")
+    assert run_search(make_space(tmp_path, *words), [*words]) == 0
+    study, shown = study_of(tmp_path), capsys.readouterr().out
+    assert trainings.begun == 10
+    for ended in study.trials:
+        best = 90 - 20 * abs(math.log10(ended.params["optimizer.lr"] / 0.03)) + 0.5
+        assert ended.value == pytest.approx(best - less), "the mean over seeds 0 and 1"
+        assert list(ended.intermediate_values) == [1, 2, 3, 4]
+    assert f"{study.best_value:.2f}% ± 0.71" in shown
+    assert f"optimizer.lr={study.best_params['optimizer.lr']} 'seed=range(7)'" in shown
+    folder = tmp_path / "study-tune"
+    table = (folder / "trials.csv").read_text().splitlines()
+    assert len(table) == 6
+    assert table[0].startswith("trial,state,val_accuracy,val_accuracy_0,val_accuracy_1,optimizer")
+    assert (folder / "history.png").stat().st_size > 5000
+    assert run_search(make_space(tmp_path, *words), [*words]) == 0
+    assert trainings.begun == 10, "nothing is trained again"
+    assert ended_trials(make_space(tmp_path, *words)) == 5
+    assert run_search(make_space(tmp_path, *words, "tune.trials=6"), [*words]) == 0
+    assert trainings.begun == 12
+
+
+def test_a_pruned_run_is_on_record_and_resumes_when_asked_for_again(tmp_path, trainings, capsys):
+    trainings.epoch_seconds = 0.2
+    pruner = "+tune.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 200}"
+    words = (*BASE, "tune.trials=1", pruner)
+    assert run_search(make_space(tmp_path, *words), [*words]) == 0
+    (run,) = find_runs(tmp_path / "study-tune")
+    assert states(tmp_path) == ["PRUNED"]
+    assert run.status() == "interrupted"
+    assert run.read_record().error == "pruned in epoch 1, trial 0 of study-tune"
+    assert "pruned in epoch 1: trial 0" in capsys.readouterr().out
+    assert run.read_record().epochs < EPOCHS
+    space = make_space(tmp_path, *BASE, "tune.trials=2")
+    study = Study(space)
+    study.optuna.enqueue_trial(study.trials()[0].params)
+    os.close(study.locks)
+    assert run_search(space, []) == 0
+    assert states(tmp_path) == ["PRUNED", "COMPLETE"]
+    assert trainings.resumed == 1
+    assert run.status() == "complete"
+
+
+def test_the_trials_of_a_dead_process_are_taken_up_again(tmp_path, trainings):
+    space = make_space(tmp_path, *BASE)
+    dead = Study(space)
+    taken = dead.take()
+    taken.report(50.0, 1)
+    number, params = taken.number, taken.params
+    died_asking = dead.optuna.ask()  # before it had its values
+    os.close(dead.locks)  # what the operating system does
+    assert run_search(space, []) == 0
+    ended = study_of(tmp_path).trials
+    assert ended[number].state == TrialState.COMPLETE
+    assert ended[number].params == params
+    assert ended[number].intermediate_values[1] == 50.0
+    assert ended[died_asking.number].state == TrialState.FAIL
+    assert sum(t.state == TrialState.COMPLETE for t in ended) == 5
+    assert trainings.begun == 5
+
+
+def test_a_process_leaves_the_trials_of_another_alone(tmp_path):
+    """Locks belong to processes, so that a fork stands for the other one."""
+    space = make_space(tmp_path, *BASE, "tune.trials=2")
+    one = Study(space)
+    first = one.take()
+    child = os.fork()
+    if child == 0:
+        other = Study(space)
+        found = [other.take(), other.take()]
+        os._exit(0 if [t and t.number for t in found] == [1, None] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert first.number == 0
+    assert one.take().number == 1, "whose process is gone"
+    assert one.take() is None
+
+
+def test_what_diverges_is_never_the_best_and_what_fails_is_tried_again(tmp_path, trainings, capsys):
+    def end(config):
+        if config.optimizer.lr > 0.1:
+            return "diverged", "train loss is nan in epoch 2"
+        return ("failed", "out of luck") if trainings.begun < 4 else ("complete", None)
+
+    trainings.end = end
+    words = (*BASE, "+tune.sampler={_target_: optuna.samplers.RandomSampler, seed: 1}")
+    space = make_space(tmp_path, *words)
+    assert run_search(space, []) == 1
+    shown = capsys.readouterr().out
+    assert "failed: out of luck; see " in shown
+    failed = [t for t in study_of(tmp_path).trials if t.state == TrialState.FAIL]
+    assert failed
+    assert run_search(space, []) == 0
+    ended = study_of(tmp_path).trials
+    again = [t for t in ended if "again" in t.user_attrs]
+    assert [t.params for t in again] == [t.params for t in failed]
+    assert all(t.state != TrialState.FAIL for t in again)
+    diverged = [t for t in ended if t.params["optimizer.lr"] > 0.1]
+    assert diverged
+    assert {t.state for t in diverged} == {TrialState.PRUNED}
+    assert "diverged: train loss is nan in epoch 2" in shown
+    assert len(ended) - len(again) == 5
+
+
+def test_a_study_of_another_setting_is_refused(tmp_path, trainings):
+    assert run_search(make_space(tmp_path, *BASE, "tune.trials=1"), []) == 0
+    for other, said in (
+        ("trainer.epochs=5", "expected trainer.epochs=4, as its trials so far have, not 5"),
+        ("optimizer.lr=interval(0.1,1)", "expected optimizer.lr=tag(log, interval(0.001, 1.0)), "),
+        ("optimizer.lr=0.1", "expected something to search"),
+        ("tune.seeds=3", "expected tune.seeds=1, as its trials so far have, not 3"),
+        ("tune.objective=last", "expected tune.objective=best"),
+        ("tune.pruner._target_=optuna.pruners.No", "tune.pruner._target_=optuna.pruners.No: "),
+        ("+tune.sampler.sead=1", "tune.sampler._target_=optuna.samplers.TPESampler: TypeError"),
+    ):
+        with pytest.raises(UserError) as caught:
+            run_search(make_space(tmp_path, *BASE, other), [])
+        assert said in str(caught.value)
+        assert "\n" not in str(caught.value)
+    words = (*BASE, "trainer.epochs=5", "tune.study=other", "tune.trials=1")
+    assert run_search(make_space(tmp_path, *words), []) == 0
+
+
+def test_a_broken_study_is_one_line(tmp_path, trainings):
+    (tmp_path / "study-tune").mkdir()
+    (tmp_path / "study-tune" / "study.db").write_text("no database" * 1000)
+    with pytest.raises(UserError, match=r"study\.db: file is not a database"):
+        run_search(make_space(tmp_path, *BASE), [])
+
+
+def test_trials_are_no_results_unless_asked_for(tmp_path, trainings):
+    assert run_search(make_space(tmp_path, *BASE, "tune.trials=2"), []) == 0
+    with pytest.raises(UserError, match="only trials of a search in it, which --trials shows"):
+        read_runs(tmp_path)
+    assert len(read_runs(tmp_path, trials=True)[0]) == 2
+    assert len(read_runs(tmp_path / "study-tune")[0]) == 2
+    (run, _) = find_runs(tmp_path / "study-tune")
+    place = tmp_path.joinpath(*run.path.parts[-5:])
+    place.parent.mkdir(parents=True)
+    run.path.rename(place)
+    assert [found.path for found in find_runs(tmp_path)] == [place]
+
+
+def test_the_line_of_the_winner(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["run.py", "--config-dir", "conf", "-m", "experiment=tune"])
+    words = ["experiment=tune", "arch=resnet20", "optimizer=sgd,adamw", "optimizer.clip_norm=1"]
+    words += ["tune.trials=3", "sweep.retries=1", "task=tune", "trainer.batch_size=16,32"]
+    line = winner_line({"optimizer": "sgd", "trainer.batch_size": 32}, words)
+    assert line == (
+        "python run.py --config-dir conf -m experiment=tune arch=resnet20 optimizer.clip_norm=1 "
+        "task=train optimizer=sgd trainer.batch_size=32 'seed=range(7)'"
+    )
+
+
+def test_settings_survive_json(tmp_path):
+    setting = make_space(tmp_path, LR).setting()
+    assert json.loads(json.dumps(setting)) == setting
