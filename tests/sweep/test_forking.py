@@ -6,12 +6,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-from helpers import TINY, history, run_command, tiny
+from helpers import REPOSITORY, history, tiny
 
 from resnests.errors import USER_ERROR
 from resnests.runs.directory import RunDirectory
@@ -49,7 +50,7 @@ def folder(tmp_path_factory) -> Path:
 def _served(folder) -> psutil.Process:
     runs = [run_of(folder), run_of(folder)]
     with forking.forking(runs, allocate(runs[0].config, 2), folder):
-        yield latest_server()
+        yield servers()[-1]
 
 
 @pytest.fixture
@@ -59,10 +60,14 @@ def server(_served, monkeypatch) -> psutil.Process:
     return _served
 
 
-def latest_server() -> psutil.Process:
-    children = psutil.Process().children()
-    servers = [child for child in children if "resnests.sweep.forkserver" in child.cmdline()]
-    return max(servers, key=psutil.Process.create_time)
+def servers() -> list[psutil.Process]:
+    """Of this process, the latest last."""
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.ZombieProcess):
+            if "resnests.sweep.forkserver" in process.cmdline():
+                found.append(process)
+    return sorted(found, key=psutil.Process.create_time)
 
 
 class Training(threading.Thread):
@@ -210,7 +215,7 @@ def test_trainings_outlive_their_server_and_later_ones_do_without(tmp_path, capf
     runs = [run_of(tmp_path, LONG), run_of(tmp_path, "seed=1")]
     with forking.forking(runs, allocate(runs[0].config, 2), tmp_path):
         training = Training(runs[0])
-        server = latest_server()
+        server = servers()[-1]
         server.kill()
         until(lambda: server.status() == psutil.STATUS_ZOMBIE)
         assert train(runs[1]) == 0
@@ -221,26 +226,36 @@ def test_trainings_outlive_their_server_and_later_ones_do_without(tmp_path, capf
     assert forking.ADDRESS not in os.environ
 
 
-@pytest.mark.parametrize("what", ["a thread", "a failure", "a name"])
-def test_where_there_can_be_no_server_a_sweep_says_so_and_trains(tmp_path, what):
-    """A library that starts threads when it is imported, one that cannot be, a long TMPDIR."""
+@pytest.mark.parametrize(
+    ("start", "folder_name", "reason"),
+    [
+        ("import threading; threading.Timer(60, print).start()", "short", "has 2 threads"),
+        ("sys.modules['torch'] = None", "short", "torch"),
+        ("", "x" * 100, "too long"),
+    ],
+)
+def test_where_there_can_be_no_server_jobs_do_without_and_it_is_said(
+    tmp_path, monkeypatch, capfd, start, folder_name, reason
+):
+    """Threads of a library that a fork would lose, a broken one, a long TMPDIR."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "if 'resnests.sweep.forkserver' in sys.orig_argv:\n"
-        + (
-            "    import threading, time\n"
-            "    threading.Thread(target=time.sleep, args=[60], daemon=True).start()\n"
-            if what == "a thread"
-            else "    sys.modules['torch'] = None\n"
-        )
+        f"import sys\nif 'resnests.sweep.forkserver' in sys.orig_argv:\n    {start or 'pass'}\n"
     )
-    environment = {"PYTHONPATH": str(tmp_path)}
-    if what == "a name":
-        environment = {"TMPDIR": str(tmp_path / ("x" * 100))}
-        Path(environment["TMPDIR"]).mkdir()
-    done = run_command("-m", *TINY, "seed=0,1", cwd=tmp_path, environment=environment)
-    assert done.returncode == 0, done.stderr
-    reason = {"a thread": "has 2 threads", "a failure": "torch", "a name": "too long"}[what]
-    (line,) = done.stderr.splitlines()
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{REPOSITORY}")
+    monkeypatch.delenv(forking.ADDRESS, raising=False)  # of the other tests' server
+    folder, before = tmp_path / folder_name, servers()
+    folder.mkdir()
+    runs = [run_of(tmp_path), run_of(tmp_path)]
+    with forking.forking(runs, allocate(runs[0].config, 2), folder), open(os.devnull, "wb") as log:
+        assert forking.fork(log, lambda: False) is None
+        until(lambda: servers() == before)
+    (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("warning: no fork server, so that each run imports torch")
     assert reason in line
+
+
+@pytest.mark.parametrize(("count", "fork"), [(1, "true"), (2, "false")])
+def test_one_run_alone_has_no_server_and_a_sweep_can_do_without(tmp_path, count, fork):
+    runs = [run_of(tmp_path, f"devices.fork={fork}")] * count
+    with forking.forking(runs, allocate(runs[0].config, 2), tmp_path):
+        assert not (tmp_path / forking.LOG).exists()
