@@ -18,6 +18,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -118,23 +119,35 @@ def _require_soundness() -> None:
         raise RuntimeError(f"a process that does no more than import torch {what}")
 
 
-def main() -> None:
-    import numpy.ma  # which numpy.unique imports
+def _import(modules: Sequence[str]) -> None:
+    """What a training imports, in a process that can be forked after it."""
+    import numpy.ma  # noqa: F401  # which numpy.unique imports
     import torch._dynamo  # noqa: F401  # which optimizers import
 
     import resnests.training.experiment  # noqa: F401
-    from resnests.sweep import worker
     from resnests.training.provenance import code_version
 
-    listener, modules = int(sys.argv[1]), sys.argv[2:]
     for module in modules:
         importlib.import_module(module)
     code_version()  # later it might be another one than was imported
     _require_soundness()
+
+
+def main() -> None:
+    try:
+        _import(sys.argv[2:])
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        os._exit(1)  # at once, whatever threads there are: jobs are waiting
+    import numpy
+
+    from resnests.sweep import worker
+
+    listener = socket.socket(fileno=int(sys.argv[1]))
     sys.stdout.flush()
     gc.collect()
     gc.freeze()  # or the collector of every training would copy what it only looks at
-    connection = Server(socket.socket(fileno=listener)).serve()
+    connection = Server(listener).serve()
     if connection is None:
         os._exit(0)
     context = json.loads(connection.makefile().readline() or "null")

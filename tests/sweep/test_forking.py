@@ -2,22 +2,25 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
-from helpers import TINY, history, run_command, tiny
+from helpers import REPOSITORY, history, tiny
 
 from resnests.errors import USER_ERROR
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import child, forking
 from resnests.sweep.child import run_child
 from resnests.sweep.devices import allocate
+from resnests.sweep.forkserver import receive
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import INTERRUPTED
 from resnests.sweep.stop import Stop
@@ -41,15 +44,11 @@ def train(run: Run, stop: Stop | None = None, threads: int = 1) -> int:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("fork")  # its path is not too long for a socket
-
-
-@pytest.fixture(scope="module")
-def _served(folder) -> psutil.Process:
+def _served(tmp_path_factory) -> psutil.Process:
+    folder = tmp_path_factory.mktemp("fork")
     runs = [run_of(folder), run_of(folder)]
     with forking.forking(runs, allocate(runs[0].config, 2), folder):
-        yield latest_server()
+        yield servers()[-1]
 
 
 @pytest.fixture
@@ -59,10 +58,14 @@ def server(_served, monkeypatch) -> psutil.Process:
     return _served
 
 
-def latest_server() -> psutil.Process:
-    children = psutil.Process().children()
-    servers = [child for child in children if "resnests.sweep.forkserver" in child.cmdline()]
-    return max(servers, key=psutil.Process.create_time)
+def servers() -> list[psutil.Process]:
+    """Of this process, the latest last."""
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.ZombieProcess):
+            if "resnests.sweep.forkserver" in process.cmdline():
+                found.append(process)
+    return sorted(found, key=psutil.Process.create_time)
 
 
 class Training(threading.Thread):
@@ -188,21 +191,22 @@ def test_unseeded_draws_of_two_trainings_differ(server, tmp_path, monkeypatch):
     assert len(set(drawn)) == 4
 
 
-def test_its_memory_does_not_grow_with_the_number_of_trainings(server, folder):
-    def start_and_end() -> None:
-        with open(os.devnull, "wb") as log:
-            training = forking.fork(log, lambda: False)
-        training.stdin.close()  # no job: it ends at once
-        assert training.wait() == 1
+def test_its_memory_does_not_grow_with_the_number_of_trainings(server):
+    """Nor do jobs that die as soon as they have one disturb it."""
 
-    for _ in range(5):
-        start_and_end()
+    def start(count: int) -> None:
+        for _ in range(count):
+            with socket.socket(socket.AF_UNIX) as job, open(os.devnull, "r+b") as null:
+                job.connect(os.environ[forking.ADDRESS])
+                socket.send_fds(job, [b"\n"], [null.fileno()] * 2)
+                assert receive(job)
+        until(lambda: not server.children())
+
+    start(10)
     before = server.memory_full_info().uss, server.num_fds()
-    for _ in range(40):
-        start_and_end()
-    after = server.memory_full_info().uss, server.num_fds()
-    assert after[0] < before[0] + 2**20
-    assert after[1] == before[1]
+    start(100)
+    assert server.memory_full_info().uss < before[0] + 2**20
+    assert server.num_fds() == before[1]
 
 
 def test_trainings_outlive_their_server_and_later_ones_do_without(tmp_path, capfd, monkeypatch):
@@ -210,7 +214,7 @@ def test_trainings_outlive_their_server_and_later_ones_do_without(tmp_path, capf
     runs = [run_of(tmp_path, LONG), run_of(tmp_path, "seed=1")]
     with forking.forking(runs, allocate(runs[0].config, 2), tmp_path):
         training = Training(runs[0])
-        server = latest_server()
+        server = servers()[-1]
         server.kill()
         until(lambda: server.status() == psutil.STATUS_ZOMBIE)
         assert train(runs[1]) == 0
@@ -221,26 +225,37 @@ def test_trainings_outlive_their_server_and_later_ones_do_without(tmp_path, capf
     assert forking.ADDRESS not in os.environ
 
 
-@pytest.mark.parametrize("what", ["a thread", "a failure", "a name"])
-def test_where_there_can_be_no_server_a_sweep_says_so_and_trains(tmp_path, what):
-    """A library that starts threads when it is imported, one that cannot be, a long TMPDIR."""
+@pytest.mark.parametrize(
+    ("start", "folder_name", "reason"),
+    [
+        ("import threading; threading.Timer(60, print).start()", "short", "has 2 threads"),
+        ("sys.modules['torch'] = None", "short", "torch"),
+        ("", "x" * 100, "too long"),
+    ],
+)
+def test_where_there_can_be_no_server_jobs_do_without_and_it_is_said(
+    tmp_path, monkeypatch, capfd, start, folder_name, reason
+):
+    """Threads of a library that a fork would lose, a broken one, a long TMPDIR."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "if 'resnests.sweep.forkserver' in sys.orig_argv:\n"
-        + (
-            "    import threading, time\n"
-            "    threading.Thread(target=time.sleep, args=[60], daemon=True).start()\n"
-            if what == "a thread"
-            else "    sys.modules['torch'] = None\n"
-        )
+        f"import sys\nif 'resnests.sweep.forkserver' in sys.orig_argv:\n    {start or 'pass'}\n"
     )
-    environment = {"PYTHONPATH": str(tmp_path)}
-    if what == "a name":
-        environment = {"TMPDIR": str(tmp_path / ("x" * 100))}
-        Path(environment["TMPDIR"]).mkdir()
-    done = run_command("-m", *TINY, "seed=0,1", cwd=tmp_path, environment=environment)
-    assert done.returncode == 0, done.stderr
-    reason = {"a thread": "has 2 threads", "a failure": "torch", "a name": "too long"}[what]
-    (line,) = done.stderr.splitlines()
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{REPOSITORY}")
+    monkeypatch.delenv(forking.ADDRESS, raising=False)  # of the other tests' server
+    folder, before = tmp_path / folder_name, psutil.Process().children()
+    folder.mkdir()
+    runs = [run_of(tmp_path), run_of(tmp_path)]
+    with forking.forking(runs, allocate(runs[0].config, 2), folder), open(os.devnull, "wb") as log:
+        assert forking.fork(log, lambda: False) is None
+        new = [child for child in psutil.Process().children() if child not in before]
+        until(lambda: all(child.status() == psutil.STATUS_ZOMBIE for child in new))
+    (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("warning: no fork server, so that each run imports torch")
     assert reason in line
+
+
+@pytest.mark.parametrize(("count", "fork"), [(1, "true"), (2, "false")])
+def test_one_run_alone_has_no_server_and_a_sweep_can_do_without(tmp_path, count, fork):
+    runs = [run_of(tmp_path, f"devices.fork={fork}")] * count
+    with forking.forking(runs, allocate(runs[0].config, 2), tmp_path):
+        assert not (tmp_path / forking.LOG).exists()
