@@ -76,13 +76,16 @@ def _start(folder: Path, allocation: Allocation, modules: Sequence[str]) -> subp
 
 
 def _end(server: subprocess.Popen, folder: Path) -> None:
+    """It ends with its standard input, if it did not before, or imports yet."""
     del os.environ[ADDRESS]
-    if server.poll() is not None:
-        said = (folder / LOG).read_text(errors="replace").splitlines()
-        _warn(said[-1] if said else f"exit status {server.returncode}")
+    assert server.stdin is not None
+    server.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        if code := server.wait(1):
+            said = (folder / LOG).read_text(errors="replace").splitlines()
+            _warn(said[-1] if said else f"exit status {code}")
     server.kill()
-    with server:  # closes the pipe and waits
-        pass
+    server.wait()
 
 
 def _warn(reason: str) -> None:
