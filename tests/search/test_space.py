@@ -58,6 +58,7 @@ def test_a_point_of_the_space_is_a_configuration(tmp_path):
         ([LR, "tune.trials=0"], "tune.trials=0: expected at least 1"),
         ([LR, "tune.objective=test"], "tune.objective=test: expected one of best, last"),
         ([LR, "tune.study='../x'"], "tune.study='../x': expected letters"),
+        ([LR, "tune.warmup=2"], "tune.warmup=2.0: expected a fraction of the epochs"),
         ([LR, "tune.hours=0"], "tune.hours=0.0: expected a positive number"),
     ],
 )
