@@ -52,7 +52,7 @@ def test_a_point_of_the_space_is_a_configuration(tmp_path):
         (["optimizer.lr=shuffle(0.1,1)"], "expected no shuffle"),
         (
             ["optimizer.rate=interval(1,2)"],
-            "Could not override 'optimizer.rate': Key 'rate' is not",
+            "Could not override 'optimizer.rate': Key 'rate'",
         ),
         (["trainer.epochs=interval(0.5,3)"], "'0.5' of type 'float' could not be converted to Int"),
         (["trainer.epochs=range(5,5)"], "expected a range with something in it"),
