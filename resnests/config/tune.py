@@ -24,6 +24,7 @@ class Tune:
     trials: int = 20  # that the study has in the end, whichever processes train them
     seeds: int = 1  # seed, seed + 1, ...: an objective is a mean over them
     objective: str = "best"  # epoch of the validation accuracy, or last
+    warmup: float = 0.5  # fraction of the epochs after which a trial may be pruned
     hours: float | None = None  # after which no more trials start
     # import path and arguments, of Optuna or one's own
     sampler: dict[str, Any] = field(default_factory=_target("optuna.samplers.TPESampler"))
@@ -34,6 +35,8 @@ class Tune:
         for key in ("trials", "seeds"):
             require(getattr(self, key) >= 1, f"tune.{key}", getattr(self, key), "at least 1")
         require_one_of("tune.objective", self.objective, OBJECTIVES)
+        inside = 0 <= self.warmup <= 1
+        require(inside, "tune.warmup", self.warmup, "a fraction of the epochs, 0 to 1")
         ok = self.hours is None or is_positive(self.hours)
         require(ok, "tune.hours", self.hours, "a positive number of hours, or null")
         for key in ("sampler", "pruner"):

@@ -18,6 +18,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from resnests.config.grid import Grid
@@ -89,7 +90,7 @@ class Space:
     def __init__(
         self, overrides: Sequence[Override], loader: ConfigLoader, master: DictConfig
     ) -> None:
-        """`overrides` with one for each key; raises a UserError, or Hydra's own."""
+        """`overrides` with one for each key; raises a UserError."""
         fixed = [override for override in overrides if not override.is_sweep_override()]
         self.master = master
         self.fixed = BasicSweeper.split_arguments(fixed, None)[0][0]
@@ -100,7 +101,7 @@ class Space:
         first = {key: dim.ends[0] for key, dim in self.dimensions.items()}
         last = {key: dim.ends[-1] for key, dim in self.dimensions.items()}
         self.grid = Grid(loader, master, [self._words(first), self._words(last)])
-        self.first = self.grid.config(self._words(first))
+        self.first = self.config(first)
         for key in self.dimensions:
             self.dimensions[key] = self._checked(key, first)
         held_out = self.first.dataset.val_fraction
@@ -108,8 +109,14 @@ class Space:
         require(held_out > 0, "dataset.val_fraction", held_out, expected)
 
     def config(self, params: Mapping[str, Value]) -> Config:
-        """The configuration at a point; raises a UserError where the values exclude each other."""
-        return self.grid.config(self._words(params))
+        """The configuration at a point; raises a UserError where its values are none, or exclude
+        each other.
+        """
+        try:
+            return self.grid.config(self._words(params))
+        except HydraException as error:
+            told = [str(e).splitlines()[0].rstrip(".") for e in (error, error.__cause__) if e]
+            raise UserError(": ".join(told)) from error
 
     def setting(self) -> dict[str, Any]:
         """What makes the values of two trials comparable."""

@@ -34,7 +34,7 @@ class TrialAtWork:
         known = study.trials()[trial.number].intermediate_values
         self.reported = set(known)  # epochs
         trial.set_user_attr("runs", [str(run.directory.path) for run in runs])
-        if known and trial.should_prune():  # the process before this one was about to
+        if known and self._should_prune(max(known)):  # the process before was about to
             self._prune(max(known))
 
     @property
@@ -87,8 +87,13 @@ class TrialAtWork:
             self.trial.report(statistics.fmean(curve[epoch] for curve in curves), epoch)
             self.reported.add(epoch)
             through = epoch == self.runs[0].config.trainer.epochs and len(begun) == len(self.runs)
-            if not through and self.trial.should_prune():
+            if not through and self._should_prune(epoch):
                 return self._prune(epoch)
+
+    def _should_prune(self, epoch: int) -> bool:
+        config = self.runs[0].config
+        ripe = epoch > config.tune.warmup * config.trainer.epochs
+        return ripe and self.trial.should_prune()
 
     def _prune(self, epoch: int) -> None:
         self._end(TrialState.PRUNED, f"pruned in epoch {epoch}")

@@ -83,7 +83,7 @@ def test_an_interrupted_search_goes_on_and_says_what_trains_its_winner(tmp_path)
 
 def test_a_pruned_training_writes_its_checkpoint_and_is_finished_by_name(tmp_path):
     pruner = "+tune.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 101}"
-    search = run_command("-m", *WORDS, "tune.trials=1", pruner, cwd=tmp_path)
+    search = run_command("-m", *WORDS, "tune.trials=1", "tune.warmup=0", pruner, cwd=tmp_path)
     assert search.returncode == 0, search.stderr
     (trial,) = trials(tmp_path)
     (run,) = find_runs(tmp_path / "runs" / "study-tune")

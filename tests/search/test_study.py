@@ -112,12 +112,12 @@ def test_a_pruned_run_is_on_record_and_resumes_when_asked_for_again(tmp_path, tr
     trainings.epoch_seconds = 0.2
     pruner = "+tune.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 200}"
     words = (*BASE, "tune.trials=1", pruner)
-    assert run_search(make_space(tmp_path, *words), [*words]) == 0
+    assert run_search(make_space(tmp_path, *words, "tune.warmup=0.25"), []) == 0
     (run,) = find_runs(tmp_path / "study-tune")
     assert states(tmp_path) == ["PRUNED"]
     assert run.status() == "interrupted"
-    assert run.read_record().error == "pruned in epoch 1, trial 0 of study-tune"
-    assert "pruned in epoch 1: trial 0" in capsys.readouterr().out
+    assert run.read_record().error == "pruned in epoch 2, trial 0 of study-tune"
+    assert "pruned in epoch 2: trial 0" in capsys.readouterr().out
     assert run.read_record().epochs < EPOCHS
     space = make_space(tmp_path, *BASE, "tune.trials=2")
     study = Study(space)
