@@ -15,6 +15,7 @@ from typing import Any, cast, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from resnests.config.cluster import Cluster
 from resnests.config.parts import (
     HEADS,
     Arch,
@@ -135,6 +136,8 @@ class Config:
     devices: Devices = field(default_factory=Devices, metadata={"free": True})
     sweep: Sweep = field(default_factory=Sweep, metadata={"free": True})
     analysis: Analysis = field(default_factory=Analysis, metadata={"free": True})
+    # null: this machine
+    cluster: Cluster | None = field(default=None, metadata={"free": True})
     runs_dir: str = free("runs")
     task: str = free("train")
     # to evaluate, or to analyse once evaluated: a file, or a folder in the official scheme; to
@@ -152,6 +155,12 @@ class Config:
         expected = "null, as task=train starts from its seed"
         require(self.weights is None or self.task != "train", "weights", self.weights, expected)
         require_one_of("format", self.format, FORMATS)
+        name = self.cluster.name if self.cluster else None
+        expected = "null, as task=export trains nothing"
+        require(name is None or self.task != "export", "cluster", name, expected)
+        expected = f"null with cluster={name}, where cluster.jobs is the limit"
+        slots = self.devices.slots
+        require(name is None or slots is None, "devices.slots", slots, expected)
         ok = self.task == "export" or self.format == "official"
         require(ok, "format", self.format, f"official, as task={self.task} exports nothing")
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")

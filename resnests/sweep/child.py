@@ -25,8 +25,9 @@ from resnests.trackers.follow import Followers
 POLL = 0.2  # seconds
 
 
-def job(index: int) -> str | None:
-    """Train configuration `index` of the sweep, as a launcher starts it in a process of its choice.
+def job(index: int, at_once: int = 1) -> str | None:
+    """Train configuration `index` of the sweep, as a launcher starts it in a process of its choice,
+    with `at_once` of its runs in what a batch system gave that process.
 
     Returns the status on record, or "busy" where another process trains it.
     """
@@ -39,7 +40,7 @@ def job(index: int) -> str | None:
     if order.local and Stop.current is None:
         die_with(token)
     with Stop.listen(token) as stop, at_work(token, index):
-        code = _attempt(run, order.allocation, stop)
+        code = _attempt(run, order.allocation, at_once, stop)
     status = "busy" if code == BUSY else run.directory.status()
     failed = code not in (0, BUSY, INTERRUPTED) or status == "diverged"
     if failed and config.sweep.fail_fast:
@@ -47,10 +48,10 @@ def job(index: int) -> str | None:
     return status
 
 
-def _attempt(run: Run, shared: dict[str, Any] | None, stop: Stop) -> int:
+def _attempt(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Stop) -> int:
     """Train `run` by the allocation that the sweep's runs share, or by what this host has."""
     try:
-        allocation = Allocation(**shared) if shared else allocate(run.config, 1)
+        allocation = Allocation(**shared) if shared else allocate(run.config, at_once)
         return run_child(run, allocation, stop)
     except UserError as error:  # about this host, which the sweep could not see
         run.directory.path.mkdir(parents=True, exist_ok=True)
@@ -122,6 +123,22 @@ def conclude(run: Run, code: int) -> None:
         else:
             record.status, record.error = "failed", last_line(directory)
         directory.write_record(record)
+
+
+def conclude_lost(run: Run, job: str, reason: str) -> str | None:
+    """Put on record, or in the log of a run that never began, how its job ended; the status."""
+    directory = run.directory
+    if directory.read_progress().get("job") == job:  # no life any more, however recent a sign
+        directory.progress_file.unlink(missing_ok=True)
+    record = directory.sound_record()
+    with suppress(Timeout, OSError), directory.owner().acquire(blocking=False):
+        if record is not None and record.status == "running":
+            record.status, record.error = "killed", reason
+            directory.write_record(record)
+        elif record is None:
+            with open(directory.log_file, "a") as output:
+                print(reason, file=output)
+    return directory.status()
 
 
 def last_line(directory: RunDirectory) -> str:

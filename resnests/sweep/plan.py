@@ -59,10 +59,10 @@ class Run:
         return done is None or not done.is_made_with(self.config.analysis)
 
 
-def plan_runs(configs: Sequence[Config], remote: bool = False) -> list[Run]:
+def plan_runs(configs: Sequence[Config]) -> list[Run]:
     """The runs of `configs`; raises a UserError where they cannot work.
 
-    Whether there are such devices is seen here, unless other hosts train (`remote`).
+    Whether there are such devices is seen here, unless other hosts train.
     """
     _require_shared_values(configs)
     for config in configs:
@@ -71,7 +71,7 @@ def plan_runs(configs: Sequence[Config], remote: bool = False) -> list[Run]:
         if config.task == "analyze" and not config.analysis.train:
             require_analysable(config)
     demands = {(c.trainer.precision, c.trainer.cuda_graph): c for c in configs}
-    for config in () if remote else demands.values():
+    for config in () if configs[0].cluster else demands.values():
         allocate(config, 1)
     for runs_dir in {config.runs_dir for config in configs}:
         _require_writable(runs_dir)
@@ -85,7 +85,7 @@ def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
     for action, run in zip(actions, runs, strict=True):
         print(f"{action:7} {run.label}  {run.directory.path}")
     count = Counter(actions)
-    slots = "a job each"
+    slots = f"in jobs of {runs[0].config.cluster and runs[0].config.cluster.name}"
     if allocation:
         at_once = f"{allocation.concurrent} at once on {allocation.kind}"
         slots = f"{at_once}, {allocation.threads} thread(s) each"
@@ -93,7 +93,7 @@ def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
 
 
 def _require_shared_values(configs: Sequence[Config]) -> None:
-    for key in ("task", "trainer.device", "devices", "sweep", "logger"):
+    for key in ("task", "trainer.device", "devices", "sweep", "cluster", "logger"):
         shared, *values = map(attrgetter(key), configs)
         for value in values:
             expected = f"one value for the whole sweep, such as {shared}"

@@ -29,6 +29,7 @@ from resnests.sweep.devices import Allocation
 BUSY, INTERRUPTED = 75, 130
 
 RUN = "RESNESTS_RUN"
+JOB = "RESNESTS_JOB"  # the number that a batch system gave the job of this process
 _SWEEP, _COMMAND = "RESNESTS_SWEEP", "RESNESTS_COMMAND"
 _MARK = "begun-"
 
@@ -51,7 +52,7 @@ class Order:
         """The order for configuration `index`, and the file of all, the token; None where the
         sweep is over.
         """
-        token = Path(os.environ[_SWEEP])
+        token = token_path()
         try:
             with open(token) as lines:  # of which a job parses its own, as there may be thousands
                 common = json.loads(next(lines))
@@ -70,6 +71,16 @@ def announce(configs: Sequence[Config], allocation: Allocation | None, folder: P
             print(json.dumps(config_dict(config)), file=lines)
     os.environ |= {_SWEEP: str(file), _COMMAND: command_line(), "PYTHONPATH": python_path()}
     return file
+
+
+def token_path() -> Path:
+    """The file with the orders of the sweep that this process works for."""
+    return Path(os.environ[_SWEEP])
+
+
+def environment() -> dict[str, str]:
+    """What jobs of the sweep that was announced last must find, where they do not inherit it."""
+    return {name: os.environ[name] for name in (_SWEEP, _COMMAND, "PYTHONPATH")}
 
 
 def begun(folder: Path) -> set[int]:

@@ -23,7 +23,7 @@ from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import lease
-from resnests.sweep.protocol import BUSY, INTERRUPTED, USER_ERROR, receive_job
+from resnests.sweep.protocol import BUSY, INTERRUPTED, JOB, USER_ERROR, receive_job
 from resnests.sweep.stop import Stop
 
 HEARTBEAT = 1.0  # seconds
@@ -39,6 +39,7 @@ class Worker:
         self.directory = RunDirectory.of(config)
         self.owner = self.directory.owner()
         self.progress: dict[str, Any] = {"state": "waiting", "pid": os.getpid()}
+        self.progress["job"] = os.environ.get(JOB)
         self._over, self._writing = threading.Event(), threading.Lock()
 
     def work(self) -> int:

@@ -1,0 +1,74 @@
+"""Where the runs of a sweep are trained, if not on this machine: in jobs of Slurm or Ray."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+
+from resnests.errors import require, require_one_of
+
+COMMON = ("name", "cpus", "gpus", "jobs")
+SLURM = ("memory", "time", "partition", "account", "qos", "options", "setup")
+OWN = {"slurm": (*SLURM, "runs_per_job", "grace", "detach"), "ray": ("address",)}
+_TIME = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?")
+_SLURMS_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
+
+
+@dataclass
+class Cluster:
+    """The values of conf/cluster/slurm.yaml or ray.yaml, which say what they mean; a key of the
+    other system is null.
+    """
+
+    name: str
+    cpus: int | None = None
+    gpus: float | None = None
+    jobs: int | None = None
+    memory: str | None = None
+    time: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    options: list[str] | None = None
+    setup: list[str] | None = None
+    runs_per_job: int | None = None
+    grace: int | None = None
+    detach: bool | None = None
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        require_one_of("cluster", self.name, tuple(OWN))
+        for item in fields(self):
+            value = getattr(self, item.name)
+            mine = item.name in (*COMMON, *OWN[self.name])
+            expected = f"null, as cluster={self.name} has no {item.name}"
+            require(mine or value is None, f"cluster.{item.name}", value, expected)
+        for key in ("cpus", "jobs", "runs_per_job"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"cluster.{key}", value, "at least 1, or null")
+        gpus = self.gpus or 0
+        ok = gpus >= 0 and (gpus == int(gpus) or (self.name == "ray" and gpus < 1))
+        expected = "0 or a number of GPUs" + (", or a fraction of one" * (self.name == "ray"))
+        require(ok, "cluster.gpus", self.gpus, expected)
+        require((self.grace or 0) >= 0, "cluster.grace", self.grace, "0 or more seconds")
+        if self.name == "slurm":
+            for key in ("runs_per_job", "grace", "detach"):
+                require(getattr(self, key) is not None, f"cluster.{key}", "null", "a value")
+        ok = self.name != "ray" or bool(self.address)
+        require(ok, "cluster.address", self.address, "auto, or an address such as 10.0.0.1:6379")
+        self.slurm_time()
+
+    def slurm_time(self) -> str | None:
+        """`time` as Slurm has it: minutes, or what was written in its own form."""
+        if self.time is None or _SLURMS_TIME.fullmatch(self.time):
+            return self.time
+        found = _TIME.fullmatch(self.time)
+        days, hours, minutes = (int(part or 0) for part in (found.groups() if found else "000"))
+        total = (24 * days + hours) * 60 + minutes
+        expected = "a time such as 30m, 4h or 1d12h, or in a form of Slurm's own"
+        require(total > 0, "cluster.time", self.time, expected)
+        return str(total)
+
+    def gpus_of_a_job(self, device: str) -> float:
+        """What trainer.device needs, where it is not said."""
+        return (0.0 if device == "cpu" else 1.0) if self.gpus is None else self.gpus
