@@ -48,12 +48,19 @@ class Job:
         return self.state in (State.RUNNING, State.ENDING)
 
     @property
+    def leaves_nothing(self) -> bool:
+        """Whether all of its processes are gone when it is over."""
+        return True
+
+    @property
     def is_over(self) -> bool:
         return self.state in (State.OVER, State.CANCELLED)
 
 
 class System(Protocol):
     """Slurm or Ray. Its methods raise a UserError where it does not answer or refuses."""
+
+    say: Callable[[str], None]  # to the user
 
     def take(self, runs: Sequence[Run], open_jobs: int) -> list[Job]:
         """Jobs for `runs`, or for none of them while `open_jobs` are as many as there may be: new
@@ -89,7 +96,7 @@ class Rounds:
         self.options = todo[0].config.sweep
         self.jobs: list[Job] = []
         self.unsettled: list[tuple[Job, Run]] = []  # the job is over, the run still shows life
-        self.cancelled: list[Run] = []  # while it is open whether the whole sweep was meant
+        self.cancelled: list[tuple[Job, Run]] = []  # while it is open whether the whole sweep was meant
         self.refusals, self.accepted, self.stopped = 0, False, False
         self.failures: Counter[Run] = Counter()
         self.stalled: Counter[Run] = Counter()  # jobs in a row without an epoch more
@@ -163,17 +170,15 @@ class Rounds:
         words = {job: self.system.last_words(job) for job in {job for job, _ in unsettled}}
         for job, run in unsettled:
             how = ": ".join(filter(None, (job.reason, words[job])))
-            status = conclude_lost(run, job.name, f"job {job.name} ended ({how})")
+            gone = job.name if job.leaves_nothing else None
+            status = conclude_lost(run, gone, f"job {job.name} ended ({how})")
             if run.directory.is_owned():  # by a process that is dying, or of another sweep
                 self.unsettled.append((job, run))
             elif status in FINAL:
                 self._fail_fast(status == "diverged")
             elif job.state is State.CANCELLED:
-                self.cancelled += [run] * job.began  # one that waited is not wanted any more
-            elif self._is_worth_another(run, status):
-                self.say(f"{status or 'not started'}: {run.label}, job {job.name} ended ({how})")
-                self.idle.append(run)
-            else:
+                self.cancelled += [(job, run)] * job.began  # one that waited is unwanted by now
+            elif not self._goes_on(job, run, how):
                 self._fail_fast(status != "interrupted")
 
     def _sort_cancelled(self) -> None:
@@ -182,9 +187,18 @@ class Rounds:
         """
         going = any(job.state in (State.QUEUED, State.RUNNING) for job in self.jobs)
         if going or not self.jobs:
-            again = self.cancelled if going else []
-            self.idle += [r for r in again if self._is_worth_another(r, r.directory.status())]
+            for job, run in self.cancelled if going else []:
+                self._goes_on(job, run, job.reason)
             self.cancelled = []
+
+    def _goes_on(self, job: Job, run: Run, how: str) -> bool:
+        """Whether another job is tried for `run`."""
+        status = run.directory.status()
+        again = self._is_worth_another(run, status)
+        if again:
+            self.say(f"{status or 'not started'}: {run.label}, job {job.name} ended ({how})")
+            self.idle.append(run)
+        return again
 
     def _is_worth_another(self, run: Run, status: str | None) -> bool:
         if status == "failed":

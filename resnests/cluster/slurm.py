@@ -75,10 +75,12 @@ Queue = dict[str, dict[str, Seen]]  # name of the array -> task -> what is seen 
 class Slurm:
     """The System of `config`, whose runs_dir all nodes see."""
 
-    def __init__(self, config: Config, say: Callable[[str], None]) -> None:
+    say: Callable[[str], None] = staticmethod(print)
+
+    def __init__(self, config: Config) -> None:
         assert config.cluster is not None
         self.cluster: Cluster = config.cluster
-        self.runs_dir, self.say = Path(config.runs_dir).resolve(), say
+        self.runs_dir = Path(config.runs_dir).resolve()
         self.gpus = int(self.cluster.gpus_of_a_job(config.trainer.device))
         self.mine: list[Submission] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from resnests.cluster.jobs import Rounds, System
@@ -17,16 +17,17 @@ def train_in_jobs(runs: Sequence[Run], todo: Sequence[Run]) -> int:
     """Bring `todo`, of the sweep's `runs`, to its end; the exit status."""
     config = todo[0].config
     if config.cluster and config.cluster.detach:
-        jobs = Rounds(todo, _system(config, print), lambda: False, print, lambda _: None).submit()
+        jobs = Rounds(todo, _system(config), lambda: False, print, lambda _: None).submit()
         print(f"{len(jobs)} job(s) go on by themselves", end="; ")
         print(f"python aggregate.py --status {config.runs_dir} tells how far they are")
         return 0
+    system = _system(config)  # first, as Ray would take the signals from us
     with (
         Stop(on_signal=_on_signal) as stop,
         Display(runs, todo) as display,
         suppress(KeyboardInterrupt),  # see _on_signal
     ):
-        system = _system(config, display.say)
+        system.say = display.say
         Rounds(todo, system, stop.requested, display.say, display.place).until_done()
     return say_outcome(runs, interrupted=stop.signals > 0)
 
@@ -37,11 +38,11 @@ def _on_signal(count: int) -> None:
         raise KeyboardInterrupt
 
 
-def _system(config: Config, say: Callable[[str], None]) -> System:
+def _system(config: Config) -> System:
     if config.cluster and config.cluster.name == "ray":
-        from resnests.cluster.ray import Ray
+        from resnests.cluster.ray_tasks import Ray
 
         return Ray(config)
     from resnests.cluster.slurm import Slurm
 
-    return Slurm(config, say)
+    return Slurm(config)

@@ -47,8 +47,8 @@ class Cluster:
             value = getattr(self, key)
             require(value is None or value >= 1, f"cluster.{key}", value, "at least 1, or null")
         gpus = self.gpus or 0
-        ok = gpus >= 0 and (gpus == int(gpus) or (self.name == "ray" and gpus < 1))
-        expected = "0 or a number of GPUs" + (", or a fraction of one" * (self.name == "ray"))
+        ok = 0 <= gpus <= 1 if self.name == "ray" else gpus >= 0 and gpus == int(gpus)
+        expected = "0 to 1, the part of a GPU" if self.name == "ray" else "a number of GPUs"
         require(ok, "cluster.gpus", self.gpus, expected)
         require((self.grace or 0) >= 0, "cluster.grace", self.grace, "0 or more seconds")
         if self.name == "slurm":

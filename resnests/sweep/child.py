@@ -40,7 +40,7 @@ def job(index: int, at_once: int = 1) -> str | None:
     if order.local and Stop.current is None:
         die_with(token)
     with Stop.listen(token) as stop, at_work(token, index):
-        code = _attempt(run, order.allocation, at_once, stop)
+        code = attempt(run, order.allocation, at_once, stop)
     status = "busy" if code == BUSY else run.directory.status()
     failed = code not in (0, BUSY, INTERRUPTED) or status == "diverged"
     if failed and config.sweep.fail_fast:
@@ -48,7 +48,7 @@ def job(index: int, at_once: int = 1) -> str | None:
     return status
 
 
-def _attempt(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Stop) -> int:
+def attempt(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Stop) -> int:
     """Train `run` by the allocation that the sweep's runs share, or by what this host has."""
     try:
         allocation = Allocation(**shared) if shared else allocate(run.config, at_once)
@@ -125,10 +125,13 @@ def conclude(run: Run, code: int) -> None:
         directory.write_record(record)
 
 
-def conclude_lost(run: Run, job: str, reason: str) -> str | None:
-    """Put on record, or in the log of a run that never began, how its job ended; the status."""
+def conclude_lost(run: Run, job: str | None, reason: str) -> str | None:
+    """Put on record, or in the log of a run that never began, how its job ended; the status.
+
+    `job` is its number where no process of it can live on.
+    """
     directory = run.directory
-    if directory.read_progress().get("job") == job:  # no life any more, however recent a sign
+    if job and directory.read_progress().get("job") == job:  # the latest sign of life is the last
         directory.progress_file.unlink(missing_ok=True)
     record = directory.sound_record()
     with suppress(Timeout, OSError), directory.owner().acquire(blocking=False):

@@ -30,7 +30,7 @@ BUSY, INTERRUPTED = 75, 130
 
 RUN = "RESNESTS_RUN"
 JOB = "RESNESTS_JOB"  # the number that a batch system gave the job of this process
-_SWEEP, _COMMAND = "RESNESTS_SWEEP", "RESNESTS_COMMAND"
+_SWEEP, COMMAND = "RESNESTS_SWEEP", "RESNESTS_COMMAND"
 _MARK = "begun-"
 
 # What this process exits with once Hydra is through: it must return for users' callbacks to fire.
@@ -69,7 +69,7 @@ def announce(configs: Sequence[Config], allocation: Allocation | None, folder: P
         print(json.dumps({"local": allocation is not None, "allocation": shared}), file=lines)
         for config in configs:
             print(json.dumps(config_dict(config)), file=lines)
-    os.environ |= {_SWEEP: str(file), _COMMAND: command_line(), "PYTHONPATH": python_path()}
+    os.environ |= {_SWEEP: str(file), COMMAND: command_line(), "PYTHONPATH": python_path()}
     return file
 
 
@@ -80,7 +80,7 @@ def token_path() -> Path:
 
 def environment() -> dict[str, str]:
     """What jobs of the sweep that was announced last must find, where they do not inherit it."""
-    return {name: os.environ[name] for name in (_SWEEP, _COMMAND, "PYTHONPATH")}
+    return {name: os.environ[name] for name in (_SWEEP, COMMAND, "PYTHONPATH")}
 
 
 def begun(folder: Path) -> set[int]:
@@ -109,7 +109,7 @@ def is_ordered() -> bool:
 
 def command_line() -> str:
     """What the user typed."""
-    return os.environ.get(_COMMAND, " ".join(sys.argv))
+    return os.environ.get(COMMAND, " ".join(sys.argv))
 
 
 def python_path() -> str:

@@ -15,6 +15,7 @@ from helpers import REPOSITORY, TINY, history
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.training.checkpoint import read_torch
 
+STARTED: list[subprocess.Popen] = []
 SLURM = ("cluster=slurm", "cluster.cpus=1", "cluster.gpus=0")
 
 
@@ -22,9 +23,19 @@ def start(folder: Path, *overrides: str, **environment: str) -> subprocess.Popen
     """A sweep whose lines are appended to sweep.log."""
     command = [sys.executable, str(REPOSITORY / "run.py"), "-m", *TINY, *overrides]
     with open(folder / "sweep.log", "ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, cwd=folder, stdout=log, stderr=log, env=os.environ | environment
         )
+    STARTED.append(process)
+    return process
+
+
+def end_all() -> None:
+    """The sweeps that a failed test left."""
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
 
 
 def sweep(folder: Path, *overrides: str, **environment: str) -> int:

@@ -1,4 +1,11 @@
 import pytest
+from clusters import end_all
+
+
+@pytest.fixture(autouse=True)
+def _no_sweep_is_left():
+    yield
+    end_all()
 
 
 def pytest_collection_modifyitems(config, items):

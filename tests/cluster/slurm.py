@@ -21,6 +21,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
 CONF = """\
@@ -97,9 +98,7 @@ class Slurm:
         self.conf = folder / "slurm.conf"
         values = {"host": host, "port": ports[-1], "folder": folder, "more": self.more}
         self.conf.write_text(CONF.format(nodes=nodes, **values))
-        self.environment = {"SLURM_CONF": str(self.conf)}
-        os.environ |= self.environment
-        self.stack.callback(os.environ.pop, "SLURM_CONF", None)
+        self.stack.enter_context(patch.dict(os.environ, SLURM_CONF=str(self.conf)))
         (folder / "munge.key").write_bytes(os.urandom(1024))
         (folder / "munge.key").chmod(0o400)
         names = {"key-file": "key", "socket": "sock", "pid-file": "pid", "seed-file": "seed"}
