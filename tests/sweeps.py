@@ -18,7 +18,9 @@ GRID = ("variant=standard,a_resnest", "seed=0,1")
 
 
 class Sweep:
-    """A sweep as a user starts it, with the processes below it by their roles."""
+    """A sweep as a user starts it, with its processes by their roles."""
+
+    cluster: tuple[str, ...] = ()  # the overrides that bring all sweeps onto one
 
     def __init__(self, folder: Path, *overrides: str, prefix: Sequence[str] = ()) -> None:
         command = [
@@ -29,8 +31,10 @@ class Sweep:
             *TINY,
             "trainer.epochs=40",
             *GRID,
+            *self.cluster,
             *overrides,
         ]
+        self.folder = folder
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "tests" / "broken")}
         with open(folder / "sweep.log", "ab") as log:
             self.process = subprocess.Popen(
@@ -38,20 +42,27 @@ class Sweep:
             )
 
     def children(self, role: str) -> list[psutil.Process]:
-        """role: training, or worker for those of joblib."""
-        marks = {"training": "resnests.sweep.worker", "worker": "loky"}
+        """role: training, or worker for those of joblib, Slurm or Ray that start trainings."""
+        workers = ("loky", "resnests.cluster.batch", "ray::_train")
+        marks = {"training": ("resnests.sweep.worker",), "worker": workers}
         found = []
-        try:
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                try:
-                    line = " ".join(process.cmdline())
-                except psutil.Error:
-                    continue
-                if marks[role] in line and "resource_tracker" not in line:
-                    found.append(process)
-        except psutil.Error:
-            pass
+        for process in self._processes():
+            try:
+                line = " ".join(process.cmdline())
+            except psutil.Error:
+                continue
+            if any(mark in line for mark in marks[role]) and "resource_tracker" not in line:
+                found.append(process)
         return found
+
+    def _processes(self) -> list[psutil.Process]:
+        """All below the sweep; of a cluster all that work in its folder."""
+        try:
+            if not self.cluster:
+                return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.Error:
+            return []
+        return [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(self.folder)]
 
     def wait(self, timeout: float = 600) -> int:
         return self.process.wait(timeout)

@@ -96,7 +96,7 @@ class Rounds:
         self.options = todo[0].config.sweep
         self.jobs: list[Job] = []
         self.unsettled: list[tuple[Job, Run]] = []  # the job is over, the run still shows life
-        self.cancelled: list[tuple[Job, Run]] = []  # while it is open whether the whole sweep was meant
+        self.cancelled: list[tuple[Job, Run]] = []  # while it is open whether all are
         self.refusals, self.accepted, self.stopped = 0, False, False
         self.failures: Counter[Run] = Counter()
         self.stalled: Counter[Run] = Counter()  # jobs in a row without an epoch more

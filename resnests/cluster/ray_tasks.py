@@ -78,7 +78,7 @@ class Ray:
         tasks = {t.reference: t for t in jobs if isinstance(t, Task) and t.reference is not None}
         for reference in self._over(list(tasks)):
             self._conclude(tasks.pop(reference))
-        held = (t for t in jobs if isinstance(t, Task) and t.reference is None)
+        held = (t for t in jobs if isinstance(t, Task) and t.reference is None and not t.is_over)
         room = len(jobs) if self.cluster.jobs is None else self.cluster.jobs - len(tasks)
         for task in islice(held, max(0, room)):
             self._begin(task)

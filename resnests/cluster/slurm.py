@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -22,7 +23,7 @@ from resnests.cluster.jobs import Job, State
 from resnests.cluster.submission import Submission, find_submissions, place
 from resnests.config.cluster import Cluster
 from resnests.config.schema import Config
-from resnests.errors import UserError
+from resnests.errors import UserError, require
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import environment
 
@@ -80,6 +81,9 @@ class Slurm:
     def __init__(self, config: Config) -> None:
         assert config.cluster is not None
         self.cluster: Cluster = config.cluster
+        for command in ("sbatch", "squeue", "scontrol", "scancel"):
+            where = "on the PATH, as on a login node of a Slurm cluster"
+            require(shutil.which(command) is not None, "cluster", "slurm", f"{command} {where}")
         self.runs_dir = Path(config.runs_dir).resolve()
         self.gpus = int(self.cluster.gpus_of_a_job(config.trainer.device))
         self.mine: list[Submission] = []
@@ -94,7 +98,8 @@ class Slurm:
             jobs = self._adopt(runs)
             known = {run for job in jobs for run in job.runs}
             rest = [run for run in runs if run not in known]
-            return jobs + (self._submit(rest, limit and limit - open_jobs) if rest else [])
+            room = None if limit is None else limit - open_jobs - len(jobs)
+            return jobs + (self._submit(rest, room) if rest and (room is None or room > 0) else [])
 
     def _adopt(self, runs: Sequence[Run]) -> list[Job]:
         """The jobs that are in the queue for any of `runs`. What is left of others is removed."""
@@ -231,9 +236,8 @@ def _ask(*command: str, given: str | None = None) -> str:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
     try:
         done = subprocess.run(command, input=given, capture_output=True, text=True, env=kept)
-    except FileNotFoundError:
-        where = "as on a login node of a Slurm cluster"
-        raise UserError(f"cluster=slurm: expected {command[0]} on the PATH, {where}") from None
+    except OSError as error:
+        raise UserError(f"cluster=slurm: {command[0]}: {error.strerror}") from None
     if done.returncode:
         lines = [re.sub(r"^\w+: (error|fatal): ", "", line) for line in done.stderr.splitlines()]
         said = "; ".join(filter(None, lines)) or f"exit status {done.returncode}"

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from resnests.config.schema import Config, config_dict
 from resnests.errors import UserError, require
+from resnests.runs.files import require_locks
 from resnests.runs.record import FINAL
 from resnests.runs.weights import export
 from resnests.sweep.child import POLL, conclude, job
@@ -69,6 +70,8 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     if not todo:
         return say_outcome(runs, interrupted=False)
     prepare(todo)
+    for runs_dir in {run.config.runs_dir for run in todo}:
+        require_locks(runs_dir)
     clear_what_starts_afresh(todo)
     if cluster:
         from resnests.cluster.sweep import train_in_jobs

@@ -20,6 +20,7 @@ from filelock import Timeout
 from resnests.config.schema import Config
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
+from resnests.runs.files import require_locks
 from resnests.runs.record import FINAL
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import lease
@@ -44,6 +45,7 @@ class Worker:
 
     def work(self) -> int:
         """The exit status."""
+        require_locks(self.config.runs_dir)
         try:
             self.owner.acquire(blocking=False)
         except Timeout:
