@@ -194,7 +194,7 @@ class Rounds:
     def _goes_on(self, job: Job, run: Run, how: str) -> bool:
         """Whether another job is tried for `run`."""
         status = run.directory.status()
-        again = self._is_worth_another(run, status)
+        again = not self.stopped and self._is_worth_another(run, status)
         if again:
             self.say(f"{status or 'not started'}: {run.label}, job {job.name} ended ({how})")
             self.idle.append(run)

@@ -1,7 +1,7 @@
 """Tasks of Ray, one for each run. No torch.
 
-Ray's own ways end them with the sweep: a task whose sweep is gone is killed, and its training then
-writes a checkpoint and ends. A sweep that is to outlive its terminal is itself submitted to Ray.
+Ray kills a task, and its training, when their sweep is gone; the same command goes on from the
+checkpoint of the last epoch. A sweep that is to outlive its terminal is itself submitted to Ray.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Task(Job):
 
     @property
     def leaves_nothing(self) -> bool:
-        return False  # its training ends a moment later
+        return False  # where Ray lost sight of its node
 
     def begin(self, reference: Any) -> None:
         self.reference, self.name = reference, reference.task_id().hex()
@@ -102,7 +102,8 @@ class Ray:
         except self.ray.exceptions.TaskCancelledError:
             task.state, task.reason = State.CANCELLED, "cancelled"
         except self.ray.exceptions.RayError as error:
-            task.reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            task.reason = said.partition(". ")[0]
 
     def last_words(self, job: Job) -> str:
         return ""

@@ -82,7 +82,7 @@ def test_tasks_end_with_a_killed_sweep_and_the_same_command_goes_on(tmp_path, no
     process.kill()
     process.wait()
     until(lambda: not any(run.is_owned() for run in runs(tmp_path).values()))
-    assert set(statuses(tmp_path)) == {"interrupted"}
+    assert min(epochs(tmp_path)) > 1
     assert sweep(tmp_path, *RAY, *GRID, LONG) == 0
     assert_same_results(tmp_path, undisturbed)
 
