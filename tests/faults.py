@@ -144,19 +144,21 @@ if os.getuid() != 0 or not shutil.which("setpriv"):  # what becoming another use
 
 
 def hurt_until(folder: Path, faults: list[str]) -> None:
-    """Sweep again and again, with one of `faults` at a random instant of each sweep, until all
-    were injected.
+    """Sweep again and again, with one of `faults` at a random instant of each sweep, on a cluster
+    with as many as it lives to see, until all were injected.
     """
     while faults:
         sweep = Sweep(folder)
-        fault = FAULTS[faults[0]]
         time.sleep(random.uniform(1.5, 9))
         if sweep.process.poll() is not None:  # done before it could be hurt: the grid starts anew
             for run in find_runs(folder / "runs"):
                 if not run.is_owned():
                     run.clear()
-        elif _inject(fault, sweep, folder):
+        while faults and _inject(FAULTS[faults[0]], sweep, folder):
             print(f"{faults.pop(0)}; {len(faults)} faults to go", flush=True)
+            if not Sweep.cluster:
+                break
+            time.sleep(random.uniform(1, 6))
         sweep.wait()
 
 

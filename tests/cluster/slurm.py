@@ -5,8 +5,7 @@
 
 It takes root and Debian's packages slurm-wlm and munge, writes everything into a temporary folder,
 and stops what it started. Its nodes are slurmds of this machine, each with one core. With --hosts
-each of them is a host as far as its name goes (a UTS namespace). With --accounting it keeps books
-(packages slurmdbd and mariadb-server).
+each of them is a host as far as its name goes (a UTS namespace).
 """
 
 from __future__ import annotations
