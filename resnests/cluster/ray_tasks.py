@@ -7,6 +7,7 @@ checkpoint of the last epoch. A sweep that is to outlive its terminal is itself 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -120,8 +121,8 @@ class Ray:
         self.ray.shutdown()
 
 
-def _connected(address: str | None) -> Any:
-    """The module ray, connected to the cluster at `address`."""
+def _connected(given_address: str | None) -> Any:
+    """The module ray, connected to the cluster at that address."""
     try:
         import ray
     except ImportError:
@@ -130,7 +131,11 @@ def _connected(address: str | None) -> Any:
     given = {"PYTHONPATH": python_path(), COMMAND: command_line()}
     given |= {key: os.environ[key] for key in ("RESNESTS_LOCK_DIR",) if key in os.environ}
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get("RAY_ADDRESS", "auto") if given_address == "auto" else given_address
     try:
+        host, colon, port = str(address).rpartition(":")
+        if colon:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=address, runtime_env={"env_vars": given}, **quiet)
     except Exception as error:  # of many kinds, by what is wrong
         said = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -10,6 +10,7 @@ from resnests.errors import require, require_one_of
 COMMON = ("name", "cpus", "gpus", "jobs")
 SLURM = ("memory", "time", "partition", "account", "qos", "options", "setup")
 OWN = {"slurm": (*SLURM, "runs_per_job", "grace", "detach"), "ray": ("address",)}
+_ADDRESS = re.compile(r"auto|[\w.-]+:\d+")
 _TIME = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?")
 _SLURMS_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
 
@@ -54,7 +55,7 @@ class Cluster:
         if self.name == "slurm":
             for key in ("runs_per_job", "grace", "detach"):
                 require(getattr(self, key) is not None, f"cluster.{key}", "null", "a value")
-        ok = self.name != "ray" or bool(self.address)
+        ok = self.name != "ray" or _ADDRESS.fullmatch(self.address or "") is not None
         require(ok, "cluster.address", self.address, "auto, or an address such as 10.0.0.1:6379")
         self.slurm_time()
 

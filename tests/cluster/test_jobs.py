@@ -299,6 +299,7 @@ def test_a_job_leaves_alone_what_is_finished(runs, submission, monkeypatch):
         ({"name": "slurm", "runs_per_job": 0}, "cluster.runs_per_job=0: expected at least 1"),
         ({"name": "slurm", "grace": None}, "cluster.grace=null: expected a value"),
         ({"name": "ray", "address": ""}, "cluster.address=: expected auto, or an address"),
+        ({"name": "ray", "address": "ray://a:1"}, "cluster.address=ray://a:1: expected auto, or"),
     ],
 )
 def test_values_that_a_cluster_cannot_have_are_named(values, said):
