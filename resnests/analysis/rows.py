@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 PART = 1 << 27  # bytes that are worked on at a time
+CACHED = 1 << 23  # bytes that are read twice on a CPU before they leave its cache
 
 
 @dataclass
@@ -39,9 +40,13 @@ class Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def parts(self, end: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first `end` columns and the labels of some images at a time, on the device."""
-        size = max(1024, PART // (8 * self.values.shape[1]))
+    def parts(
+        self, end: int | None = None, most: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first `end` columns and the labels of some images at a time, on the device: at most
+        `most` bytes of features, PART where that is None.
+        """
+        size = max(256, (most or PART) // (8 * self.values.shape[1]))
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             yield self.values[part, :end].to(self.device), self.labels[part].to(self.device)
@@ -56,7 +61,7 @@ class Rows:
     def standardise(self, mean: Tensor, std: Tensor) -> None:
         """In place, by the moments of the training images."""
         mean, std = mean.to(self.values.device), std.to(self.values.device)
-        size = max(1024, PART // (8 * self.values.shape[1]))
+        size = max(256, PART // (8 * self.values.shape[1]))
         for start in range(0, len(self), size):
             self.values[start : start + size, 1:].sub_(mean).div_(std)
 

@@ -15,7 +15,7 @@ from scipy.linalg import qr, solve_triangular
 from scipy.optimize import fmin_l_bfgs_b
 from torch import Tensor
 
-from resnests.analysis.rows import Rows
+from resnests.analysis.rows import CACHED, Rows
 
 RANK = 1e-6  # what is left of a standardised feature below it is rounding of float32 networks
 
@@ -49,18 +49,20 @@ def penalty(weights: Tensor, l2: float) -> float:
 
 def _value_and_gradient(rows: Rows, weights: Tensor, l2: float) -> tuple[float, Tensor, float]:
     """The penalised risk, its gradient, and the mean of p(1 - p), the scale of its curvature."""
-    value, curvature, gradient = 0.0, 0.0, torch.zeros_like(weights)
-    for x, labels in rows.parts(len(weights)):
-        logs = torch.log_softmax(x @ weights, 1)
-        own = labels[:, None]
-        value -= logs.gather(1, own).sum().item()
+    value, curvature, most = 0.0, 0.0, CACHED if rows.device.type == "cpu" else None
+    maps = weights.T.contiguous()  # (K, 1 + d) times (1 + d, N): twice as fast as x @ weights
+    gradient = torch.zeros_like(maps)
+    for x, labels in rows.parts(len(weights), most):
+        logs = torch.log_softmax(maps @ x.T, 0)
+        own = labels[None]
+        value -= logs.gather(0, own).sum().item()
         p = logs.exp_()
         curvature += (p * (1 - p)).sum().item()
-        p.scatter_add_(1, own, -torch.ones_like(own, dtype=p.dtype))
-        gradient += (p.T @ x).T
+        p.scatter_add_(0, own, -torch.ones_like(own, dtype=p.dtype))
+        gradient.addmm_(p, x)
     n = len(rows)
     value = value / n + penalty(weights, l2)
-    return value, gradient / n + l2 * weights, curvature / (n * weights.shape[1])
+    return value, gradient.T / n + l2 * weights, curvature / (n * weights.shape[1])
 
 
 class _Reached(Exception):

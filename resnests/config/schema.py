@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, cast, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from resnests.config.cluster import Cluster
 from resnests.config.parts import (
@@ -219,6 +219,8 @@ def config_from(node: DictConfig | dict[str, Any]) -> Config:
             tree[group] = _with_args(group, kind, tree.get(group) or {})
         merged = OmegaConf.merge(_structured(), tree)
         return cast(Config, OmegaConf.to_object(merged))
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: expected a value, as it has no default") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from error
 

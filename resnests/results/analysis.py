@@ -40,7 +40,7 @@ def read_analyses(runs: pd.DataFrame) -> pd.DataFrame:
             continue
         shared = dataclasses.asdict(analysis)
         solves = shared.pop("solves")
-        named = {name: run[name] for name in (*CELL, "seed", "path")}
+        named = {name: run.get(name) for name in (*CELL, "seed", "path", "arch.widths")}
         rows += [named | shared | {"position": i} | solve for i, solve in enumerate(solves)]
     frame = pd.DataFrame(rows)
     for name in CELL if rows else ():
@@ -49,7 +49,7 @@ def read_analyses(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def summaries(analyses: pd.DataFrame) -> pd.DataFrame:
-    """A row per analysed run: CELL, seed, l2, width, needed_width, smallest_singular_value, and
+    """A row per analysed run: CELL, seed, arch.widths, blocks, what is shared below, and
     Analysis.summary.
     """
     shared = ["l2", "tolerance", "coupled", "width", "needed_width", "smallest_singular_value"]
@@ -58,7 +58,9 @@ def summaries(analyses: pd.DataFrame) -> pd.DataFrame:
     for run in first.to_dict("records"):
         analysis = RunDirectory(run["path"]).analysis.read_analysis()
         assert analysis is not None
-        rows.append({name: run[name] for name in (*CELL, "seed", *shared)} | analysis.summary())
+        blocks = len({solve.group for solve in analysis.solves if "." in solve.group})
+        named = {name: run[name] for name in (*CELL, "seed", "arch.widths", *shared)}
+        rows.append(named | {"blocks": blocks} | analysis.summary())
     frame = pd.DataFrame(rows)
     for name in CELL:
         frame[name] = pd.Categorical(frame[name], analyses[name].cat.categories, ordered=True)

@@ -52,7 +52,15 @@ def drawings(analyses: pd.DataFrame) -> Iterator[Drawing]:
                 yield _curves(some, key, f"{name}. {_WORDS[family]}")
                 key = figure_key(f"drops_{family}", dataset, arch, row)
                 yield _drops(some, key, f"{name}. {_WORDS[family]}")
-    wide = summaries(analyses).dropna(subset=["width"])
+    runs = summaries(analyses)
+    coupled = runs[runs["coupled"].eq(True) & runs["width"].isna()]
+    alike = ["dataset", "arch.widths", "row"]
+    for (dataset, widths, row), mine in coupled.groupby(alike, observed=True):
+        if mine["blocks"].nunique() > 1:
+            with mpl.rc_context(STYLE):
+                key = figure_key("depth", dataset, widths, row)
+                yield _depth(mine, key, figure_name(dataset, row))
+    wide = runs.dropna(subset=["width"])
     for (dataset, arch), mine in wide.groupby(["dataset", "arch"], observed=True):
         if mine["width"].nunique() > 1:
             with mpl.rc_context(STYLE):
@@ -160,6 +168,34 @@ def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
     words += "logarithmic axis), mean"
     words += " and one sample standard deviation over seeds" if data["n"].max() > 1 else ""
     return Drawing(key, words, figure, data)
+
+
+def _depth(runs: pd.DataFrame, key: str, name: str) -> Drawing:
+    """ε over the number of blocks of architectures of the same widths."""
+    figure = Figure(figsize=(WIDTH, 3.4))
+    panels = figure.subplots(2, 1, sharex=True)
+    variants = looks(runs["variant"])
+    for axes, column, label in zip(
+        panels, ("eps", "squared_eps"), ("ε, cross-entropy", "ε, squared error"), strict=True
+    ):
+        for look in variants:
+            mine = runs[runs["variant"] == look.variant]
+            axes.plot(mine["blocks"], mine[column], **look.point, alpha=0.5, markersize=3)
+            means = mine.groupby("blocks")[column].mean()
+            axes.plot(means.index, means, **look.line | {"marker": ""})
+        axes.set(ylabel=label, ylim=(0, None))
+    depths = runs.drop_duplicates("blocks").sort_values("blocks")
+    panels[1].set_xlabel("Blocks")
+    panels[1].set_xticks(depths["blocks"], [f"{blocks}" for blocks in depths["blocks"]])
+    finish(figure, f"{name}: depth and the gap", [entry(look, look.line) for look in variants])
+    archs = ", ".join(depths["arch"].astype(str))
+    words = (
+        f"ε over the number of blocks, {name} ({archs}): the gap between the best last two maps "
+        "and the best map of all exact features, a point a run, lines through means. That ε >= 0 "
+        "is by construction; its size is measured"
+    )
+    columns = ["arch", "variant", "row", "seed", "blocks", "eps", "eps_error", "squared_eps"]
+    return Drawing(key, words, figure, runs[columns])
 
 
 def _width(runs: pd.DataFrame, dataset: str, arch: str) -> Drawing:

@@ -67,10 +67,21 @@ class View:
             return ""
         if self.status == "complete":
             took = duration(self.record.seconds)
-            given = self.run.config.task == "evaluate"
-            origin = "of given weights" if given else f"after {self.record.epochs} epochs"
-            return f"test {self.record.test_accuracy:.2f}% {origin}, {took}"
+            return f"test {self.record.test_accuracy:.2f}% {self._origin(self.record)}, {took}"
         return self.record.error or ""
+
+    def _origin(self, record: Record) -> str:
+        """What the accuracy is of; of an analysis, what it found."""
+        given = "of given weights" if record.config["weights"] else f"after {record.epochs} epochs"
+        analysis = (
+            self.run.directory.read_analysis() if record.config["task"] == "analyze" else None
+        )
+        if analysis is None:
+            return given
+        found = analysis.summary()
+        shown = {"training risk": found["trained"], "bound": found["bound"], "ε": found["eps"]}
+        known = [f"{name} {value:.4f}" for name, value in shown.items() if value is not None]
+        return ", ".join([given, *known])
 
 
 class Display:
@@ -161,7 +172,7 @@ class Display:
             self._tell_epochs(view)
         if view.is_over and view.status != before:
             count = self.skipped + sum(v.is_over for v in self.views)
-            outcome = f": {view.outcome()}" if view.outcome() else ""
+            outcome = f": {text}" if (text := view.outcome()) else ""
             self.say(f"{view.status} {count}/{self.total} {label}{outcome}")
 
     def _tell_epochs(self, view: View) -> None:

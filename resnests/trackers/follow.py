@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 LOOK = 0.5  # seconds between two looks at the run directory
 GRACE = 60.0  # seconds that a tracker has after the end of a run
+TRIES = 3  # at sending the end to a tracker that fails; a device waits meanwhile
 
 log = logging.getLogger(__name__)
 
@@ -130,9 +131,11 @@ class Follower:
             time.sleep(LOOK)
             record = self.record()
         threading.Timer(GRACE, os._exit, [1]).start()
-        while record and not self.try_to("end", record):
+        for _ in range(TRIES):
+            if record is None or self.try_to("end", record):
+                self.directory.unsent(self.name).unlink(missing_ok=True)
+                break
             time.sleep(2)
-        self.directory.unsent(self.name).unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -94,14 +94,14 @@ def test_rows_in_a_file_give_what_rows_in_memory_give(problem, tmp_path, monkeyp
     x, labels = problem
     x = x.repeat(30, 1)
     labels = labels.repeat(30)
-    monkeypatch.setattr("resnests.analysis.rows.PART", 1)  # the smallest parts: 1,024 rows
+    monkeypatch.setattr("resnests.analysis.rows.PART", 1)  # the smallest parts: 256 rows
     held, mapped = rows_of(x, labels), rows_of(x, labels, tmp_path / "features.tmp")
     assert not any(tmp_path.iterdir()), "nothing is left of a process that is killed"
     for rows in (held, mapped):
         rows.standardise(*rows.moments())
     assert torch.equal(held.values, mapped.values)
     assert (held.values[:, 1:].mean(0).abs() < 1e-12).all()
-    assert len(list(held.parts())) == 9
+    assert len(list(held.parts())) == 36
     gram = held.values.T @ held.values
     triangle = triangle_of(mapped, 3)[:9, :9]
     assert torch.allclose(triangle.T @ triangle, gram, atol=1e-8)

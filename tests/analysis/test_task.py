@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from helpers import TINY, run_command
 
@@ -18,6 +19,8 @@ def test_runs_are_analysed_into_their_directories_and_tabled(tmp_path):
     assert run_command("-m", *SMALL, *grid, cwd=tmp_path).returncode == 0
     done = run_command("-m", *ANALYZE, *grid, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count(", bound ") == 4
+    assert done.stdout.count(", ε ") == 4
     runs = list(find_runs(tmp_path / "runs"))
     assert len(runs) == 6, "analyses are no runs"
     for run in runs:
@@ -65,6 +68,35 @@ def test_an_interrupted_analysis_goes_on_and_trains_first_where_asked(tmp_path):
     assert solves[:2] == part["solves"]
     assert len(solves) == len(whole["solves"])
     assert solves[-1]["value"] == pytest.approx(whole["solves"][-1]["value"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_given_weights_are_analysed_on_whatever_images_they_were_evaluated_on(tmp_path):
+    assert run_command(*SMALL, "variant=resnest", cwd=tmp_path).returncode == 0
+    (run,) = find_runs(tmp_path / "runs")
+    images = np.random.default_rng(0).integers(0, 255, (60, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(60) % 10
+    parts = {"train_images": images, "train_labels": labels}
+    parts |= {"test_images": images[:20], "test_labels": labels[:20]}
+    np.savez(tmp_path / "noise.npz", **parts)
+    given = (f'weights="{run.weights_file}"', "dataset=images", "dataset.name=noise")
+    given += ("dataset.root=noise.npz", "dataset.num_classes=10", "variant=resnest")
+    plain = tuple(word for word in SMALL if not word.startswith("dataset"))
+    done = run_command(*plain, *given, "task=analyze", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "expected a complete run, but there is no such run; first task=evaluate" in done.stderr
+    assert run_command(*plain, *given, "task=evaluate", cwd=tmp_path).returncode == 0
+    done = run_command(*plain, *given, "task=analyze", cwd=tmp_path)
+    assert "of given weights, training risk" in done.stdout, done.stderr
+    (analysed,) = (run for run in find_runs(tmp_path / "runs") if run.analysis.read_analysis())
+    assert analysed.read_record().dataset == "noise"
+    (tmp_path / "noise.npz").unlink()
+    again = (*given, "task=analyze", "analysis.l2=0.01")
+    done = run_command(*plain, *again, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "dataset.root=noise.npz: expected a folder with a sub-folder for each" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert analysed.analysis.read_analysis().l2 == 5e-4, "what is there is kept"
 
 
 @pytest.mark.slow
