@@ -18,10 +18,10 @@ _SLURMS_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
 @dataclass
 class Cluster:
     """The values of conf/cluster/slurm.yaml or ray.yaml, which say what they mean; a key of the
-    other system is null.
+    other system is null, and all are where this machine trains.
     """
 
-    name: str
+    name: str | None = None
     cpus: int | None = None
     gpus: float | None = None
     jobs: int | None = None
@@ -38,12 +38,14 @@ class Cluster:
     address: str | None = None
 
     def __post_init__(self) -> None:
-        require_one_of("cluster", self.name, tuple(OWN))
+        if self.name is not None:
+            require_one_of("cluster", self.name, tuple(OWN))
+        mine = (*COMMON, *OWN[self.name]) if self.name else ()
+        has_no = f"as cluster={self.name} has no such key" if self.name else "without a cluster"
         for item in fields(self):
             value = getattr(self, item.name)
-            mine = item.name in (*COMMON, *OWN[self.name])
-            expected = f"null, as cluster={self.name} has no {item.name}"
-            require(mine or value is None, f"cluster.{item.name}", value, expected)
+            ok = item.name in mine or value is None
+            require(ok, f"cluster.{item.name}", value, f"null, {has_no}")
         for key in ("cpus", "jobs", "runs_per_job"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"cluster.{key}", value, "at least 1, or null")

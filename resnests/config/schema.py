@@ -182,7 +182,9 @@ def hydra_schema() -> type:
     types = get_type_hints(Config)
     fields: list[tuple] = []
     for item in dataclasses.fields(Config):
-        if item.name in PARTS:
+        if item.name == "cluster":  # so that its keys are there to be set, or complained of
+            fields.append((item.name, Cluster, field(default_factory=Cluster)))
+        elif item.name in PARTS:
             defaults = _defaults(PARTS[item.name])
             fields.append((item.name, Any, field(default_factory=defaults.copy)))
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
@@ -217,6 +219,8 @@ def config_from(node: DictConfig | dict[str, Any]) -> Config:
         tree: Any = OmegaConf.to_container(given, resolve=True)
         for group, kind in PARTS.items():
             tree[group] = _with_args(group, kind, tree.get(group) or {})
+        if all(value is None for value in (tree.get("cluster") or {}).values()):
+            tree["cluster"] = None
         merged = OmegaConf.merge(_structured(), tree)
         return cast(Config, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:

@@ -7,14 +7,14 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from resnests.config.recipe import recipe_values, telling_keys
 from resnests.config.schema import Config, config_dict
-from resnests.errors import UserError, require
+from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
 from resnests.runs.weights import digest, require_analysable, weights_file
@@ -96,8 +96,19 @@ def _require_shared_values(configs: Sequence[Config]) -> None:
     for key in ("task", "trainer.device", "devices", "sweep", "cluster", "logger"):
         shared, *values = map(attrgetter(key), configs)
         for value in values:
-            expected = f"one value for the whole sweep, such as {shared}"
-            require(value == shared, key, value, expected)
+            if value != shared:
+                name, one, other = _first_difference(key, value, shared)
+                expected = f"one value for the whole sweep, such as {other}"
+                raise UserError(f"{name}={one}: expected {expected}")
+
+
+def _first_difference(key: str, one: Any, other: Any) -> tuple[str, Any, Any]:
+    """The key, and the two values, of the first field in which two sections differ."""
+    for item in fields(one) if is_dataclass(one) and type(one) is type(other) else ():
+        values = getattr(one, item.name), getattr(other, item.name)
+        if values[0] != values[1]:
+            return (f"{key}.{item.name}", *values)
+    return key, one, other
 
 
 def _require_writable(runs_dir: str) -> None:

@@ -291,6 +291,8 @@ def test_a_job_leaves_alone_what_is_finished(runs, submission, monkeypatch):
     [
         ({"name": "pbs"}, "cluster=pbs: expected one of slurm, ray"),
         ({"name": "ray", "partition": "gpu"}, "cluster.partition=gpu: expected null, as cluster="),
+        ({"name": None, "gpus": 0}, "cluster.gpus=0: expected null, without a cluster"),
+        ({"name": None, "time": "4h"}, "cluster.time=4h: expected null, without a cluster"),
         ({"name": "slurm", "address": "auto"}, "cluster.address=auto: expected null, as cluster="),
         ({"name": "slurm", "gpus": 0.5}, "cluster.gpus=0.5: expected a number of GPUs"),
         ({"name": "ray", "gpus": 2}, "cluster.gpus=2: expected 0 to 1"),
@@ -304,7 +306,7 @@ def test_a_job_leaves_alone_what_is_finished(runs, submission, monkeypatch):
 )
 def test_values_that_a_cluster_cannot_have_are_named(values, said):
     required = {"runs_per_job": 1, "grace": 90, "detach": False}
-    needed = required if values["name"] == "slurm" else {"address": "auto"}
+    needed = {"slurm": required, "ray": {"address": "auto"}}.get(values["name"], {})
     with pytest.raises(UserError) as caught:
         Cluster(**needed | values)
     assert str(caught.value).startswith(said)
@@ -335,6 +337,9 @@ def test_a_cluster_is_no_part_of_a_runs_identity_and_excludes_what_it_would_igno
     assert RunDirectory.of(tiny(*there)).path == RunDirectory.of(tiny()).path
     with pytest.raises(UserError, match=r"devices.slots=2: expected null with cluster=ray"):
         tiny("cluster=ray", "devices.slots=2")
+    assert tiny().cluster is None
+    with pytest.raises(UserError, match=r"cluster.time=4h: expected null, without a cluster"):
+        tiny("cluster.time=4h")
     with pytest.raises(UserError, match=r"cluster=slurm: expected null, as task=export"):
         tiny("cluster=slurm", "task=export", "weights=x")
 
