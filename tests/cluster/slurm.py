@@ -69,9 +69,12 @@ def _which(name: str) -> str | None:
 class Slurm:
     """Use it as a context; SLURM_CONF is then set for all commands of Slurm's."""
 
-    def __init__(self, nodes: int = 2, hosts: bool = False, more: str = "") -> None:
+    def __init__(
+        self, nodes: int = 2, hosts: bool = False, more: str = "", gpu: str | None = None
+    ) -> None:
+        """`gpu` is a device file that stands for a GPU of each node."""
         self.nodes = [f"n{i + 1}" for i in range(nodes)]
-        self.hosts, self.more = hosts, more
+        self.hosts, self.more, self.gpu = hosts, more, gpu
         self.daemons: dict[str, subprocess.Popen] = {}
 
     def __enter__(self) -> Slurm:
@@ -92,8 +95,12 @@ class Slurm:
         ports = _free_ports(len(self.nodes) + 1)
         nodes = "\n".join(
             NODE.format(name=name, host=name if self.hosts else host, port=port)
+            + (" Gres=gpu:1" if self.gpu else "")
             for name, port in zip(self.nodes, ports, strict=False)
         )
+        if self.gpu:
+            self.more += "\nGresTypes=gpu"
+            (folder / "gres.conf").write_text(f"Name=gpu File={self.gpu}\n")
         self.conf = folder / "slurm.conf"
         values = {"host": host, "port": ports[-1], "folder": folder, "more": self.more}
         self.conf.write_text(CONF.format(nodes=nodes, **values))

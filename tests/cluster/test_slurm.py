@@ -91,6 +91,18 @@ def test_small_runs_are_packed_into_jobs_and_arrays_split_where_slurm_wants_it(t
     assert len(set(jobs)) == 4
 
 
+def test_a_job_asks_for_a_gpu_unless_it_trains_on_the_cpu(tmp_path):
+    """A device file stands for one: what Slurm gives is in CUDA_VISIBLE_DEVICES."""
+    setup = f"cluster.setup=['echo $CUDA_VISIBLE_DEVICES >> {tmp_path}/given']"
+    there = ("cluster=slurm", "cluster.cpus=1", setup)
+    with Slurm(nodes=1, gpu="/dev/zero"):
+        assert sweep(tmp_path, *there, "cluster.gpus=1", "trainer.device=cpu", "seed=0") == 0
+        assert sweep(tmp_path, *there, "trainer.device=cpu", "seed=1") == 0
+        assert sweep(tmp_path, *there, "seed=2") == 0
+    assert (tmp_path / "given").read_text().split("\n")[:3] == ["0", "", "0"]
+    assert statuses(tmp_path) == ["complete"] * 3
+
+
 def test_hydras_launcher_for_slurm_with_its_own_keys(tmp_path, slurm):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     keys = ("cpus_per_task=1", "partition=main", "array_parallelism=1", "timeout_min=5")
