@@ -62,9 +62,9 @@ class System(Protocol):
 
     say: Callable[[str], None]  # to the user
 
-    def take(self, runs: Sequence[Run], open_jobs: int) -> list[Job]:
+    def take(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
         """Jobs for `runs`, or for none of them while `open_jobs` are as many as there may be: new
-        ones, or those that an earlier sweep left.
+        ones, or those of an earlier sweep. Of `busy`, which somebody trains, only the latter.
         """
 
     def look(self, jobs: Sequence[Job]) -> None:
@@ -144,8 +144,13 @@ class Rounds:
         owned = {run for run in self.idle if run.directory.is_owned()}
         self.idle = [run for run in self.idle if run.directory.status() not in FINAL]
         free = [run for run in self.idle if run not in owned]
+        busy = [run for run in self.idle if run in owned]
         taken: list[Job] = []
-        if free and self._answered(lambda: taken.extend(self.system.take(free, len(self.jobs)))):
+
+        def take() -> None:
+            taken.extend(self.system.take(free, busy, len(self.jobs)))
+
+        if (free or (busy and not self.accepted)) and self._answered(take):
             self.jobs += taken
             gone = {run for job in taken for run in job.runs}
             self.idle = [run for run in self.idle if run not in gone]

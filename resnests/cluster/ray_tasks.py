@@ -58,7 +58,7 @@ class Ray:
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": 0}
         self.train = self.ray.remote(**options)(_train)
 
-    def take(self, runs: Sequence[Run], open_jobs: int) -> list[Job]:
+    def take(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
         tasks = [Task("not yet of Ray", [run]) for run in runs]
         limit = len(tasks) if self.cluster.jobs is None else self.cluster.jobs - open_jobs
         for task in tasks[: max(0, limit)]:

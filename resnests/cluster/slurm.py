@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,18 +89,20 @@ class Slurm:
         self.gpus = int(self.cluster.gpus_of_a_job(config.trainer.device))
         self.mine: list[Submission] = []
 
-    def take(self, runs: Sequence[Run], open_jobs: int) -> list[Job]:
+    def take(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
         limit = self.cluster.jobs
         if limit is not None and open_jobs >= limit:
             return []
-        self.runs_dir.mkdir(parents=True, exist_ok=True)
-        # So that two sweeps do not both submit what neither sees in the queue yet
-        with FileLock(self.runs_dir / ".sweep.lock"):
-            jobs = self._adopt(runs)
+        with self._alone():
+            jobs = self._adopt([*runs, *busy])
             known = {run for job in jobs for run in job.runs}
             rest = [run for run in runs if run not in known]
             room = None if limit is None else limit - open_jobs - len(jobs)
             return jobs + (self._submit(rest, room) if rest and (room is None or room > 0) else [])
+
+    def _alone(self) -> FileLock:
+        """So that two sweeps do not both submit what neither sees in the queue yet."""
+        return FileLock(self.runs_dir / ".sweep.lock")
 
     def _adopt(self, runs: Sequence[Run]) -> list[Job]:
         """The jobs that are in the queue for any of `runs`. What is left of others is removed."""
@@ -202,6 +205,8 @@ class Slurm:
         for submission in self.mine:
             if submission.folder not in going:
                 submission.remove()
+        with suppress(UserError), self._alone():
+            self._adopt([])
 
 
 def look_up(names: Sequence[str]) -> Queue:

@@ -53,6 +53,8 @@ class Submission:
         try:
             lines = (self.folder / f"{task}.log").read_text(errors="replace").splitlines()
         except OSError:
+            if not self.folder.is_dir():  # another sweep tidied up
+                return ""
             return f"without a log in {self.folder}, which its node must reach"
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 

@@ -40,7 +40,7 @@ def end_all() -> None:
 
 def sweep(folder: Path, *overrides: str, **environment: str) -> int:
     """The exit status."""
-    return start(folder, *overrides, **environment).wait(280)
+    return start(folder, *overrides, **environment).wait(800)
 
 
 def log(folder: Path) -> str:

@@ -38,7 +38,7 @@ class Queue:
         self.move, self.looks, self.taken, self.stops = move, 0, [], []
         self.say = print
 
-    def take(self, runs, open_jobs):
+    def take(self, runs, busy, open_jobs):
         self.taken.append([run.index for run in runs])
         return [Job(f"{len(self.taken)}_{run.index}", [run]) for run in runs]
 
@@ -177,7 +177,7 @@ def test_a_system_that_is_away_for_a_while_is_asked_again(runs):
 
 
 def test_a_system_that_refuses_the_first_jobs_is_an_error(runs, monkeypatch):
-    def refuse(self, runs, open_jobs):
+    def refuse(self, runs, busy, open_jobs):
         raise UserError("sbatch says: no")
 
     monkeypatch.setattr(Queue, "take", refuse)
