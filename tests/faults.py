@@ -2,12 +2,14 @@
 undisturbed sweep is.
 
     python tests/faults.py --faults 60      # the long form: faults injected, survived, results lost
+    python tests/faults.py --faults 30 --launcher slurm     # or ray: on a cluster of one's own
 
-A fault is SIGKILL of a training, of a joblib worker, of the fork server, of the whole sweep; a
-flipped bit in or the loss of the end of a checkpoint or record; a second sweep over the same grid
-at once, also after the lock of a run in training was deleted, or one of another user (where root)
-over the same devices; an error full of markup. After the faults the same command is given until it
-reports success, and every file is compared with the undisturbed sweep.
+A fault is SIGKILL of a training, of the launcher's process above it, of the fork server, of the
+whole sweep; a flipped bit in or the loss of the end of a checkpoint or record; a second sweep over
+the same grid at once, also after the lock of a run in training was deleted, or one of another user
+(where root) over the same devices; an error full of markup; on a cluster also a cancelled job and a
+lost node. After the faults the same command is given until it reports success, and every file is
+compared with the undisturbed sweep.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
+import injections
 import psutil
 import torch
 from helpers import history
@@ -128,7 +132,7 @@ def _kill_one(processes: list[psutil.Process]) -> bool:
     return True
 
 
-FAULTS = {
+FAULTS = {  # "worker" is the process that a launcher starts a training from
     "training killed": kill_training,
     "worker killed": kill_worker,
     "fork server killed": kill_server,
@@ -145,19 +149,21 @@ if os.getuid() != 0 or not shutil.which("setpriv"):  # what becoming another use
 
 
 def hurt_until(folder: Path, faults: list[str]) -> None:
-    """Sweep again and again, with one of `faults` at a random instant of each sweep, until all
-    were injected.
+    """Sweep again and again, with one of `faults` at a random instant of each sweep, on a cluster
+    with as many as it lives to see, until all were injected.
     """
     while faults:
         sweep = Sweep(folder)
-        fault = FAULTS[faults[0]]
         time.sleep(random.uniform(1.5, 9))
-        if sweep.process.poll() is None and _inject(fault, sweep, folder):
+        hurt = False
+        while faults and _inject(FAULTS[faults[0]], sweep, folder):
+            hurt = True
             print(f"{faults.pop(0)}; {len(faults)} faults to go", flush=True)
-            sweep.wait()
-            continue
+            if not Sweep.cluster:
+                break
+            time.sleep(random.uniform(1, 6))
         sweep.wait()
-        for run in find_runs(folder / "runs"):  # done before it could be hurt: the grid starts anew
+        for run in [] if hurt else find_runs(folder / "runs"):  # all done before: it starts anew
             if not run.is_owned():
                 run.clear()
 
@@ -178,6 +184,8 @@ def _inject(fault, sweep: Sweep, folder: Path) -> bool:
 def _after(fault, sweep: Sweep, folder: Path) -> bool:
     """Damage files once the trainings of a killed sweep are gone."""
     sweep.process.wait()
+    if Sweep.cluster:
+        injections.stop_all_jobs()
     deadline = time.monotonic() + 30
     while any(run.is_owned() for run in find_runs(folder / "runs")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -221,12 +229,15 @@ def _is_shown_well(line: str) -> bool:
     return "MarkupError" not in line and ("boom" not in line or BOOM in line)
 
 
-def campaign(folder: Path, faults: list[str]) -> tuple[list[str], list, int]:
+def campaign(
+    folder: Path, faults: list[str], cluster: tuple[str, ...] = ()
+) -> tuple[list[str], list, int]:
     """(differences, doubly leased devices, commands needed in the end) after `faults`."""
     hurt, reference = folder / "hurt", folder / "reference"
     hurt.mkdir(parents=True)
     reference.mkdir()
     assert Sweep(reference).wait() == 0
+    Sweep.cluster = cluster
     watch = Leases(hurt)
     watch.start()
     hurt_until(hurt, list(faults))
@@ -241,13 +252,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--launcher", choices=("slurm", "ray"))
     options = parser.parse_args()
     random.seed(options.seed)
+    if options.launcher:
+        for name in ("another user's sweep", "lock deleted"):  # of one machine
+            FAULTS.pop(name, None)
+        FAULTS.update(injections.FAULTS[options.launcher])
     faults = [random.choice(list(FAULTS)) for _ in range(options.faults)]
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    cluster = injections.cluster(options.launcher) if options.launcher else nullcontext()
+    with tempfile.TemporaryDirectory() as folder, cluster:
         os.environ.setdefault("RESNESTS_LOCK_DIR", str(Path(folder) / "slots"))
-        lost, doubled, commands = campaign(Path(folder), faults)
+        overrides = injections.OVERRIDES.get(options.launcher, ())
+        lost, doubled, commands = campaign(Path(folder), faults, overrides)
     for name in FAULTS:
         print(f"{faults.count(name):4} x {name}")
     seconds = time.monotonic() - started

@@ -19,7 +19,9 @@ GRID = ("variant=standard,a_resnest", "seed=0,1")
 
 
 class Sweep:
-    """A sweep as a user starts it, with the processes below it by their roles."""
+    """A sweep as a user starts it, with its processes by their roles."""
+
+    cluster: tuple[str, ...] = ()  # the overrides that bring all sweeps onto one
 
     def __init__(self, folder: Path, *overrides: str, prefix: Sequence[str] = ()) -> None:
         command = [
@@ -30,8 +32,10 @@ class Sweep:
             *TINY,
             "trainer.epochs=40",
             *GRID,
+            *self.cluster,
             *overrides,
         ]
+        self.folder = folder
         environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "tests" / "broken")}
         with open(folder / "sweep.log", "ab") as log:
             self.process = subprocess.Popen(
@@ -39,16 +43,24 @@ class Sweep:
             )
 
     def children(self, role: str) -> list[psutil.Process]:
-        """role: training, worker for those of joblib, or server for what forks trainings."""
+        """role: training, server for what forks them, or worker for the processes of joblib, Slurm
+        or Ray that ask for them.
+        """
         found = []
-        try:
-            for process in psutil.Process(self.process.pid).children(recursive=True):
-                with suppress(psutil.Error):
-                    if _role(process) == role:
-                        found.append(process)
-        except psutil.Error:
-            pass
+        for process in self._processes():
+            with suppress(psutil.Error):
+                if _role(process) == role:
+                    found.append(process)
         return found
+
+    def _processes(self) -> list[psutil.Process]:
+        """All below the sweep; of a cluster all that work in its folder."""
+        try:
+            if not self.cluster:
+                return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.Error:
+            return []
+        return [p for p in psutil.process_iter(["cwd"]) if p.info["cwd"] == str(self.folder)]
 
     def wait(self, timeout: float = 600) -> int:
         return self.process.wait(timeout)
@@ -59,7 +71,8 @@ def _role(process: psutil.Process) -> str | None:
     if "resnests.sweep.forkserver" in line:  # its trainings have its command line
         parent = process.parent()
         return "training" if parent and parent.cmdline() == process.cmdline() else "server"
-    marks = {"resnests.sweep.worker": "training", "resource_tracker": None, "loky": "worker"}
+    marks: dict[str, str | None] = {"resnests.sweep.worker": "training", "resource_tracker": None}
+    marks |= dict.fromkeys(("loky", "resnests.cluster.batch", "ray::_train"), "worker")
     return next((role for mark, role in marks.items() if mark in line), None)
 
 

@@ -4,6 +4,7 @@ and launched again; or, for task=tune, the space of a search.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
     from resnests.config.schema import Config
     from resnests.sweep.devices import Allocation
 
-# Whose jobs run on the host of the sweep.
-LOCAL = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
+# Whose jobs run on the host of the sweep, and those of Slurm, whose keys are understood.
+LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
 
 
 class GridSweeper(BasicSweeper):
@@ -55,8 +56,25 @@ class GridSweeper(BasicSweeper):
             returned = launcher.launch(marked, initial_job_idx=0)
             return [job_return.return_value for job_return in returned]
 
-        remote = type(launcher).__name__ not in LOCAL
-        return run_sweep(self._configs(jobs), launch, remote)
+        return run_sweep(self._on_cluster(self._configs(jobs)), launch)
+
+    def _on_cluster(self, configs: list[Config]) -> list[Config]:
+        """`configs`, in which a launcher that hands runs to Slurm is a cluster."""
+        from resnests.config.submitit import from_submitit
+        from resnests.errors import require
+
+        assert self.config is not None
+        launcher: Any = self.launcher
+        name = self.config.hydra.runtime.choices["hydra/launcher"]
+        expected = f"one of {', '.join(LAUNCHERS)}, or cluster=slurm or cluster=ray"
+        require(name in LAUNCHERS, "hydra/launcher", name, expected)
+        if configs[0].cluster is not None:
+            expected = f"none beside cluster={configs[0].cluster.name}"
+            require(name == "joblib", "hydra/launcher", name, expected)
+        if name != "submitit_slurm":
+            return configs
+        cluster = from_submitit(launcher.params)
+        return [replace(config, cluster=cluster) for config in configs]
 
     def _search(self, overrides: list[Override], arguments: list[str]) -> int:
         """Search what the overrides leave open. Its trials are no jobs of Hydra's, as it feeds and

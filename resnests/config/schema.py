@@ -15,6 +15,7 @@ from typing import Any, cast, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from resnests.config.cluster import Cluster
 from resnests.config.parts import (
     HEADS,
     Arch,
@@ -145,6 +146,8 @@ class Config:
     sweep: Sweep = field(default_factory=Sweep, metadata={"free": True})
     analysis: Analysis = field(default_factory=Analysis, metadata={"free": True})
     tune: Tune = field(default_factory=Tune, metadata={"free": True})
+    # null: this machine
+    cluster: Cluster | None = field(default=None, metadata={"free": True})
     runs_dir: str = free("runs")
     task: str = free("train")
     # to evaluate, or to analyse once evaluated: a file, or a folder in the official scheme; to
@@ -163,6 +166,16 @@ class Config:
         ok = self.weights is None or self.task not in ("train", "tune")
         require(ok, "weights", self.weights, expected)
         require_one_of("format", self.format, FORMATS)
+        name = self.cluster.name if self.cluster else None
+        why = {
+            "export": "trains nothing",
+            "tune": "trains here; jobs of a cluster can share a study",
+        }
+        expected = f"null, as task={self.task} {why.get(self.task)}"
+        require(name is None or self.task not in why, "cluster", name, expected)
+        expected = f"null with cluster={name}, where cluster.jobs is the limit"
+        slots = self.devices.slots
+        require(name is None or slots is None, "devices.slots", slots, expected)
         ok = self.task == "export" or self.format == "official"
         require(ok, "format", self.format, f"official, as task={self.task} exports nothing")
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")
@@ -184,7 +197,9 @@ def hydra_schema() -> type:
     types = get_type_hints(Config)
     fields: list[tuple] = []
     for item in dataclasses.fields(Config):
-        if item.name in PARTS:
+        if item.name == "cluster":  # so that its keys are there to be set, or complained of
+            fields.append((item.name, Cluster, field(default_factory=Cluster)))
+        elif item.name in PARTS:
             defaults = _defaults(PARTS[item.name])
             fields.append((item.name, Any, field(default_factory=defaults.copy)))
         elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
@@ -219,6 +234,8 @@ def config_from(node: DictConfig | dict[str, Any]) -> Config:
         tree: Any = OmegaConf.to_container(given, resolve=True)
         for group, kind in PARTS.items():
             tree[group] = _with_args(group, kind, tree.get(group) or {})
+        if all(value is None for value in (tree.get("cluster") or {}).values()):
+            tree["cluster"] = None
         merged = OmegaConf.merge(_structured(), tree)
         return cast(Config, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:

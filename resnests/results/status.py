@@ -4,6 +4,7 @@ aggregate.py --status.
 
 from __future__ import annotations
 
+import socket
 import time
 
 import pandas as pd
@@ -11,6 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from resnests.cluster.report import queue_lines
 from resnests.errors import UserError
 from resnests.paper import dataset_label, variant_label
 from resnests.results import notes
@@ -53,7 +55,7 @@ class Status:
     """How far the runs below `root` are, looked at again and again."""
 
     def __init__(self, root: str, trials: bool = False) -> None:
-        self.reader = Reader(root, trials)
+        self.root, self.reader = root, Reader(root, trials)
         self.frame: pd.DataFrame | None = None  # of which there are:
         self.parts: list[str | Table] = []
         self.unfinished: list[dict] = []
@@ -66,7 +68,8 @@ class Status:
         frame, warnings = self.reader.read()
         if frame is not self.frame:
             self._summarize(frame)
-        return Group(*self.parts, *map(_line, self.unfinished), *warnings, *self.copies)
+        lines = [*map(_line, self.unfinished), *queue_lines(self.root)]
+        return Group(*self.parts, *lines, *warnings, *self.copies)
 
     def _summarize(self, frame: pd.DataFrame) -> None:
         runs, self.copies = drop_copies(label_rows(frame))
@@ -112,7 +115,11 @@ def _line(run: dict) -> str:
         reason = "" if pd.isna(run["error"]) else f": {run['error']}"
         return f"{label}{reason}; see {RunDirectory(run['path']).log_file}"
     progress = RunDirectory(run["path"]).read_progress()
-    parts = [f"on {progress.get('device', run.get('provenance.device'))}"]
+    host = run.get("provenance.host")
+    where = f"{host} " if host != socket.gethostname() else ""
+    parts = [f"on {where}{progress.get('device', run.get('provenance.device'))}"]
+    if progress.get("job"):
+        parts.append(f"job {progress['job']}")
     if "epoch" in progress:
         parts.append(f"epoch {progress['epoch']}/{progress['epochs']}, loss {progress['loss']:.4f}")
         parts.append(f"{progress['images_per_second']:.0f} images/s")

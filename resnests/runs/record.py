@@ -43,6 +43,7 @@ class Provenance:
     host: str | None = None
     platform: str | None = None
     command: str | None = None
+    job: str | None = None  # number of a batch system
     pid: int | None = None
     process_started: float | int | None = None
     started: float | int | None = None

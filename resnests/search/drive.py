@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from optuna.trial import TrialState
 
@@ -20,6 +22,7 @@ from resnests.search.space import Space
 from resnests.search.study import Study, storage_errors
 from resnests.search.trial import TrialAtWork
 from resnests.sweep.devices import Allocation
+from resnests.sweep.forking import forking
 from resnests.sweep.outcome import say_unsent
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import INTERRUPTED
@@ -35,7 +38,13 @@ def search(space: Space, allocation: Allocation, words: list[str]) -> int:
     """
     with storage_errors(study_folder(space.first)):
         study = Study(space)
-        with Stop() as stop, ThreadPoolExecutor(allocation.concurrent) as executor:
+        first = [Run(config, RunDirectory.of(config)) for config in trial_configs(space.first)]
+        with (
+            TemporaryDirectory(prefix="resnests-") as folder,
+            forking(first * space.first.tune.trials, allocation, Path(folder)),
+            Stop() as stop,
+            ThreadPoolExecutor(allocation.concurrent) as executor,
+        ):
             work = Search(study, allocation, stop, executor)
             try:
                 work.run()

@@ -68,7 +68,7 @@ class TrialAtWork:
             code = run_child(run, allocation, self.stop)
             return ["busy" if code == BUSY else run.directory.status()] * len(batch)
 
-        launch_until_done([run], launch, self.stop.requested, lambda line: None, remote=False)
+        launch_until_done([run], launch, self.stop.requested, lambda line: None)
 
     def _done_runs(self) -> list[Run]:
         pairs = zip(self.runs, self.futures, strict=False)

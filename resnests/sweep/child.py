@@ -34,8 +34,9 @@ from resnests.trackers.follow import Followers
 POLL = 0.2  # seconds
 
 
-def job(index: int) -> str | None:
-    """Train configuration `index` of the sweep, as a launcher starts it in a process of its choice.
+def job(index: int, at_once: int = 1) -> str | None:
+    """Train configuration `index` of the sweep, as a launcher starts it in a process of its choice,
+    with `at_once` of its runs in what a batch system gave that process.
 
     Returns the status on record, or "busy" where another process trains it.
     """
@@ -48,7 +49,7 @@ def job(index: int) -> str | None:
     if order.local and Stop.current is None:
         die_with(token)
     with Stop.listen(token) as stop, at_work(token, index):
-        code = _attempt(run, order.allocation, stop)
+        code = attempt(run, order.allocation, at_once, stop)
     status = "busy" if code == BUSY else run.directory.status()
     # A status is told by the fork server, which may have died: the record counts
     lost = code not in (0, BUSY, INTERRUPTED) and status != "complete"
@@ -58,10 +59,10 @@ def job(index: int) -> str | None:
     return status
 
 
-def _attempt(run: Run, shared: dict[str, Any] | None, stop: Stop) -> int:
+def attempt(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Stop) -> int:
     """Train `run` by the allocation that the sweep's runs share, or by what this host has."""
     try:
-        allocation = Allocation(**shared) if shared else allocate(run.config, 1)
+        allocation = Allocation(**shared) if shared else allocate(run.config, at_once)
         code = run_child(run, allocation, stop)
         if code == NO_GRAPH:
             code = run_child(_without_graph(run), allocation, stop)
@@ -145,6 +146,25 @@ def conclude(run: Run, code: int) -> None:
         else:
             record.status, record.error = "failed", last_line(directory)
         directory.write_record(record)
+
+
+def conclude_lost(run: Run, job: str | None, reason: str) -> str | None:
+    """Put on record, or in the log of a run that never began, how its job ended; the status.
+
+    `job` is its number where no process of it can live on.
+    """
+    directory = run.directory
+    if job and directory.read_progress().get("job") == job:  # the latest sign of life is the last
+        directory.progress_file.unlink(missing_ok=True)
+    record = directory.sound_record()
+    with suppress(Timeout, OSError), directory.owner().acquire(blocking=False):
+        if record is not None and record.status == "running":
+            record.status, record.error = "killed", reason
+            directory.write_record(record)
+        elif record is None:
+            with open(directory.log_file, "a") as output:
+                print(reason, file=output)
+    return directory.status()
 
 
 def last_line(directory: RunDirectory) -> str:

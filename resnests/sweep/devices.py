@@ -20,6 +20,9 @@ import joblib
 from resnests.config.schema import Config
 from resnests.errors import require
 
+# How many cores a job has, where no variable of Slurm's says it.
+CORES = "RESNESTS_CORES"
+
 
 @dataclass(frozen=True)
 class Allocation:
@@ -55,12 +58,15 @@ def allocate(config: Config, runs: int) -> Allocation:
     require(
         not graph or kind == "cuda", "trainer.cuda_graph", graph, f"null or false on device {kind}"
     )
-    cores = joblib.cpu_count()
+    given = _given_cores()
+    cores = min(given or joblib.cpu_count(), joblib.cpu_count())
     most = min(runs, config.devices.slots or runs)  # at once, whatever there is
     if kind == "cpu":
         concurrent = min(most, config.devices.cpu_slots or cores)
         threads = max(1, cores // concurrent)
-        return Allocation(kind, _cpu_slots(cores, concurrent), [], threads, concurrent, threads)
+        return Allocation(
+            kind, _cpu_slots(cores, concurrent, given), [], threads, concurrent, threads
+        )
     # Every device gets its first run before any gets a second one.
     pairs = [(f"{name}-{k}", name) for k in range(config.devices.runs_per_gpu) for name in names]
     slots, owners = [slot for slot, _ in pairs], [name for _, name in pairs]
@@ -69,14 +75,23 @@ def allocate(config: Config, runs: int) -> Allocation:
     return Allocation(kind, slots, owners if gpus else [], 1, concurrent, threads)
 
 
-def _cpu_slots(cores: int, concurrent: int) -> list[str]:
-    """Slots by the number of the core, as a batch system may give each of its jobs other cores.
+def _given_cores() -> int | None:
+    """How many cores a batch system gave this job, which nothing need confine to any of them."""
+    for name in (CORES, "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
+        if (text := os.environ.get(name, "")).isdigit():
+            return max(1, int(text))
+    return None
+
+
+def _cpu_slots(cores: int, concurrent: int, given: int | None) -> list[str]:
+    """Slots by the number of the core, as a batch system may give each of its jobs other cores, or
+    any of all.
 
     More runs than cores must have been asked for: they then have a slot each.
     """
     mine: Sequence[int] = range(cores)
     if hasattr(os, "sched_getaffinity"):
-        mine = sorted(os.sched_getaffinity(0))[:cores]
+        mine = sorted(os.sched_getaffinity(0))[: None if given else cores]
     more = max(cores, concurrent) - len(mine)
     return [f"cpu-{i}" for i in mine] + [f"cpu-extra-{i}" for i in range(more)]
 

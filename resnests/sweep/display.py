@@ -4,6 +4,7 @@ lines.
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections import Counter, deque
@@ -23,6 +24,7 @@ from resnests.sweep import protocol
 from resnests.text import duration, epoch_line
 
 if TYPE_CHECKING:
+    from resnests.cluster.jobs import Job
     from resnests.sweep.plan import Run
 
 INTERVAL = 0.5  # seconds between two looks at the files
@@ -92,6 +94,7 @@ class Display:
     ) -> None:
         """`folder` is that of the sweep's orders, in which jobs say that they are at work."""
         self.folder, self.begun = folder, set[int]()
+        self.jobs: dict[int, Job] = {}  # of a cluster, by the index of the run
         self.total, self.skipped = len(runs), len(runs) - len(todo)
         self.views = [View(run) for run in todo]
         self.by_index = {view.run.index: view for view in self.views}
@@ -125,6 +128,10 @@ class Display:
     def say(self, line: str) -> None:
         self.console.print(line)
 
+    def place(self, jobs: Sequence[Job]) -> None:
+        """Tell in which jobs of a cluster the runs are by now."""
+        self.jobs = {run.index: job for job in jobs for run in job.runs}
+
     def _follow(self) -> None:
         while not self._over.wait(INTERVAL):
             self._refresh(self._due())
@@ -134,6 +141,7 @@ class Display:
         look, and some of the others by turns, as another sweep may have them.
         """
         begun = protocol.begun(self.folder) if self.folder else set[int]()
+        begun |= {index for index, job in self.jobs.items() if job.is_at_work}
         due = [self.by_index[index] for index in begun | self.begun if index in self.by_index]
         self.begun = begun
         for _ in range(min(TURNS, len(self.turns))):
@@ -157,8 +165,9 @@ class Display:
         """Plain lines: start and end of each run of a sweep, every epoch of a single one."""
         label = view.run.label
         begun = before in (PENDING, WAITING) and view.status not in (PENDING, WAITING)
-        if begun and not self.live:
-            self.say(f"start {label} on {view.progress.get('device', 'its device')}")
+        again = view.status == RUNNING != before
+        if (begun or again) and not self.live:
+            self.say(f"start {label} on {self._device(view) or 'its device'}")
         if len(self.views) == 1 and not self.live:
             self._tell_epochs(view)
         if view.is_over and view.status != before:
@@ -175,11 +184,14 @@ class Display:
     def _table(self) -> Group:
         counts = Counter(view.status for view in self.views)
         running = [view for view in self.views if view.status == RUNNING]
+        queued = [job for job in self.jobs.values() if not job.is_at_work and not job.is_over]
+        reasons = Counter(job.reason or "no reason given yet" for job in queued)
         parts = [
             f"{counts['complete'] + self.skipped} of {self.total} done",
             f"{len(running)} running",
         ]
-        parts += [f"{counts[PENDING] + counts[WAITING]} waiting"]
+        parts += [f"{count} queued ({reason})" for reason, count in reasons.most_common()]
+        parts += [f"{counts[PENDING] + counts[WAITING] - len(queued)} waiting"]
         parts += [
             f"{counts[status]} {status}"
             for status in ("failed", "killed", "diverged", "interrupted")
@@ -198,12 +210,19 @@ class Display:
             )
         room = max(1, self.console.height - 4)  # a page
         for view in running[:room]:
-            table.add_row(*_cells(view))
+            table.add_row(*_cells(view, self._device(view)))
         if len(running) > room:
             table.add_row(f"and {len(running) - room} more")
         return Group(
             *([Text(headline + tail)] if self.total > 1 else []), *([table] if running else [])
         )
+
+    def _device(self, view: View) -> str:
+        """The device of a run, and where that is elsewhere its host."""
+        job, host = self.jobs.get(view.run.index), view.progress.get("host")
+        node = job.node if job else ""
+        elsewhere = host if host != socket.gethostname() else ""
+        return " ".join(filter(None, (node or elsewhere, view.progress.get("device"))))
 
     def _seconds_left(self, running: list[View]) -> float | None:
         """Pending runs are taken to last as long as those of their architecture, or else as
@@ -231,9 +250,8 @@ class Display:
         return left / max(1, len(running))
 
 
-def _cells(view: View) -> list[Any]:
-    p = view.progress
-    label, device = view.run.label, p.get("device", "")
+def _cells(view: View, device: str) -> list[Any]:
+    p, label = view.progress, view.run.label
     if "epoch" not in p:
         return [label, device, p.get("state", ""), "", "", "", "", ""]
     done = p["epoch"] - 1 + p["step"] / p["steps"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,12 +17,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from resnests.config.schema import Config, config_dict
 from resnests.errors import UserError, require
+from resnests.runs.files import require_locks
 from resnests.runs.record import FINAL
 from resnests.runs.weights import export
 from resnests.sweep.child import POLL, conclude, job
@@ -51,22 +50,22 @@ def run_single(config: Config) -> int:
     return run_sweep([config], lambda indices, _allocation: [job(index) for index in indices])
 
 
-def run_sweep(configs: Sequence[Config], launch: Launch, remote: bool = False) -> int:
+def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     """Bring every one of `configs` to its end; the exit status.
 
-    `launch` returns when its jobs are over; it may raise when a process of the launcher died. Where
-    it is `remote`, a batch system with a file system in common, each job sees for itself what its
-    host has.
+    `launch` returns when its jobs are over; it may raise when a process of the launcher died. It is
+    not used where a cluster trains, with a file system in common, each of whose jobs sees for
+    itself what its host has.
     """
-    options = configs[0].sweep
+    options, cluster = configs[0].sweep, configs[0].cluster
     wanted = "-m and what to search, such as python run.py -m experiment=tune"
     require(configs[0].task != "tune", "task", "tune", wanted)
-    runs = plan_runs(configs, remote)
+    runs = plan_runs(configs)
     if configs[0].task == "export":
         wanted = "false, as task=export trains nothing"
         require(not options.dry_run, "sweep.dry_run", True, wanted)
         return _export(runs)
-    allocation = None if remote else allocate(configs[0], len(runs))
+    allocation = None if cluster else allocate(configs[0], len(runs))
     if options.dry_run:
         print_plan(runs, allocation)
         return 0
@@ -77,20 +76,24 @@ def run_sweep(configs: Sequence[Config], launch: Launch, remote: bool = False) -
     if allocation:
         warn_of_emulation((run.config for run in todo), allocation)
     prepare(todo)
+    for runs_dir in {run.config.runs_dir for run in todo}:
+        require_locks(runs_dir)
     clear_what_starts_afresh(todo)
+    if cluster:
+        from resnests.cluster.sweep import train_in_jobs
+
+        return train_in_jobs(runs, todo)
     with (
         _announced(configs, allocation) as token,
         forking(todo, allocation, token.parent),
-        Stop(token, _on_signal(token, remote)) as stop,
+        Stop(token, lambda count: token.unlink(missing_ok=True)) as stop,
         Display(runs, todo, token.parent) as display,
-        suppress(KeyboardInterrupt),  # see _on_signal
     ):
         launch_until_done(
             todo,
             lambda some: launch([run.index for run in some], allocation),
             stop.requested,
             display.say,
-            remote,
         )
     return say_outcome(runs, interrupted=stop.signals > 0)
 
@@ -98,32 +101,10 @@ def run_sweep(configs: Sequence[Config], launch: Launch, remote: bool = False) -
 @contextmanager
 def _announced(configs: Sequence[Config], allocation: Allocation | None) -> Iterator[Path]:
     """Tells jobs their orders, in a folder that they reach; the token of the sweep."""
-    where: dict[str, Any] = {"prefix": "resnests-"}
-    if allocation is None:  # on other hosts
-        runs_dir = Path(configs[0].runs_dir).resolve()
-        runs_dir.mkdir(parents=True, exist_ok=True)
-        where = {"prefix": ".sweep-", "dir": runs_dir}
-    folder = Path(tempfile.mkdtemp(**where))
-    try:
-        token = announce(configs, allocation, folder)
-        if allocation is not None:  # file systems that hosts share may have no locks
-            hold(token)
+    with tempfile.TemporaryDirectory(prefix="resnests-", ignore_cleanup_errors=True) as folder:
+        token = announce(configs, allocation, Path(folder))
+        hold(token)
         yield token
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _on_signal(token: Path, remote: bool) -> Callable[[int], None]:
-    """The first signal tells every job to stop. Where jobs wait in a queue, the second ends the
-    waiting for them: they stop when they start and find no token.
-    """
-
-    def on_signal(count: int) -> None:
-        token.unlink(missing_ok=True)
-        if remote and count > 1:
-            raise KeyboardInterrupt
-
-    return on_signal
 
 
 def launch_until_done(
@@ -131,40 +112,30 @@ def launch_until_done(
     launch: Callable[[list[Run]], Sequence[str | None]],
     stopping: Callable[[], bool],
     say: Callable[[str], None],
-    remote: bool,
 ) -> None:
     """Launch what is to do, until nothing is left that another try could finish."""
-    tries, crashes = _Tries(remote), 0
-    queued: dict[Run, Any] = {}  # whose jobs wait in a queue yet, although their launch broke off
+    failures: Counter[Run] = Counter()
+    crashes = 0
     while todo and not stopping():
         # In this order, as an owner lets go after it has put the end on record
         owned = {run for run in todo if run.directory.is_owned()}
         todo = [run for run in todo if run.directory.status() not in FINAL]
-        free = [run for run in todo if run not in owned]
-        queued = {run: before for run, before in queued.items() if _traces(run) == before}
-        batch = [run for run in free if run not in queued]
+        batch = [run for run in todo if run not in owned]
         if not batch and owned:
             time.sleep(POLL)  # for what others train: what they do not finish is ours
             continue
-        if not batch:  # nothing moves in the queue
-            batch, queued = free, {}
         if not batch:
             return
-        before = {run: _traces(run) for run in batch}
         outcomes = _launch(batch, launch, say)
         ended = any(run.directory.status() in FINAL for run in batch)
         crashes = 0 if outcomes or ended else crashes + 1
         if crashes == MAX_CRASHES:
             say(f"the launcher lost a process {crashes} times in a row: giving up")
             return
-        if remote and not outcomes:
-            # A job that began left traces, and is lost if it is gone. The others wait on in the
-            # queue of a batch system, which the loss of one does not empty.
-            queued |= {run: before[run] for run in batch if _traces(run) == before[run]}
         for run in batch:
             if run.directory.status() == "running" and not run.directory.is_owned():
                 conclude(run, -signal.SIGKILL)  # its process went with its job's
-        done = {run for run in outcomes if not tries.is_worth_another(run, outcomes[run])}
+        done = {run for run in outcomes if not _is_worth_another(run, outcomes[run], failures)}
         todo = [run for run in todo if run not in done]
 
 
@@ -183,33 +154,14 @@ def _launch(
         return {}
 
 
-def _traces(run: Run) -> tuple[Any, ...]:
-    """What is not the same any more once a job of `run` has begun."""
-    return run.directory.read_progress(), run.directory.sound_record()
-
-
-class _Tries:
-    """What was tried before, by which it is seen whether another try could finish a run."""
-
-    def __init__(self, remote: bool) -> None:
-        self.remote = remote
-        self.attempts: Counter[Run] = Counter()
-        self.epochs: Counter[Run] = Counter()  # that were done when its job was interrupted
-
-    def is_worth_another(self, run: Run, outcome: str | None) -> bool:
-        if outcome == "busy" or run.directory.is_owned():
-            return True  # another sweep trains it, or did until now
-        status = run.directory.status()
-        if status in ("failed", "killed"):
-            self.attempts[run] += 1
-            return self.attempts[run] <= run.config.sweep.retries
-        return status == "interrupted" and self.remote and self.made_progress(run)
-
-    def made_progress(self, run: Run) -> bool:
-        """Whether the time limit of its job, say, came in a later epoch than the one before."""
-        record = run.directory.sound_record()
-        before, self.epochs[run] = self.epochs[run], record.epochs if record else 0
-        return self.epochs[run] > before
+def _is_worth_another(run: Run, outcome: str | None, failures: Counter[Run]) -> bool:
+    """Whether another try could finish `run`, whose job returned `outcome`."""
+    if outcome == "busy" or run.directory.is_owned():
+        return True  # another sweep trains it, or did until now
+    if run.directory.status() not in ("failed", "killed"):
+        return False
+    failures[run] += 1
+    return failures[run] <= run.config.sweep.retries
 
 
 def _export(runs: Sequence[Run]) -> int:

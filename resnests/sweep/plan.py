@@ -7,14 +7,14 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from resnests.config.recipe import recipe_values, telling_keys
 from resnests.config.schema import Config, config_dict
-from resnests.errors import UserError, require
+from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
 from resnests.runs.weights import digest, require_analysable, weights_file
@@ -60,10 +60,10 @@ class Run:
         return done is None or not done.is_made_with(self.config.analysis)
 
 
-def plan_runs(configs: Sequence[Config], remote: bool = False) -> list[Run]:
+def plan_runs(configs: Sequence[Config]) -> list[Run]:
     """The runs of `configs`; raises a UserError where they cannot work.
 
-    Whether there are such devices is seen here, unless other hosts train (`remote`).
+    Whether there are such devices is seen here, unless other hosts train.
     """
     _require_shared_values(configs)
     for config in configs:
@@ -72,7 +72,7 @@ def plan_runs(configs: Sequence[Config], remote: bool = False) -> list[Run]:
         if config.task == "analyze" and not config.analysis.train:
             require_analysable(config)
     demands = {(c.trainer.precision, c.trainer.cuda_graph): c for c in configs}
-    for config in () if remote else demands.values():
+    for config in () if configs[0].cluster else demands.values():
         allocate(config, 1)
     for runs_dir in {config.runs_dir for config in configs}:
         _require_writable(runs_dir)
@@ -89,7 +89,7 @@ def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
     for action, run in zip(actions, runs, strict=True):
         print(f"{action:7} {run.label}  {run.directory.path}")
     count = Counter(actions)
-    slots = "a job each"
+    slots = f"in jobs of {runs[0].config.cluster and runs[0].config.cluster.name}"
     if allocation:
         at_once = f"{allocation.concurrent} at once on {allocation.kind}"
         slots = f"{at_once}, {allocation.threads} thread(s) each"
@@ -97,11 +97,22 @@ def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
 
 
 def _require_shared_values(configs: Sequence[Config]) -> None:
-    for key in ("task", "trainer.device", "devices", "sweep", "logger"):
+    for key in ("task", "trainer.device", "devices", "sweep", "cluster", "logger"):
         shared, *values = map(attrgetter(key), configs)
         for value in values:
-            expected = f"one value for the whole sweep, such as {shared}"
-            require(value == shared, key, value, expected)
+            if value != shared:
+                name, one, other = _first_difference(key, value, shared)
+                expected = f"one value for the whole sweep, such as {other}"
+                raise UserError(f"{name}={one}: expected {expected}")
+
+
+def _first_difference(key: str, one: Any, other: Any) -> tuple[str, Any, Any]:
+    """The key, and the two values, of the first field in which two sections differ."""
+    for item in fields(one) if is_dataclass(one) and type(one) is type(other) else ():
+        values = getattr(one, item.name), getattr(other, item.name)
+        if values[0] != values[1]:
+            return (f"{key}.{item.name}", *values)
+    return key, one, other
 
 
 def _require_writable(runs_dir: str) -> None:

@@ -31,7 +31,8 @@ from resnests.sweep.devices import Allocation
 BUSY, NO_GRAPH, INTERRUPTED = 75, 76, 130
 
 RUN = "RESNESTS_RUN"
-_SWEEP, _COMMAND = "RESNESTS_SWEEP", "RESNESTS_COMMAND"
+JOB = "RESNESTS_JOB"  # the number that a batch system gave the job of this process
+_SWEEP, COMMAND = "RESNESTS_SWEEP", "RESNESTS_COMMAND"
 _MARK = "begun-"
 
 # What this process exits with once Hydra is through: it must return for users' callbacks to fire.
@@ -53,7 +54,7 @@ class Order:
         """The order for configuration `index`, and the file of all, the token; None where the
         sweep is over.
         """
-        token = Path(os.environ[_SWEEP])
+        token = token_path()
         try:
             with open(token) as lines:  # of which a job parses its own, as there may be thousands
                 common = json.loads(next(lines))
@@ -77,7 +78,17 @@ def announce(configs: Sequence[Config], allocation: Allocation | None, folder: P
 
 def tell_children() -> None:
     """Set what processes started from now on put on record, and where they find this package."""
-    os.environ |= {_COMMAND: command_line(), "PYTHONPATH": python_path()}
+    os.environ |= {COMMAND: command_line(), "PYTHONPATH": python_path()}
+
+
+def token_path() -> Path:
+    """The file with the orders of the sweep that this process works for."""
+    return Path(os.environ[_SWEEP])
+
+
+def environment() -> dict[str, str]:
+    """What jobs of the sweep that was announced last must find, where they do not inherit it."""
+    return {name: os.environ[name] for name in (_SWEEP, COMMAND, "PYTHONPATH")}
 
 
 def begun(folder: Path) -> set[int]:
@@ -106,7 +117,7 @@ def is_ordered() -> bool:
 
 def command_line() -> str:
     """What the user typed."""
-    return os.environ.get(_COMMAND, " ".join(sys.argv))
+    return os.environ.get(COMMAND, " ".join(sys.argv))
 
 
 def python_path() -> str:

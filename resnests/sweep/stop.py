@@ -34,6 +34,7 @@ class Stop:
         self, token: Path | None = None, on_signal: Callable[[int], None] = lambda count: None
     ) -> None:
         self.token, self.on_signal, self.signals = token, on_signal, 0
+        self.last: int | None = None  # signal
         self._asked = False
         self._previous: dict[int, Any] = {}
 
@@ -54,8 +55,9 @@ class Stop:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _handle(self, *_: object) -> None:
+    def _handle(self, number: int, _: object) -> None:
         self.signals += 1
+        self.last = number
         self.on_signal(self.signals)
 
     def ask(self) -> None:

@@ -21,11 +21,12 @@ from filelock import Timeout
 from resnests.config.schema import Config
 from resnests.errors import CaptureFailed, UserError
 from resnests.runs.directory import RunDirectory
+from resnests.runs.files import require_locks
 from resnests.runs.record import FINAL
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import lease
 from resnests.sweep.precision import emulation, used
-from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR, receive_job
+from resnests.sweep.protocol import BUSY, INTERRUPTED, JOB, NO_GRAPH, USER_ERROR, receive_job
 from resnests.sweep.stop import Stop
 
 HEARTBEAT = 1.0  # seconds
@@ -41,10 +42,12 @@ class Worker:
         self.directory = RunDirectory.of(config)
         self.owner = self.directory.owner()
         self.progress: dict[str, Any] = {"state": "waiting", "pid": os.getpid()}
+        self.progress["job"] = os.environ.get(JOB)
         self._over, self._writing = threading.Event(), threading.Lock()
 
     def work(self) -> int:
         """The exit status."""
+        require_locks(self.config.runs_dir)
         try:
             self.owner.acquire(blocking=False)
         except Timeout:

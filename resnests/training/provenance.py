@@ -39,6 +39,7 @@ def collect(device: torch.device) -> Provenance:
         host=socket.gethostname(),
         platform=platform.platform(),
         command=os.environ.get("RESNESTS_COMMAND", " ".join(sys.argv)),
+        job=os.environ.get("RESNESTS_JOB", os.environ.get("SLURM_JOB_ID")),
         pid=os.getpid(),
         process_started=psutil.Process().create_time(),
         started=time.time(),

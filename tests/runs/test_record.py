@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import math
 import os
@@ -10,7 +12,9 @@ import pytest
 from filelock import Timeout
 from helpers import make_config, tiny
 
+from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory, find_runs
+from resnests.runs.files import require_locks
 from resnests.runs.record import BrokenRecord, Provenance, Record
 
 
@@ -165,3 +169,15 @@ def test_a_run_is_owned_although_its_lock_file_was_deleted(directory, running):
 def test_a_sign_of_life_says_where_it_comes_from(directory):
     directory.write_progress({"state": "waiting"})
     assert directory.read_progress()["host"] == socket.gethostname()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    """As NFS without lockd answers."""
+    require_locks(tmp_path)
+
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"runs_dir=.*/there: expected a file system with locks"):
+        require_locks(tmp_path / "there")

@@ -200,3 +200,20 @@ def test_a_cuda_graph_needs_cuda():
 def test_tf32_needs_cuda():
     with pytest.raises(UserError, match=r"trainer.precision=tf32: expected fp32 or bf16"):
         allocate(make_config("trainer.precision=tf32"), runs=1)
+
+
+def test_a_job_takes_as_many_cores_as_its_batch_system_gave_it_of_any_there_are(monkeypatch):
+    """Two of one core each run at once on a node that confines neither."""
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "3")
+    assert allocate(make_config("trainer.device=cpu"), 1).threads == 3
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    allocation = allocate(make_config("trainer.device=cpu"), 2)
+    assert (allocation.concurrent, allocation.take, allocation.threads) == (1, 1, 1)
+    one, other = lease(allocation, "a job"), lease(allocation, "another")
+    assert one.names != other.names
+    for held in (one, other):
+        held.release()
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
+    assert allocate(make_config("trainer.device=cpu"), 1).threads == 4

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from helpers import tiny
 
+from resnests.cluster.jobs import Job, State
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Provenance, Record
 from resnests.sweep.display import Display
@@ -127,3 +128,25 @@ def test_a_table_is_no_longer_than_a_page(tmp_path):
     assert "6 running" in text
     assert "and 2 more" in text
     assert len(text.splitlines()) <= 8
+
+
+def test_of_jobs_on_a_cluster_it_tells_who_waits_for_what_and_which_node_trains(tmp_path, capsys):
+    runs = runs_of(tmp_path, 4)
+    display = Display(runs, runs)
+    display.started -= 1
+    queued = [
+        Job(f"7_{i}", [runs[i]], reason=reason) for i, reason in ((1, "Priority"), (2, "Priority"))
+    ]
+    display.place([Job("7_0", [runs[0]], State.RUNNING, node="n3", began=True), *queued])
+    started(runs[0])
+    display._refresh(display._due())
+    text = shown(display)
+    assert "1 running, 2 queued (Priority), 1 waiting" in text
+    assert "n3 cpu-0" in text
+    assert "start digits/tiny/standard seed=0 on n3 cpu-0" in capsys.readouterr().out
+    started(runs[0], status="interrupted")
+    display._refresh(display._due())
+    started(runs[0])
+    display._refresh(display._due())
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == ["interrupted", "start"]

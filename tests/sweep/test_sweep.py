@@ -21,10 +21,10 @@ from sweeps import Sweep
 from resnests.errors import CaptureFailed
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import Provenance, Record
-from resnests.sweep import child, devices, worker
+from resnests.sweep import child, worker
 from resnests.sweep.child import job, run_child
 from resnests.sweep.devices import Allocation, allocate
-from resnests.sweep.drive import launch_until_done, run_sweep
+from resnests.sweep.drive import launch_until_done, run_single, run_sweep
 from resnests.sweep.leases import lease
 from resnests.sweep.plan import Run
 from resnests.sweep.prepare import prepare
@@ -166,52 +166,7 @@ def test_runs_are_the_same_under_every_launcher(tmp_path, launcher):
     assert list(statuses(tmp_path).values()) == ["complete", "complete"]
 
 
-@pytest.fixture
-def batch_sweep(tmp_path, monkeypatch):
-    """A sweep of one run whose jobs a function stands for, on other hosts than this one."""
-    for name in ("RESNESTS_SWEEP", "RESNESTS_COMMAND", "PYTHONPATH"):
-        monkeypatch.setenv(name, "")  # so that what a sweep sets is undone
-    return lambda launch, *overrides: run_sweep(
-        [tiny(f"runs_dir={tmp_path / 'runs'}", *overrides)], launch, remote=True
-    )
-
-
-@pytest.mark.slow
-def test_a_run_that_its_batch_job_interrupts_is_submitted_again_while_it_gets_on(
-    tmp_path, batch_sweep, capsys
-):
-    """Time limits in the first, the second and again the second epoch."""
-    run, ends = RunDirectory.of(tiny(f"runs_dir={tmp_path / 'runs'}")), [1, 2, 2]
-
-    def launch(indices, allocation):
-        assert (indices, allocation) == ([0], None)
-        run.path.mkdir(parents=True, exist_ok=True)
-        run.write_record(
-            replace(Record.of(tiny(), Provenance()), status="interrupted", epochs=ends.pop(0))
-        )
-        return ["interrupted"]
-
-    assert batch_sweep(launch) == 1
-    assert not ends
-    assert "interrupted: digits/tiny/standard seed=0" in capsys.readouterr().err
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == [
-        "digits"
-    ]  # nothing of the sweep's own is left
-
-
-@pytest.mark.slow
-def test_what_the_host_of_a_batch_job_lacks_is_said_by_the_sweep(
-    tmp_path, batch_sweep, monkeypatch, capsys
-):
-    """A login node without a GPU submits what needs one; here the job's host has none either."""
-    monkeypatch.setattr(devices, "visible_gpus", list)
-    options = ("trainer.device=cuda", "trainer.precision=tf32")
-    assert batch_sweep(lambda indices, _: [job(index) for index in indices], *options) == 1
-    expected = "not started: digits/tiny/standard seed=0: trainer.device=cuda: expected auto or cpu"
-    assert expected in capsys.readouterr().err
-
-
-def test_a_run_whose_step_cannot_be_captured_starts_again_without_a_graph(batch_sweep, monkeypatch):
+def test_a_run_whose_step_cannot_be_captured_starts_again_without_a_graph(tmp_path, monkeypatch):
     asked = []
 
     def trained(run, allocation, stop):
@@ -223,7 +178,7 @@ def test_a_run_whose_step_cannot_be_captured_starts_again_without_a_graph(batch_
         return 1
 
     monkeypatch.setattr(child, "run_child", trained)
-    assert batch_sweep(lambda indices, _: [job(index) for index in indices]) == 1
+    assert run_single(tiny(f"runs_dir={tmp_path}")) == 1
     assert asked == [None, False]
 
 
@@ -234,39 +189,6 @@ def test_a_worker_asks_for_another_one_where_capturing_failed(caplog):
 
     assert worker.exit_status(Failing()) == NO_GRAPH
     assert "starting again, as trainer.cuda_graph=false trains without" in caplog.text
-
-
-@pytest.mark.slow
-def test_two_signals_end_a_sweep_whose_jobs_wait_in_a_queue_and_the_jobs_when_they_start(
-    tmp_path, batch_sweep
-):
-    def launch(indices, allocation):
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
-        pytest.fail("went on waiting")
-
-    assert batch_sweep(launch) == 130
-    assert job(0) is None
-    assert not list(find_runs(tmp_path))
-
-
-@pytest.mark.slow
-def test_a_signal_to_a_job_stops_its_run_and_no_other(tmp_path, batch_sweep):
-    """A time limit; the host may be the very one of the sweep."""
-
-    def launch(indices, allocation):
-        program = """if True:
-            import signal, threading
-            from resnests.sweep import child
-            threading.Timer(0.5, signal.raise_signal, (signal.SIGUSR2,)).start()
-            print(child.job(0))
-        """
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        assert done.stdout in ("None\n", "interrupted\n"), done.stderr
-        assert Path(os.environ["RESNESTS_SWEEP"]).exists()
-        return ["interrupted"]
-
-    assert batch_sweep(launch, "trainer.epochs=1000") == 1
 
 
 def test_a_sweep_in_its_own_process_stops_by_its_signal(tmp_path):
@@ -295,7 +217,7 @@ def runs(tmp_path) -> list[Run]:
     return [Run(config, RunDirectory.of(config), i) for i, config in enumerate(configs)]
 
 
-def launches(runs, launch, remote=False) -> list[list[int]]:
+def launches(runs, launch) -> list[list[int]]:
     """What `launch` was asked for: the indices of the runs in each of its calls."""
     asked = []
 
@@ -303,7 +225,7 @@ def launches(runs, launch, remote=False) -> list[list[int]]:
         asked.append([run.index for run in batch])
         return launch(batch, len(asked))
 
-    launch_until_done(runs, record_and_launch, lambda: False, print, remote)
+    launch_until_done(runs, record_and_launch, lambda: False, print)
     return asked
 
 
@@ -331,40 +253,6 @@ def test_a_run_that_was_busy_when_its_turn_came_is_tried_again(runs):
     assert launches(runs, launch) == [[0, 1, 2, 3], [0]]
 
 
-def test_a_lost_batch_job_is_submitted_again_alone(runs):
-    """Run 0 is done, the job of 1 was lost, that of 2 runs, that of 3 waits in the queue."""
-    running = runs[2].directory.owner()
-    asked = []
-
-    def launch(batch):
-        asked.append([run.index for run in batch])
-        if len(asked) == 1:
-            ended(runs[0], "complete")
-            ended(runs[1], "running")
-            running.acquire()
-            raise RuntimeError("job 17 is gone")
-        return [ended(run, "complete") for run in batch]
-
-    def queue_moves_on():
-        if runs[1].directory.status() == "complete" and running.is_locked:
-            ended(runs[2], "complete")
-            ended(runs[3], "complete")
-            running.release()
-        return False
-
-    launch_until_done(runs, launch, queue_moves_on, print, remote=True)
-    assert asked == [[0, 1, 2, 3], [1]]
-
-
-def test_batch_jobs_that_leave_no_trace_are_submitted_again_when_nothing_else_moves(runs):
-    def launch(batch, count):
-        if count == 1:
-            raise RuntimeError("sbatch: error")
-        return [ended(run, "complete") for run in batch]
-
-    assert launches(runs, launch, remote=True) == [[0, 1, 2, 3], [0, 1, 2, 3]]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "status", "stops"),
@@ -377,10 +265,13 @@ def test_batch_jobs_that_leave_no_trace_are_submitted_again_when_nothing_else_mo
         (BUSY, "running", False),
     ],
 )
-def test_what_fail_fast_takes_for_a_failure(batch_sweep, runs, monkeypatch, code, status, stops):
+def test_what_fail_fast_takes_for_a_failure(tmp_path, runs, monkeypatch, code, status, stops):
     monkeypatch.setattr(
         "resnests.sweep.child.run_child", lambda run, *_: ended(run, status) and code
     )
+    for name in ("RESNESTS_SWEEP", "RESNESTS_COMMAND", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")  # so that what a sweep sets is undone
+    config = tiny(f"runs_dir={tmp_path / 'runs'}", "sweep.fail_fast=true")
 
     def launch(indices, allocation):
         assert job(0) == ("busy" if code == BUSY else status)
@@ -388,7 +279,7 @@ def test_what_fail_fast_takes_for_a_failure(batch_sweep, runs, monkeypatch, code
         Path(os.environ["RESNESTS_SWEEP"]).unlink(missing_ok=True)
         return [status]
 
-    batch_sweep(launch, "sweep.fail_fast=true")
+    run_sweep([config], launch)
 
 
 @pytest.mark.slow

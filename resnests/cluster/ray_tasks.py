@@ -1,0 +1,160 @@
+"""Tasks of Ray, one for each run. No torch.
+
+Ray kills a task, and its training, when their sweep is gone; the same command goes on from the
+checkpoint of the last epoch. A sweep that is to outlive its terminal is itself submitted to Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from resnests.cluster.jobs import Job, State
+from resnests.config.schema import Config, config_dict, config_from
+from resnests.errors import UserError
+from resnests.runs.directory import RunDirectory
+from resnests.sweep.child import attempt, last_line
+from resnests.sweep.devices import CORES
+from resnests.sweep.plan import Run
+from resnests.sweep.protocol import COMMAND, JOB, command_line, python_path
+from resnests.sweep.stop import Stop
+
+LOOKED_AT = 50  # queued tasks at a look, whether they have begun: Ray takes the first ones first
+
+
+@dataclass(eq=False, kw_only=True)
+class Task(Job):
+    reference: Any = None  # None while cluster.jobs others are in Ray's queue
+
+    @property
+    def leaves_nothing(self) -> bool:
+        return False  # where Ray lost sight of its node
+
+    def begin(self, reference: Any) -> None:
+        self.reference, self.name = reference, reference.task_id().hex()
+
+
+class Ray:
+    """The System of `config`, on the Ray cluster at cluster.address."""
+
+    say: Callable[[str], None] = staticmethod(print)
+
+    def __init__(self, config: Config) -> None:
+        assert config.cluster is not None
+        self.ray, self.cluster = _connected(config.cluster.address), config.cluster
+        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        have_gpus = any(node.get("GPU") for node in nodes)
+        wanted = self.cluster.gpus_of_a_job(config.trainer.device)
+        self.gpus = wanted if self.cluster.gpus is not None or have_gpus else 0.0
+        self.cpus = self.cluster.cpus or 1
+        self.waits_for = "cores"
+        if not any(n.get("CPU", 0) >= self.cpus and n.get("GPU", 0) >= self.gpus for n in nodes):
+            self.waits_for = f"no node has {self.cpus} cores and {self.gpus:g} GPUs"
+            self.say(f"cluster=ray: {self.waits_for} (cluster.cpus, cluster.gpus)")
+        options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": 0}
+        self.train = self.ray.remote(**options)(_train)
+
+    def take(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
+        tasks = [Task("not yet of Ray", [run]) for run in runs]
+        limit = len(tasks) if self.cluster.jobs is None else self.cluster.jobs - open_jobs
+        for task in tasks[: max(0, limit)]:
+            self._begin(task)
+        return list(tasks)
+
+    def _begin(self, task: Task) -> None:
+        task.begin(self.train.remote(self._order(task.runs[0].config), os.getcwd(), self.cpus))
+
+    def _order(self, config: Config) -> dict[str, Any]:
+        """What a task trains; runs that share a GPU lease a part of it each."""
+        parts = int(1 / self.gpus) if self.gpus else 1
+        devices = config.devices
+        devices = replace(devices, runs_per_gpu=max(devices.runs_per_gpu, parts))
+        return config_dict(replace(config, cluster=None, devices=devices))
+
+    def look(self, jobs: Sequence[Job]) -> None:
+        tasks = {t.reference: t for t in jobs if isinstance(t, Task) and t.reference is not None}
+        for reference in self._over(list(tasks)):
+            self._conclude(tasks.pop(reference))
+        held = (t for t in jobs if isinstance(t, Task) and t.reference is None and not t.is_over)
+        room = len(jobs) if self.cluster.jobs is None else self.cluster.jobs - len(tasks)
+        for task in islice(held, max(0, room)):
+            self._begin(task)
+        queued = (t for t in tasks.values() if t.state is State.QUEUED)
+        for task in islice(queued, LOOKED_AT):
+            progress = task.runs[0].directory.read_progress()
+            if progress.get("job") == task.name:
+                task.state, task.began, task.node = State.RUNNING, True, progress["host"]
+            else:
+                task.reason = self.waits_for
+
+    def _over(self, references: list[Any]) -> list[Any]:
+        if not references:
+            return []
+        return self.ray.wait(references, num_returns=len(references), timeout=0)[0]
+
+    def _conclude(self, task: Task) -> None:
+        task.state = State.OVER
+        try:
+            task.reason = self.ray.get(task.reference)
+        except self.ray.exceptions.TaskCancelledError:
+            task.state, task.reason = State.CANCELLED, "cancelled"
+        except self.ray.exceptions.RayError as error:
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            task.reason = said.partition(". ")[0]
+
+    def last_words(self, job: Job) -> str:
+        return ""
+
+    def stop(self, jobs: Sequence[Job], kill: bool) -> None:
+        for task in jobs:
+            assert isinstance(task, Task)
+            if task.reference is None:
+                task.state = State.CANCELLED
+            else:
+                self.ray.cancel(task.reference, force=kill)
+
+    def close(self, jobs: Sequence[Job]) -> None:
+        self.ray.shutdown()
+
+
+def _connected(given_address: str | None) -> Any:
+    """The module ray, connected to the cluster at that address."""
+    try:
+        import ray
+    except ImportError:
+        expected = "expected the package ray, which pip install 'resnests[ray]' adds"
+        raise UserError(f"cluster=ray: {expected}") from None
+    given = {"PYTHONPATH": python_path(), COMMAND: command_line()}
+    given |= {key: os.environ[key] for key in ("RESNESTS_LOCK_DIR",) if key in os.environ}
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get("RAY_ADDRESS", "auto") if given_address == "auto" else given_address
+    try:
+        host, colon, port = str(address).rpartition(":")
+        if colon:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
+        ray.init(address=address, runtime_env={"env_vars": given}, **quiet)
+    except Exception as error:  # of many kinds, by what is wrong
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        expected = f"expected a Ray cluster there, which ray start --head makes ({said})"
+        raise UserError(f"cluster.address={address}: {expected}") from error
+    return ray
+
+
+def _train(order: dict[str, Any], folder: str, cores: int) -> str:
+    """In a process of Ray's: one run, in what the task was given; the status on record, or why
+    there is none.
+    """
+    import ray
+
+    os.chdir(folder)
+    task = ray.get_runtime_context().get_task_id()
+    os.environ |= {JOB: task, CORES: str(cores)}
+    config = config_from(order)
+    run = Run(config, RunDirectory.of(config))
+    with Stop() as stop:
+        attempt(run, None, 1, stop)
+    return run.directory.status() or last_line(run.directory)

@@ -1,0 +1,85 @@
+"""Sweeps on a cluster as a user starts them, each in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from helpers import REPOSITORY, TINY, history
+
+from resnests.runs.directory import RunDirectory, find_runs
+from resnests.training.checkpoint import read_torch
+
+STARTED: list[subprocess.Popen] = []
+SLURM = ("cluster=slurm", "cluster.cpus=1", "cluster.gpus=0")
+
+
+def start(folder: Path, *overrides: str, **environment: str) -> subprocess.Popen:
+    """A sweep whose lines are appended to sweep.log."""
+    command = [sys.executable, str(REPOSITORY / "run.py"), "-m", *TINY, *overrides]
+    with open(folder / "sweep.log", "ab") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=log, env=os.environ | environment
+        )
+    STARTED.append(process)
+    return process
+
+
+def end_all() -> None:
+    """The sweeps that a failed test left."""
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.wait()
+
+
+def sweep(folder: Path, *overrides: str, **environment: str) -> int:
+    """The exit status."""
+    return start(folder, *overrides, **environment).wait(800)
+
+
+def log(folder: Path) -> str:
+    return (folder / "sweep.log").read_text()
+
+
+def until(is_so: Callable[[], object], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.1)
+
+
+def runs(folder: Path) -> dict[str, RunDirectory]:
+    """By variant and seed."""
+    found = find_runs(folder / "runs")
+    return {f"{run.path.parts[-3]} {run.path.parts[-1]}": run for run in found}
+
+
+def statuses(folder: Path) -> list[str | None]:
+    return [run.status() for run in runs(folder).values()]
+
+
+def epochs(folder: Path) -> list[int]:
+    """How far the runs are that have begun."""
+    return [len(run.history_rows()) for run in runs(folder).values()]
+
+
+def assert_same_results(folder: Path, reference: Path) -> None:
+    """To the bit."""
+    mine, others = runs(folder), runs(reference)
+    assert mine.keys() == others.keys()
+    for name, run in mine.items():
+        assert run.status() == "complete"
+        one, other = (read_torch(r.weights_file) for r in (run, others[name]))
+        assert all(torch.equal(one[key], other[key]) for key in other)
+        assert history(run.path) == history(others[name].path)
+
+
+def left_over(folder: Path) -> list[str]:
+    """Folders of submissions that nobody removed."""
+    return sorted(path.name for path in (folder / "runs").glob(".sweep-*"))

@@ -1,0 +1,107 @@
+"""A Ray cluster of one's own on this machine, for as long as a command or a test takes.
+
+    python tests/cluster/ray_nodes.py ray status     # a command in it
+
+Its nodes, of one core each, are sets of processes: the head runs no tasks, so that any other can
+be killed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+
+# Ray would run its workers at niceness 15: behind all else on the machine
+NICE = {"RAY_worker_niceness": "0"}
+START = ("--block", "--disable-usage-stats", "--object-store-memory=80000000")
+
+
+def missing() -> str:
+    return "" if shutil.which("ray") else "needs ray (pip install 'resnests[ray]')"
+
+
+class RayNodes:
+    """Use it as a context; RAY_ADDRESS is then what address=auto means."""
+
+    def __init__(self, nodes: int = 2) -> None:
+        self.count = nodes
+        self.nodes: list[subprocess.Popen] = []
+
+    def __enter__(self) -> RayNodes:
+        self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
+        head = (
+            "--head",
+            f"--port={port}",
+            "--include-dashboard=false",
+            f"--temp-dir={self.folder}",
+        )
+        self._start(*head, "--num-cpus=0")
+        os.environ["RAY_ADDRESS"] = self.address
+        try:
+            self._until(1)
+            for index in range(self.count):  # one by one, or their ports collide
+                self.add()
+                self._until(2 + index)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def add(self) -> None:
+        self._start(f"--address={self.address}", "--num-cpus=1")
+
+    def _start(self, *options: str) -> None:
+        with open(f"{self.folder}/start.out", "ab") as log:
+            command = [str(shutil.which("ray")), "start", *START, *options]
+            self.nodes.append(
+                subprocess.Popen(
+                    command, stdout=log, stderr=log, start_new_session=True, env=os.environ | NICE
+                )
+            )
+
+    def kill_node(self, index: int) -> None:
+        """All processes of a node at once (0 is the head)."""
+        node = self.nodes.pop(index)
+        with suppress(ProcessLookupError):
+            os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+
+    def alive(self) -> int:
+        program = "import ray; ray.init(logging_level='ERROR', log_to_driver=False)"
+        program += "; print(sum(node['Alive'] for node in ray.nodes()))"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        return int(done.stdout) if done.returncode == 0 else 0
+
+    def _until(self, count: int) -> None:
+        end = time.monotonic() + 120
+        while self.alive() != count:
+            assert time.monotonic() < end, "the nodes of Ray did not come up"
+
+    def __exit__(self, *_: object) -> None:
+        for index in reversed(range(len(self.nodes))):
+            self.kill_node(index)
+        os.environ.pop("RAY_ADDRESS", None)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def main() -> int:
+    if reason := missing():
+        print(reason, file=sys.stderr)
+        return 2
+    with RayNodes():
+        return subprocess.run(sys.argv[1:] or ["bash"]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

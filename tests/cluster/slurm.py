@@ -1,0 +1,188 @@
+"""A Slurm of one's own on this machine, for as long as a command or a test takes.
+
+    python tests/cluster/slurm.py sinfo                  # a command in it
+    python tests/cluster/slurm.py --hosts bash           # with host names of their own for nodes
+
+It takes root and Debian's packages slurm-wlm and munge, writes everything into a temporary folder,
+and stops what it started. Its nodes are slurmds of this machine, each with one core. With --hosts
+each of them is a host as far as its name goes (a UTS namespace).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from unittest.mock import patch
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
+CONF = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+ProctrackType=proctrack/pgid
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+MinJobAge=300
+KillWait=10
+SlurmdTimeout=20
+ReturnToService=2
+SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,requeue_delay=0
+{more}
+{nodes}
+PartitionName=main Nodes=ALL Default=YES State=UP
+"""
+NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory=4000"
+
+
+def missing() -> str:
+    """Why there can be no Slurm here; "" where there can."""
+    lacking = [name for name in PROGRAMS if not _which(name)]
+    if lacking:
+        return f"needs {', '.join(lacking)} (Debian's slurm-wlm and munge)"
+    return "" if os.getuid() == 0 else "needs root"
+
+
+def _which(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+class Slurm:
+    """Use it as a context; SLURM_CONF is then set for all commands of Slurm's."""
+
+    def __init__(
+        self, nodes: int = 2, hosts: bool = False, more: str = "", gpu: str | None = None
+    ) -> None:
+        """`gpu` is a device file that stands for a GPU of each node."""
+        self.nodes = [f"n{i + 1}" for i in range(nodes)]
+        self.hosts, self.more, self.gpu = hosts, more, gpu
+        self.daemons: dict[str, subprocess.Popen] = {}
+
+    def __enter__(self) -> Slurm:
+        # Short, as the path of a socket has at most 107 bytes
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+        self.stack = ExitStack()
+        self.stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
+        folder, host = self.folder, socket.gethostname().partition(".")[0]
+        (folder / "state").mkdir()
+        ports = _free_ports(len(self.nodes) + 1)
+        nodes = "\n".join(
+            NODE.format(name=name, host=name if self.hosts else host, port=port)
+            + (" Gres=gpu:1" if self.gpu else "")
+            for name, port in zip(self.nodes, ports, strict=False)
+        )
+        if self.gpu:
+            self.more += "\nGresTypes=gpu"
+            (folder / "gres.conf").write_text(f"Name=gpu File={self.gpu}\n")
+        self.conf = folder / "slurm.conf"
+        values = {"host": host, "port": ports[-1], "folder": folder, "more": self.more}
+        self.conf.write_text(CONF.format(nodes=nodes, **values))
+        self.stack.enter_context(patch.dict(os.environ, SLURM_CONF=str(self.conf)))
+        (folder / "munge.key").write_bytes(os.urandom(1024))
+        (folder / "munge.key").chmod(0o400)
+        names = {"key-file": "key", "socket": "sock", "pid-file": "pid", "seed-file": "seed"}
+        files = [f"--{option}={folder}/munge.{end}" for option, end in names.items()]
+        self.start("munged", "--foreground", "--force", *files, f"--log-file={folder}/munged.log")
+        _until(lambda: (folder / "munge.sock").exists(), "munged")
+        self.start("slurmctld", "-D", "-i")
+        for name in self.nodes:
+            self.start_node(name)
+        _until(lambda: self.ask("sinfo", "-h", "-o", "%T").split() == ["idle"], "the nodes")
+
+    def start(self, name: str, *options: str, key: str = "", prefix: tuple[str, ...] = ()) -> None:
+        with open(self.folder / f"{key or name}.out", "ab") as log:
+            self.daemons[key or name] = subprocess.Popen(
+                [*prefix, str(_which(name)), *options], stdout=log, stderr=log, cwd=self.folder
+            )
+
+    def start_node(self, name: str) -> None:
+        own = f'hostname {name} && exec "$0" "$@"'
+        prefix = ("unshare", "--uts", "sh", "-c", own) if self.hosts else ()
+        self.start("slurmd", "-D", "-N", name, key=name, prefix=prefix)
+
+    def stop(self, key: str, kill: bool = False) -> None:
+        daemon = self.daemons.pop(key)
+        daemon.kill() if kill else daemon.terminate()
+        try:
+            daemon.wait(10)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+
+    @staticmethod
+    def ask(*command: str) -> str:
+        return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
+
+    def queue(self) -> list[str]:
+        """A line for each job that is not over: its number and its state."""
+        return self.ask("squeue", "--noheader", "--array", "-o", "%F_%K %T").splitlines()
+
+    def __exit__(self, *_: object) -> None:
+        if "slurmctld" in self.daemons:
+            self.ask("scancel", "--full", "--signal=KILL", "--user=root")
+            end = time.monotonic() + 15
+            while self.queue() and time.monotonic() < end:
+                time.sleep(0.2)
+        for key in reversed(list(self.daemons)):
+            self.stop(key)
+        self.stack.close()
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _until(is_so, what: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} did not come up within {seconds:.0f} s")
+        time.sleep(0.1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--hosts", action="store_true")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    options = parser.parse_args()
+    if reason := missing():
+        print(reason, file=sys.stderr)
+        return 2
+    with Slurm(options.nodes, options.hosts):
+        return subprocess.run(options.command or ["bash"]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

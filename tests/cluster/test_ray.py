@@ -1,0 +1,108 @@
+"""Sweeps on a real Ray of two nodes: python -m pytest -m cluster tests/cluster/test_ray.py"""
+
+import signal
+
+import pytest
+from clusters import assert_same_results, epochs, log, runs, start, statuses, sweep, until
+from helpers import run_command
+from ray_nodes import RayNodes, missing
+
+RAY = ("cluster=ray",)
+GRID = ("variant=standard,a_resnest", "seed=0,1")
+LONG = "trainer.epochs=80"  # some ten seconds, and many with the machine busy
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(bool(missing()), reason=missing()),
+    pytest.mark.timeout(600),
+]
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Two nodes of one core each, and a head that runs nothing."""
+    with RayNodes() as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The results of LONG for GRID, made by a sweep on this machine."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert sweep(folder, *GRID, LONG) == 0
+    return folder
+
+
+def test_a_grid_is_trained_by_tasks_with_their_share_at_once(tmp_path, nodes):
+    assert sweep(tmp_path, *RAY, *GRID) == 0
+    records = [run.read_record() for run in runs(tmp_path).values()]
+    assert [record.status for record in records] == ["complete"] * 4
+    assert {record.provenance.threads for record in records} == {1}
+    assert len({record.provenance.job for record in records}) == 4
+    spans = sorted((r.provenance.started, r.provenance.ended) for r in records)
+    assert spans[1][0] < spans[0][1]
+    assert sweep(tmp_path, *RAY, *GRID) == 0
+    assert "nothing to do" in log(tmp_path)
+
+
+def test_no_more_runs_at_once_than_are_wanted(tmp_path, nodes):
+    assert sweep(tmp_path, *RAY, "seed=0,1", "cluster.jobs=1") == 0
+    spans = sorted(
+        (r.provenance.started, r.provenance.ended)
+        for r in (run.read_record() for run in runs(tmp_path).values())
+    )
+    assert spans[0][1] < spans[1][0]
+
+
+def test_the_runs_of_a_node_that_is_lost_go_on_elsewhere(tmp_path, nodes, undisturbed):
+    process = start(tmp_path, *RAY, *GRID, LONG)
+    until(lambda: len(epochs(tmp_path)) == 2 and min(epochs(tmp_path)) > 5)
+    before = nodes.alive()
+    nodes.kill_node(1)
+    assert process.wait(280) == 0
+    assert nodes.alive() == before - 1
+    assert_same_results(tmp_path, undisturbed)
+    assert " ended (" in log(tmp_path)
+    nodes.add()
+    until(lambda: nodes.alive() == before)
+
+
+def test_ctrl_c_lets_tasks_write_their_checkpoints(tmp_path, nodes, undisturbed):
+    process = start(tmp_path, *RAY, *GRID, LONG)
+    until(lambda: len(epochs(tmp_path)) == 2 and min(epochs(tmp_path)) > 1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert statuses(tmp_path) == ["interrupted"] * 2
+    assert sweep(tmp_path, *RAY, *GRID, LONG) == 0
+    assert_same_results(tmp_path, undisturbed)
+
+
+def test_tasks_end_with_a_killed_sweep_and_the_same_command_goes_on(tmp_path, nodes, undisturbed):
+    process = start(tmp_path, *RAY, *GRID, LONG)
+    until(lambda: len(epochs(tmp_path)) == 2 and min(epochs(tmp_path)) > 1)
+    process.kill()
+    process.wait()
+    until(lambda: not any(run.is_owned() for run in runs(tmp_path).values()))
+    assert min(epochs(tmp_path)) > 1
+    assert sweep(tmp_path, *RAY, *GRID, LONG) == 0
+    assert_same_results(tmp_path, undisturbed)
+
+
+def test_two_sweeps_of_one_grid_share_it(tmp_path, nodes):
+    one, other = (start(tmp_path, *RAY, *GRID) for _ in range(2))
+    assert (one.wait(280), other.wait(280)) == (0, 0)
+    texts = [run.log_file.read_text() for run in runs(tmp_path).values()]
+    assert all(text.count("epoch 2/2") == 1 for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("cluster.address=127.0.0.1:1", "cluster.address=127.0.0.1:1: expected a Ray cluster"),
+        ("cluster.jobs=0", "cluster.jobs=0: expected at least 1"),
+    ],
+)
+def test_what_cannot_work_is_one_line(tmp_path, nodes, override, said):
+    done = run_command("-m", *RAY, override, "seed=0,1", "dataset=digits", cwd=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
