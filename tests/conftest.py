@@ -1,3 +1,6 @@
+import os
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -10,5 +13,9 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _own_slots(tmp_path_factory, monkeypatch):
-    """Trainings elsewhere on the machine neither wait for the tests nor hold them up."""
-    monkeypatch.setenv("RESNESTS_LOCK_DIR", str(tmp_path_factory.mktemp("slots")))
+    """Trainings elsewhere on the machine neither wait for the tests nor hold them up; and what a
+    sweep in this process tells its children is over with the test.
+    """
+    with patch.dict(os.environ):
+        monkeypatch.setenv("RESNESTS_LOCK_DIR", str(tmp_path_factory.mktemp("slots")))
+        yield

@@ -198,7 +198,7 @@ def hydra_schema() -> type:
     fields: list[tuple] = []
     for item in dataclasses.fields(Config):
         if item.name == "cluster":  # so that its keys are there to be set, or complained of
-            fields.append((item.name, Cluster, field(default_factory=Cluster)))
+            fields.append((item.name, types[item.name], field(default_factory=Cluster)))
         elif item.name in PARTS:
             defaults = _defaults(PARTS[item.name])
             fields.append((item.name, Any, field(default_factory=defaults.copy)))
