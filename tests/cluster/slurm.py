@@ -2,6 +2,7 @@
 
     python tests/cluster/slurm.py sinfo                  # a command in it
     python tests/cluster/slurm.py --hosts bash           # with host names of their own for nodes
+    python tests/cluster/slurm.py --accounting sacct     # takes slurmdbd and mariadb-server
 
 It takes root and Debian's packages slurm-wlm and munge, writes everything into a temporary folder,
 and stops what it started. Its nodes are slurmds of this machine, each with one core. With --hosts
@@ -22,6 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
 
+ACCOUNTANTS = ("slurmdbd", "sacctmgr", "mariadbd", "mariadb-install-db")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
 CONF = """\
 ClusterName=test
@@ -39,8 +41,7 @@ ProctrackType=proctrack/pgid
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+{accounting}
 MpiDefault=none
 MinJobAge=300
 KillWait=10
@@ -51,14 +52,36 @@ SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,requeue_d
 {nodes}
 PartitionName=main Nodes=ALL Default=YES State=UP
 """
+NO_ACCOUNTING = """\
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none"""
+ACCOUNTING = """\
+JobAcctGatherType=jobacct_gather/linux
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge.sock"""
+SLURMDBD = """\
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock
+DbdHost=localhost
+DbdPort={port}
+SlurmUser=root
+PidFile={folder}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={database}
+StorageUser=root
+"""
 NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory=4000"
 
 
-def missing() -> str:
-    """Why there can be no Slurm here; "" where there can."""
-    lacking = [name for name in PROGRAMS if not _which(name)]
+def missing(*more: str) -> str:
+    """Why there can be no Slurm here, with these programs as well; "" where there can."""
+    lacking = [name for name in (*PROGRAMS, *more) if not _which(name)]
     if lacking:
-        return f"needs {', '.join(lacking)} (Debian's slurm-wlm and munge)"
+        packages = "slurm-wlm and munge; slurmdbd and mariadb-server for accounting"
+        return f"needs {', '.join(lacking)} (Debian's {packages})"
     return "" if os.getuid() == 0 else "needs root"
 
 
@@ -70,11 +93,18 @@ class Slurm:
     """Use it as a context; SLURM_CONF is then set for all commands of Slurm's."""
 
     def __init__(
-        self, nodes: int = 2, hosts: bool = False, more: str = "", gpu: str | None = None
+        self,
+        nodes: int = 2,
+        hosts: bool = False,
+        more: str = "",
+        gpu: str | None = None,
+        accounting: bool = False,
     ) -> None:
-        """`gpu` is a device file that stands for a GPU of each node."""
+        """`gpu` is a device file that stands for a GPU of each node; `accounting` takes
+        ACCOUNTANTS.
+        """
         self.nodes = [f"n{i + 1}" for i in range(nodes)]
-        self.hosts, self.more, self.gpu = hosts, more, gpu
+        self.hosts, self.more, self.gpu, self.accounting = hosts, more, gpu, accounting
         self.daemons: dict[str, subprocess.Popen] = {}
 
     def __enter__(self) -> Slurm:
@@ -92,7 +122,7 @@ class Slurm:
     def _start(self) -> None:
         folder, host = self.folder, socket.gethostname().partition(".")[0]
         (folder / "state").mkdir()
-        ports = _free_ports(len(self.nodes) + 1)
+        ports = _free_ports(len(self.nodes) + 3)
         nodes = "\n".join(
             NODE.format(name=name, host=name if self.hosts else host, port=port)
             + (" Gres=gpu:1" if self.gpu else "")
@@ -103,6 +133,8 @@ class Slurm:
             (folder / "gres.conf").write_text(f"Name=gpu File={self.gpu}\n")
         self.conf = folder / "slurm.conf"
         values = {"host": host, "port": ports[-1], "folder": folder, "more": self.more}
+        accounting = ACCOUNTING if self.accounting else NO_ACCOUNTING
+        values["accounting"] = accounting.format(folder=folder, port=ports[-2])
         self.conf.write_text(CONF.format(nodes=nodes, **values))
         self.stack.enter_context(patch.dict(os.environ, SLURM_CONF=str(self.conf)))
         (folder / "munge.key").write_bytes(os.urandom(1024))
@@ -111,10 +143,25 @@ class Slurm:
         files = [f"--{option}={folder}/munge.{end}" for option, end in names.items()]
         self.start("munged", "--foreground", "--force", *files, f"--log-file={folder}/munged.log")
         _until(lambda: (folder / "munge.sock").exists(), "munged")
+        if self.accounting:
+            self._start_accounting(*ports[-3:-1])
         self.start("slurmctld", "-D", "-i")
         for name in self.nodes:
             self.start_node(name)
         _until(lambda: self.ask("sinfo", "-h", "-o", "%T").split() == ["idle"], "the nodes")
+
+    def _start_accounting(self, database: int, port: int) -> None:
+        data, conf = self.folder / "data", self.folder / "slurmdbd.conf"
+        where = ("--no-defaults", f"--datadir={data}", "--user=root")
+        self.ask("mariadb-install-db", *where, "--auth-root-authentication-method=normal")
+        own = (f"--socket={self.folder}/db.sock", f"--pid-file={self.folder}/db.pid")
+        network = ("--bind-address=127.0.0.1", f"--port={database}", "--skip-grant-tables")
+        self.start("mariadbd", *where, *own, *network)
+        _until(lambda: (self.folder / "db.sock").exists(), "mariadbd")
+        conf.write_text(SLURMDBD.format(folder=self.folder, port=port, database=database))
+        conf.chmod(0o600)
+        self.start("slurmdbd", "-D")
+        _until(lambda: "test" in self.ask("sacctmgr", "-i", "add", "cluster", "test"), "slurmdbd")
 
     def start(self, name: str, *options: str, key: str = "", prefix: tuple[str, ...] = ()) -> None:
         with open(self.folder / f"{key or name}.out", "ab") as log:
@@ -175,12 +222,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--hosts", action="store_true")
+    parser.add_argument("--accounting", action="store_true")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
-    if reason := missing():
+    if reason := missing(*ACCOUNTANTS if options.accounting else ()):
         print(reason, file=sys.stderr)
         return 2
-    with Slurm(options.nodes, options.hosts):
+    with Slurm(options.nodes, options.hosts, accounting=options.accounting):
         return subprocess.run(options.command or ["bash"]).returncode
 
 

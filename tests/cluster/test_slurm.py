@@ -22,7 +22,7 @@ from clusters import (
     until,
 )
 from helpers import REPOSITORY, run_command
-from slurm import Slurm, missing
+from slurm import ACCOUNTANTS, Slurm, missing
 
 GRID = ("variant=standard,a_resnest", "seed=0,1")
 LONG = "trainer.epochs=80"  # some ten seconds, and many with the machine busy
@@ -90,6 +90,17 @@ def test_small_runs_are_packed_into_jobs_and_arrays_split_where_slurm_wants_it(t
     assert statuses(tmp_path) == ["complete"] * 7
     assert len({job.partition("_")[0] for job in jobs}) == 2
     assert len(set(jobs)) == 4
+
+
+@pytest.mark.skipif(bool(missing(*ACCOUNTANTS)), reason=missing(*ACCOUNTANTS))
+def test_accounting_changes_nothing(tmp_path):
+    with Slurm(accounting=True) as slurm:
+        assert sweep(tmp_path, *SLURM, *GRID) == 0
+        jobs = {run.read_record().provenance.job for run in runs(tmp_path).values()}
+        known = slurm.ask("sacct", "--noheader", "--parsable2", "-X", "-o", "JobID,State")
+    assert {f"{job}|COMPLETED" for job in jobs} <= set(known.split())
+    assert "sacct" not in log(tmp_path)
+    assert not left_over(tmp_path)
 
 
 def test_a_job_asks_for_a_gpu_unless_it_trains_on_the_cpu(tmp_path):
