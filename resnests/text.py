@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,6 +28,12 @@ def progress(items: Sequence[T], what: str) -> Iterator[T]:
     finally:
         if bar.live.is_started:  # else it would print an empty line
             bar.stop()
+
+
+def last_words(log: Path) -> str:
+    """The last line of `log` that says something, "" where none does; raises an OSError."""
+    lines = log.read_text(errors="replace").splitlines()
+    return next((line for line in reversed(lines) if line.strip()), "")
 
 
 def epoch_line(row: dict[str, float], epochs: int) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from resnests.runs.files import write_atomic
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import announce
+from resnests.text import last_words
 
 _PREFIX = ".sweep-"
 _NAME = "resnests-"
@@ -51,12 +52,11 @@ class Submission:
     def last_line(self, task: int) -> str:
         """What job `task` said last; that it has no log where it did not get so far."""
         try:
-            lines = (self.folder / f"{task}.log").read_text(errors="replace").splitlines()
+            return last_words(self.folder / f"{task}.log").strip()
         except OSError:
             if not self.folder.is_dir():  # another sweep tidied up
                 return ""
             return f"without a log in {self.folder}, which its node must reach"
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import BrokenRecord
 from resnests.search.study import Study
-from resnests.sweep.child import last_line, run_child
+from resnests.sweep.child import last_line, train
 from resnests.sweep.devices import Allocation
 from resnests.sweep.drive import launch_until_done
 from resnests.sweep.plan import Run
@@ -65,7 +65,7 @@ class TrialAtWork:
         """Bring one run to its end, as a sweep would."""
 
         def launch(batch: list[Run]) -> list[str | None]:
-            code = run_child(run, allocation, self.stop)
+            code = train(run, allocation, self.stop)
             return ["busy" if code == BUSY else run.directory.status()] * len(batch)
 
         launch_until_done([run], launch, self.stop.requested, lambda line: None)

@@ -29,6 +29,7 @@ from resnests.sweep.protocol import (
     send_job,
 )
 from resnests.sweep.stop import Stop, die_with
+from resnests.text import last_words
 from resnests.trackers.follow import Followers
 
 POLL = 0.2  # seconds
@@ -63,10 +64,7 @@ def attempt(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Stop) -
     """Train `run` by the allocation that the sweep's runs share, or by what this host has."""
     try:
         allocation = Allocation(**shared) if shared else allocate(run.config, at_once)
-        code = run_child(run, allocation, stop)
-        if code == NO_GRAPH:
-            code = run_child(_without_graph(run), allocation, stop)
-        return code
+        return train(run, allocation, stop)
     except UserError as error:  # about this host, which the sweep could not see
         run.directory.path.mkdir(parents=True, exist_ok=True)
         with open(run.directory.log_file, "a") as output:
@@ -74,9 +72,14 @@ def attempt(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Stop) -
         return USER_ERROR
 
 
-def _without_graph(run: Run) -> Run:
+def train(run: Run, allocation: Allocation, stop: Stop) -> int:
+    """Train `run`, and where its step makes no CUDA graph again without; the exit status."""
+    code = run_child(run, allocation, stop)
+    if code != NO_GRAPH:
+        return code
     trainer = dataclasses.replace(run.config.trainer, cuda_graph=False)
-    return dataclasses.replace(run, config=dataclasses.replace(run.config, trainer=trainer))
+    plain = dataclasses.replace(run, config=dataclasses.replace(run.config, trainer=trainer))
+    return run_child(plain, allocation, stop)
 
 
 def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
@@ -170,6 +173,5 @@ def conclude_lost(run: Run, job: str | None, reason: str) -> str | None:
 def last_line(directory: RunDirectory) -> str:
     """The last line of run.log that says something."""
     with suppress(OSError):
-        lines = directory.log_file.read_text(errors="replace").splitlines()
-        return next((line for line in reversed(lines) if line.strip()), "no output")
+        return last_words(directory.log_file) or "no output"
     return "no log"

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from helpers import REPOSITORY, TINY, history
+from helpers import REPOSITORY, TINY, history, run_command
 
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.training.checkpoint import read_torch
@@ -45,6 +45,14 @@ def sweep(folder: Path, *overrides: str, **environment: str) -> int:
 
 def log(folder: Path) -> str:
     return (folder / "sweep.log").read_text()
+
+
+def assert_refused(folder: Path, said: str, *overrides: str) -> None:
+    """In one line, and with the exit status of a user's mistake."""
+    done = run_command("-m", *overrides, "seed=0,1", "dataset=digits", cwd=folder)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def until(is_so: Callable[[], object], seconds: float = 90) -> None:

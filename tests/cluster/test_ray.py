@@ -3,8 +3,17 @@
 import signal
 
 import pytest
-from clusters import assert_same_results, epochs, log, runs, start, statuses, sweep, until
-from helpers import run_command
+from clusters import (
+    assert_refused,
+    assert_same_results,
+    epochs,
+    log,
+    runs,
+    start,
+    statuses,
+    sweep,
+    until,
+)
 from ray_nodes import RayNodes, missing
 
 RAY = ("cluster=ray",)
@@ -102,7 +111,4 @@ def test_two_sweeps_of_one_grid_share_it(tmp_path, nodes):
     ],
 )
 def test_what_cannot_work_is_one_line(tmp_path, nodes, override, said):
-    done = run_command("-m", *RAY, override, "seed=0,1", "dataset=digits", cwd=tmp_path)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert_refused(tmp_path, said, *RAY, override)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from clusters import (
     SLURM,
+    assert_refused,
     assert_same_results,
     epochs,
     left_over,
@@ -264,10 +265,7 @@ def test_two_sweeps_of_one_grid_submit_each_run_once(tmp_path, slurm):
     ],
 )
 def test_what_slurm_refuses_is_one_line_and_leaves_nothing(tmp_path, slurm, override, said):
-    done = run_command("-m", *SLURM, override, "seed=0,1", "dataset=digits", cwd=tmp_path)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert_refused(tmp_path, said, *SLURM, override)
     assert not left_over(tmp_path)
 
 

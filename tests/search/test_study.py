@@ -18,14 +18,15 @@ from resnests.errors import UserError
 from resnests.results.frame import read_runs
 from resnests.runs.directory import find_runs
 from resnests.runs.record import Provenance, Record
-from resnests.search import drive, trial
+from resnests.search import drive
 from resnests.search.plan import run_search
 from resnests.search.results import winner_line
 from resnests.search.study import Study, ended_trials
-from resnests.sweep.protocol import INTERRUPTED
+from resnests.sweep import child
+from resnests.sweep.protocol import INTERRUPTED, NO_GRAPH
 
 EPOCHS = 4
-BASE = (f"trainer.epochs={EPOCHS}", "tune.trials=5", "devices.slots=2", LR)
+BASE = (f"trainer.epochs={EPOCHS}", "tune.trials=5", "devices.slots=2", "devices.fork=false", LR)
 
 
 class Trainings:
@@ -66,7 +67,7 @@ class Trainings:
 @pytest.fixture
 def trainings(monkeypatch):
     made = Trainings()
-    monkeypatch.setattr(trial, "run_child", made)
+    monkeypatch.setattr(child, "run_child", made)
     monkeypatch.setattr(drive, "POLL", 0.02)
     return made
 
@@ -82,6 +83,20 @@ def study_of(folder, name="tune"):
 
 def states(folder):
     return [t.state.name for t in study_of(folder).get_trials()]
+
+
+def test_a_trial_whose_step_makes_no_cuda_graph_goes_on_without(tmp_path, trainings, monkeypatch):
+    asked = []
+
+    def trained(run, allocation, stop):
+        asked.append(run.config.trainer.cuda_graph)
+        return NO_GRAPH if asked[-1] is None else trainings(run, allocation, stop)
+
+    monkeypatch.setattr(child, "run_child", trained)
+    words = (*BASE, "tune.trials=1")
+    assert run_search(make_space(tmp_path, *words), [*words]) == 0
+    assert asked == [None, False]
+    assert states(tmp_path) == ["COMPLETE"]
 
 
 @pytest.mark.parametrize(("objective", "less"), [("best", 0), ("last", 2)])
