@@ -15,8 +15,8 @@ from resnests.runs.directory import RunDirectory
 
 # What every table and figure of an analysis has to say.
 CONFOUND = (
-    "ResNEst alone trains with learning rate 0.01, the others with 0.1: differences between them "
-    "and it are of both."
+    "ResNEst and DenseNEst train with learning rate 0.01, all others with 0.1: differences between "
+    "them and the others are of both."
 )
 _DEFINITIONS = (
     "(a) the trained network; (b) the least over its last two maps W_L and W_{L+1}, its features "
@@ -129,7 +129,8 @@ def _table(
         pass
     elif not pd.isna(error):
         notes.append(f"Certificates leave each ε open by at most {error:.1g} to either side.")
-    if runs["variant"].astype(str).eq("resnest").any() and runs["variant"].nunique() > 1:
+    at_its_own_rate = runs["variant"].astype(str).isin(("resnest", "densenest"))
+    if at_its_own_rate.any() and not at_its_own_rate.all():
         notes.append(CONFOUND)
     if runs["coupled"].isna().any():
         notes.append(f"{NONE} for Standard: its relu before the pooling leaves no exact features.")

@@ -32,6 +32,9 @@ def test_defaults_are_the_papers():
 def test_resnest_brings_its_learning_rate_with_sgd_only():
     assert make_config("variant=resnest").optimizer.lr == 0.01
     assert make_config("variant=resnest", "optimizer=sgd_cosine").optimizer.lr == 0.01
+    for optimizer in ("sgd", "sgd_cosine", "sgd_densenet"):
+        config = make_config("arch=densenest40_12", "variant=densenest", f"optimizer={optimizer}")
+        assert config.optimizer.lr == 0.01
     assert (
         make_config("variant=resnest", "optimizer=adamw").optimizer.lr
         == make_config("optimizer=adamw").optimizer.lr
