@@ -6,11 +6,15 @@ checkpoint of the last epoch. A sweep that is to outlive its terminal is itself 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from resnests.cluster.jobs import Job, State
@@ -21,9 +25,10 @@ from resnests.sweep.child import attempt, last_line
 from resnests.sweep.devices import CORES
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import COMMAND, JOB, command_line, python_path
-from resnests.sweep.stop import Stop
+from resnests.sweep.stop import Stop, hold
 
 LOOKED_AT = 50  # queued tasks at a look, whether they have begun: Ray takes the first ones first
+_TOKEN = ".sweep-ray-"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -57,6 +62,7 @@ class Ray:
             self.say(f"cluster=ray: {self.waits_for} (cluster.cpus, cluster.gpus)")
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": 0}
         self.train = self.ray.remote(**options)(_train)
+        self.token = _token(config.runs_dir)
 
     def take(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
         tasks = [Task("not yet of Ray", [run]) for run in runs]
@@ -66,7 +72,8 @@ class Ray:
         return list(tasks)
 
     def _begin(self, task: Task) -> None:
-        task.begin(self.train.remote(self._order(task.runs[0].config), os.getcwd(), self.cpus))
+        order = self._order(task.runs[0].config)
+        task.begin(self.train.remote(order, os.getcwd(), self.cpus, str(self.token)))
 
     def _order(self, config: Config) -> dict[str, Any]:
         """What a task trains; runs that share a GPU lease a part of it each."""
@@ -110,6 +117,7 @@ class Ray:
         return ""
 
     def stop(self, jobs: Sequence[Job], kill: bool) -> None:
+        self.token.unlink(missing_ok=True)
         for task in jobs:
             assert isinstance(task, Task)
             if task.reference is None:
@@ -118,6 +126,7 @@ class Ray:
                 self.ray.cancel(task.reference, force=kill)
 
     def close(self, jobs: Sequence[Job]) -> None:
+        self.token.unlink(missing_ok=True)
         self.ray.shutdown()
 
 
@@ -144,7 +153,25 @@ def _connected(given_address: str | None) -> Any:
     return ray
 
 
-def _train(order: dict[str, Any], folder: str, cores: int) -> str:
+def _token(runs_dir: str) -> Path:
+    """A file that gives the tasks leave to go on: cancel() misses one that just begins where the
+    nodes of Ray ignore SIGINT, as all do that a script starts with &.
+
+    This process holds it, so that those which killed sweeps left behind can be told, and go.
+    """
+    folder = Path(runs_dir).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{_TOKEN}*"):
+        with suppress(OSError), open(old) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            old.unlink()
+    with tempfile.NamedTemporaryFile(prefix=".", dir=folder, delete=False) as made:
+        path = Path(made.name)
+    hold(path)
+    return path.rename(path.with_name(_TOKEN + path.name[1:]))
+
+
+def _train(order: dict[str, Any], folder: str, cores: int, token: str) -> str:
     """In a process of Ray's: one run, in what the task was given; the status on record, or why
     there is none.
     """
@@ -155,6 +182,6 @@ def _train(order: dict[str, Any], folder: str, cores: int) -> str:
     os.environ |= {JOB: task, CORES: str(cores)}
     config = config_from(order)
     run = Run(config, RunDirectory.of(config))
-    with Stop() as stop:
+    with Stop(Path(token)) as stop:
         attempt(run, None, 1, stop)
     return run.directory.status() or last_line(run.directory)

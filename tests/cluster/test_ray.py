@@ -7,6 +7,7 @@ from clusters import (
     assert_refused,
     assert_same_results,
     epochs,
+    left_over,
     log,
     runs,
     start,
@@ -18,7 +19,7 @@ from ray_nodes import RayNodes, missing
 
 RAY = ("cluster=ray",)
 GRID = ("variant=standard,a_resnest", "seed=0,1")
-LONG = "trainer.epochs=80"  # some ten seconds, and many with the machine busy
+LONG = "trainer.epochs=300"  # some eight seconds, and many with the machine busy
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(bool(missing()), reason=missing()),
@@ -85,6 +86,18 @@ def test_ctrl_c_lets_tasks_write_their_checkpoints(tmp_path, nodes, undisturbed)
     assert_same_results(tmp_path, undisturbed)
 
 
+def test_a_task_that_a_cancel_does_not_reach_ends_all_the_same(tmp_path, nodes):
+    """As with one that just begins where Ray ignores SIGINT: its leave to go on is gone."""
+    process = start(tmp_path, *RAY, *GRID, LONG)
+    until(lambda: len(epochs(tmp_path)) == 2 and min(epochs(tmp_path)) > 1)
+    (token,) = (tmp_path / "runs").glob(".sweep-ray-*")
+    token.unlink()
+    until(lambda: not any(run.is_owned() for run in runs(tmp_path).values()))
+    assert "interrupted" in statuses(tmp_path)
+    process.send_signal(signal.SIGINT)  # or it would try again and again
+    assert process.wait(60) in (1, 130)
+
+
 def test_tasks_end_with_a_killed_sweep_and_the_same_command_goes_on(tmp_path, nodes, undisturbed):
     process = start(tmp_path, *RAY, *GRID, LONG)
     until(lambda: len(epochs(tmp_path)) == 2 and min(epochs(tmp_path)) > 1)
@@ -94,6 +107,7 @@ def test_tasks_end_with_a_killed_sweep_and_the_same_command_goes_on(tmp_path, no
     assert min(epochs(tmp_path)) > 1
     assert sweep(tmp_path, *RAY, *GRID, LONG) == 0
     assert_same_results(tmp_path, undisturbed)
+    assert not left_over(tmp_path)
 
 
 def test_two_sweeps_of_one_grid_share_it(tmp_path, nodes):

@@ -26,7 +26,8 @@ from helpers import REPOSITORY, run_command
 from slurm import ACCOUNTANTS, Slurm, missing
 
 GRID = ("variant=standard,a_resnest", "seed=0,1")
-LONG = "trainer.epochs=80"  # some ten seconds, and many with the machine busy
+EPOCHS = 300
+LONG = f"trainer.epochs={EPOCHS}"  # some eight seconds, and many with the machine busy
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(bool(missing()), reason=missing()),
@@ -182,9 +183,11 @@ def test_a_node_that_is_drained_gets_no_more_runs_until_it_is_resumed(tmp_path, 
     assert {run.read_record().provenance.host for run in runs(tmp_path).values()} == {"n1", "n2"}
 
 
-def test_a_time_limit_changes_no_bit(tmp_path, slurm):
+def test_a_time_limit_changes_no_bit(tmp_path, slurm, undisturbed):
     """A minute, for runs that take longer: a checkpoint, and the same job once more."""
-    grid = ("seed=0,1", "trainer.epochs=500")
+    seconds = max(run.read_record().seconds for run in runs(undisturbed).values())
+    epochs_of_80_seconds = int(EPOCHS * 80 / seconds)
+    grid = ("seed=0,1", f"trainer.epochs={epochs_of_80_seconds}")
     (tmp_path / "reference").mkdir()
     assert sweep(tmp_path / "reference", *grid) == 0
     process = start(tmp_path, *SLURM, *grid, "cluster.time=1m", "cluster.grace=5")
