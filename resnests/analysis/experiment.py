@@ -98,8 +98,11 @@ def plan_memory(
         images = done.train_images + done.test_images
         needed, square = bytes_needed(family, images) / 1e9, bytes_needed(family, 0) / 1e9
         if square > limit:
-            expected = f"at least {math.ceil(square)}, for matrices of {sum(family.sizes)} features"
-            raise UserError(f"analysis.memory_gb={limit:g}: expected {expected}")
+            expected = (
+                f"at least {math.ceil(square)}, and cluster.memory a GB more, for matrices of "
+                f"{sum(family.sizes)} features"
+            )
+            raise UserError(f"analysis.memory_gb={limit:.3g}: expected {expected}")
         files[name] = None if needed <= limit else folder / f".features.{name}.tmp"
         place = "in memory" if needed <= limit else f"the features in {files[name]}"
         log.info(

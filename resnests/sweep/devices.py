@@ -22,6 +22,11 @@ from resnests.errors import require
 
 # How many cores a job has, where no variable of Slurm's says it.
 CORES = "RESNESTS_CORES"
+SLURM_MEMORY = {  # in MiB, each for so many
+    "SLURM_MEM_PER_NODE": None,
+    "SLURM_MEM_PER_CPU": "SLURM_CPUS_ON_NODE",
+    "SLURM_MEM_PER_GPU": "SLURM_GPUS_ON_NODE",
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Allocation:
     take: int
     concurrent: int
     threads: int  # for each run, its data worker included
+    memory: float | None = None  # GB for each run, where a batch system gave so much
 
     def thread_environment(self) -> dict[str, str]:
         """What must be set before torch is imported."""
@@ -61,18 +67,23 @@ def allocate(config: Config, runs: int) -> Allocation:
     given = _given_cores()
     cores = min(given or joblib.cpu_count(), joblib.cpu_count())
     most = min(runs, config.devices.slots or runs)  # at once, whatever there is
+    memory = _given_memory()
+    if memory is not None:  # the smallest run takes more than half a GB
+        most = min(most, max(1, int(memory)))
     if kind == "cpu":
         concurrent = min(most, config.devices.cpu_slots or cores)
         threads = max(1, cores // concurrent)
-        return Allocation(
-            kind, _cpu_slots(cores, concurrent, given), [], threads, concurrent, threads
-        )
-    # Every device gets its first run before any gets a second one.
-    pairs = [(f"{name}-{k}", name) for k in range(config.devices.runs_per_gpu) for name in names]
-    slots, owners = [slot for slot, _ in pairs], [name for _, name in pairs]
-    concurrent = min(most, len(slots))
-    threads = max(1, cores // concurrent)
-    return Allocation(kind, slots, owners if gpus else [], 1, concurrent, threads)
+        slots, owners, take = _cpu_slots(cores, concurrent, given), [], threads
+    else:
+        # Every device gets its first run before any gets a second one.
+        pairs = [
+            (f"{name}-{k}", name) for k in range(config.devices.runs_per_gpu) for name in names
+        ]
+        slots, owners, take = [slot for slot, _ in pairs], [name for _, name in pairs], 1
+        concurrent = min(most, len(slots))
+        threads = max(1, cores // concurrent)
+    share = None if memory is None else memory / concurrent
+    return Allocation(kind, slots, owners if gpus else [], take, concurrent, threads, share)
 
 
 def _given_cores() -> int | None:
@@ -80,6 +91,15 @@ def _given_cores() -> int | None:
     for name in (CORES, "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
         if (text := os.environ.get(name, "")).isdigit():
             return max(1, int(text))
+    return None
+
+
+def _given_memory() -> float | None:
+    """How many GB Slurm gave this job on its node; None where it set no limit."""
+    for name, each in SLURM_MEMORY.items():
+        amount, times = os.environ.get(name, ""), os.environ.get(each, "") if each else "1"
+        if amount.isdigit() and times.isdigit() and int(amount) * int(times) > 0:
+            return int(amount) * int(times) * 2**20 / 1e9
     return None
 
 

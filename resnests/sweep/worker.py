@@ -30,6 +30,7 @@ from resnests.sweep.protocol import BUSY, INTERRUPTED, JOB, NO_GRAPH, USER_ERROR
 from resnests.sweep.stop import Stop
 
 HEARTBEAT = 1.0  # seconds
+PROCESS_GB = 1.0  # that an analysis takes besides its features, rounded up
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,10 @@ class Worker:
         self.report({"state": "starting", "device": " ".join(self.held.names)})
         self._show_progress()
         os.environ.update(self.held.environment())
+        if config.task == "analyze" and allocation.memory is not None:
+            log.info("the job gave this run %.1f GB of memory", allocation.memory)
+            limit = max(0.0, allocation.memory - PROCESS_GB)
+            config.analysis.memory_gb = min(config.analysis.memory_gb, limit)
         # The sweep could say it of its own host only
         gpus = [allocation.gpus[i] for i in self.held.indices] if allocation.gpus else []
         if line := emulation(used(config), allocation.kind, gpus):

@@ -41,7 +41,7 @@ def test_runs_are_analysed_into_their_directories_and_tabled(tmp_path):
     tables = run_command("--analysis", cwd=tmp_path, script="aggregate.py")
     assert tables.returncode == 0, tables.stderr
     assert "(c) bound" in tables.stdout
-    assert "ResNEst alone trains with learning rate 0.01" in tables.stdout
+    assert "ResNEst and DenseNEst train with learning rate 0.01" in tables.stdout
     frame = load_runs(tmp_path / "runs")
     resnest = frame[frame["variant"] == "resnest"]
     gap = resnest["analysis.last_maps"] - resnest["analysis.bound"]
@@ -68,6 +68,19 @@ def test_an_interrupted_analysis_goes_on_and_trains_first_where_asked(tmp_path):
     assert solves[:2] == part["solves"]
     assert len(solves) == len(whole["solves"])
     assert solves[-1]["value"] == pytest.approx(whole["solves"][-1]["value"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_an_analysis_keeps_to_the_memory_that_its_job_was_given(tmp_path):
+    trains = (*ANALYZE, "variant=resnest", "analysis.train=true")
+    small = run_command(*trains, cwd=tmp_path, environment={"SLURM_MEM_PER_NODE": "900"})
+    assert small.returncode == 1
+    assert "analysis.memory_gb=0: expected at least 1, and cluster.memory a GB" in small.stderr
+    done = run_command(*trains, cwd=tmp_path, environment={"SLURM_MEM_PER_NODE": "1200"})
+    assert done.returncode == 0, done.stderr
+    (run,) = find_runs(tmp_path / "runs")
+    assert "the job gave this run 1.3 GB of memory" in run.analysis.log_file.read_text()
+    assert run.analysis.read_config().analysis.memory_gb == pytest.approx(0.258, abs=1e-3)
 
 
 @pytest.mark.slow

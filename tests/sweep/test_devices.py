@@ -217,3 +217,20 @@ def test_a_job_takes_as_many_cores_as_its_batch_system_gave_it_of_any_there_are(
         held.release()
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
     assert allocate(make_config("trainer.device=cpu"), 1).threads == 4
+
+
+def test_runs_of_a_job_share_the_memory_that_slurm_gave_it(monkeypatch):
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 4)
+    config = make_config("trainer.device=cpu", "devices.cpu_slots=4")
+    assert allocate(config, 4).memory is None
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "8192")  # MiB
+    allocation = allocate(config, 4)
+    assert (allocation.concurrent, allocation.memory) == (4, 8192 * 2**20 / 1e9 / 4)
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "2048")
+    allocation = allocate(config, 4)
+    assert (allocation.concurrent, allocation.threads) == (2, 2), "four would be killed"
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "0")  # all of the node's
+    assert allocate(config, 4).memory is None
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "500")
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "2")
+    assert allocate(config, 4).memory == pytest.approx(1.0486, abs=1e-4)
