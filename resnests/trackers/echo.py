@@ -22,7 +22,7 @@ FINAL_METRICS = (
     "peak_device_memory_bytes",
 )  # fmt: skip
 _NO_HYPERPARAMETERS = (
-    "devices.", "sweep.", "analysis.", "tune.", "logger.", "runs_dir", "seed",
+    "devices.", "sweep.", "analysis.", "tune.", "logger.", "cluster", "runs_dir", "seed",
 )  # fmt: skip
 
 Row = dict[str, float]
