@@ -144,6 +144,7 @@ FAULTS = {  # "worker" is the process that a launcher starts a training from
     "error with markup": error_with_markup,
     "file damaged": damage_file,
 }
+ONE_MACHINES = ("fork server killed", "another user's sweep", "lock deleted")
 if os.getuid() != 0 or not shutil.which("setpriv"):  # what becoming another user takes
     del FAULTS["another user's sweep"]
 
@@ -248,6 +249,14 @@ def campaign(
     return lost, watch.doubled, commands
 
 
+def long_enough(folder: Path) -> int:
+    """Epochs that take some four seconds here, so that trainings live to see faults."""
+    folder.mkdir()
+    assert Sweep(folder).wait() == 0
+    seconds = [run.read_record().seconds for run in find_runs(folder / "runs")]
+    return max(Sweep.epochs, round(Sweep.epochs * 4 / min(seconds)))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--faults", type=int, default=60)
@@ -256,7 +265,7 @@ def main() -> int:
     options = parser.parse_args()
     random.seed(options.seed)
     if options.launcher:
-        for name in ("another user's sweep", "lock deleted"):  # of one machine
+        for name in ONE_MACHINES:
             FAULTS.pop(name, None)
         FAULTS.update(injections.FAULTS[options.launcher])
     faults = [random.choice(list(FAULTS)) for _ in range(options.faults)]
@@ -264,6 +273,7 @@ def main() -> int:
     cluster = injections.cluster(options.launcher) if options.launcher else nullcontext()
     with tempfile.TemporaryDirectory() as folder, cluster:
         os.environ.setdefault("RESNESTS_LOCK_DIR", str(Path(folder) / "slots"))
+        Sweep.epochs = long_enough(Path(folder) / "timed")
         overrides = injections.OVERRIDES.get(options.launcher, ())
         lost, doubled, commands = campaign(Path(folder), faults, overrides)
     for name in FAULTS:

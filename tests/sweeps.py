@@ -22,6 +22,7 @@ class Sweep:
     """A sweep as a user starts it, with its processes by their roles."""
 
     cluster: tuple[str, ...] = ()  # the overrides that bring all sweeps onto one
+    epochs = 40
 
     def __init__(self, folder: Path, *overrides: str, prefix: Sequence[str] = ()) -> None:
         command = [
@@ -30,7 +31,7 @@ class Sweep:
             str(REPOSITORY / "run.py"),
             "-m",
             *TINY,
-            "trainer.epochs=40",
+            f"trainer.epochs={self.epochs}",
             *GRID,
             *self.cluster,
             *overrides,

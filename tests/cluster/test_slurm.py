@@ -129,6 +129,13 @@ def test_hydras_launcher_for_slurm_with_its_own_keys(tmp_path, slurm):
     assert spans[0][1] < spans[1][0]  # one at a time
 
 
+def test_an_analysis_stays_within_the_memory_of_its_job(tmp_path, slurm):
+    analysis = ("task=analyze", "analysis.train=true", "variant=a_resnest", "seed=0")
+    assert sweep(tmp_path, *SLURM, "cluster.memory=1200M", *analysis) == 0
+    (run,) = runs(tmp_path).values()
+    assert "the job gave this run 1.3 GB of memory" in run.analysis.log_file.read_text()
+
+
 def test_one_jobs_death_costs_that_job_only_and_its_run_goes_on(tmp_path, slurm, undisturbed):
     process = start(tmp_path, *SLURM, *GRID, LONG)
     until(lambda: any(count > 5 for count in epochs(tmp_path)))
