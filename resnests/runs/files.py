@@ -29,16 +29,16 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @cache
 def require_locks(folder: Path | str) -> None:
-    """Raise a UserError where the file system of `folder` has no locks."""
+    """Raise a UserError where files cannot be made in `folder`, or its file system has no locks."""
     import fcntl  # which Windows lacks
 
-    Path(folder).mkdir(parents=True, exist_ok=True)
     try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-            raise
-        where = f"runs_dir={folder}: expected a file system with locks"
-        mend = "NFS 4, NFS 3 with lockd, or Lustre mounted with flock"
-        raise UserError(f"{where}, such as {mend} ({error.strerror})") from error
+        expected = "a directory that can be written"
+        if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            mend = "NFS 4, NFS 3 with lockd, or Lustre mounted with flock"
+            expected = f"a file system with locks, such as {mend}"
+        raise UserError(f"runs_dir={folder}: expected {expected} ({error.strerror})") from error

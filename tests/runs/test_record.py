@@ -181,3 +181,15 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(UserError, match=r"runs_dir=.*/there: expected a file system with locks"):
         require_locks(tmp_path / "there")
+
+
+def test_a_file_system_that_makes_no_files_is_named(tmp_path, monkeypatch):
+    """As a quota, or one that was mounted to be read only, answers."""
+
+    def mkdir(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", mkdir)
+    expected = r"runs_dir=.*/there: expected a directory that can be written \(Read-only"
+    with pytest.raises(UserError, match=expected):
+        require_locks(tmp_path / "there")
