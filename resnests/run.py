@@ -13,13 +13,14 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from resnests.config.compose import conf_dir, register
+from resnests.config.compose import conf_dir, in_one_line, register
 from resnests.config.schema import config_from
 from resnests.errors import USER_ERROR, guarded
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import protocol
 
 register()
+FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
@@ -57,6 +58,8 @@ def main() -> None:
     if platform.system() == "Windows":  # it lacks the locks and signals that sweeps rest on
         print("error: resnests trains on Linux and macOS; on Windows under WSL 2", file=sys.stderr)
         sys.exit(USER_ERROR)
+    wants_all = os.environ.get(FULL_ERROR) == "1"
+    os.environ[FULL_ERROR] = "1"  # or Hydra would say it itself, in several lines
     try:
         for word in sys.argv[1:]:  # before Hydra composes: optuna's schema does not fit ours
             if word.startswith("hydra/sweeper=") and word != "hydra/sweeper=grid":
@@ -68,9 +71,12 @@ def main() -> None:
         if isinstance(end.code, str):  # said by a job, which has nowhere to say it
             print(end.code, file=sys.stderr)
             sys.exit(USER_ERROR)
-        if isinstance(end.__context__, CompactHydraException):  # there is no such key or choice
-            sys.exit(USER_ERROR)
         raise
+    except CompactHydraException as error:  # there is no such key or choice
+        if wants_all:
+            raise
+        print(f"error: {in_one_line(error)}", file=sys.stderr)
+        sys.exit(USER_ERROR)
     sys.exit(protocol.exit_status)
 
 
