@@ -81,7 +81,7 @@ class Worker:
         os.environ.update(self.held.environment())
         if config.task == "analyze" and allocation.memory is not None:
             log.info("the job gave this run %.1f GB of memory", allocation.memory)
-            limit = max(0.0, allocation.memory - PROCESS_GB)
+            limit = max(0.1, allocation.memory - PROCESS_GB)
             config.analysis.memory_gb = min(config.analysis.memory_gb, limit)
         # The sweep could say it of its own host only
         gpus = [allocation.gpus[i] for i in self.held.indices] if allocation.gpus else []

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from resnests import build_model
-from resnests.analysis.features import extractor, window_means
+from resnests.analysis.experiment import plan_memory
+from resnests.analysis.features import bytes_needed, extractor, window_means
 from resnests.errors import UserError
 from resnests.models.densenet import DenseNet
 from resnests.models.single_stage import SingleStage
+from resnests.runs.analysis import Analysis
 
 
 def trained(model: nn.Module, channels: int = 3) -> nn.Module:
@@ -117,3 +119,15 @@ def test_a_width_below_the_number_of_classes_leaves_no_two_maps_to_choose():
 def test_a_network_without_known_features_is_one_line():
     with pytest.raises(UserError, match="arch: expected a network whose features are known, not L"):
         extractor(nn.Linear(3, 2))
+
+
+def test_features_beyond_the_limit_are_kept_in_a_file_but_not_what_solving_takes(tmp_path):
+    known, images = extractor(NETWORKS["resnest"]), 7000
+    done = Analysis(5e-4, 5e-4, "", train_images=6000, test_images=1000)
+    all_of_it = bytes_needed(known.families["exact"], images) / 1e9
+    square = bytes_needed(known.families["exact"], 0) / 1e9
+    assert plan_memory(known, done, all_of_it, tmp_path)["exact"] is None
+    less = plan_memory(known, done, (all_of_it + square) / 2, tmp_path)
+    assert less["exact"] == tmp_path / ".features.exact.tmp"
+    with pytest.raises(UserError, match=r"memory_gb=0.0\d+: expected at least 1, and cluster"):
+        plan_memory(known, done, square / 2, tmp_path)
