@@ -125,9 +125,7 @@ def _table(
         rows.append([*label, f"{len(cell)}", *shown])
     error = runs["eps_error"].max()
     notes = ["Mean over seeds, and its 95% interval (Student's t) where there are several.", _KINDS]
-    if key.startswith("analysis_squared"):
-        pass
-    elif not pd.isna(error):
+    if not key.startswith("analysis_squared") and error > 0:
         notes.append(f"Certificates leave each ε open by at most {error:.1g} to either side.")
     at_its_own_rate = runs["variant"].astype(str).isin(("resnest", "densenest"))
     if at_its_own_rate.any() and not at_its_own_rate.all():
