@@ -154,13 +154,12 @@ def _connected(given_address: str | None) -> Any:
 
 
 def _token(runs_dir: str) -> Path:
-    """A file that gives the tasks leave to go on: cancel() misses one that just begins where the
-    nodes of Ray ignore SIGINT, as all do that a script starts with &.
+    """A file that gives the tasks leave to go on: cancel() was seen to miss one that just began,
+    where the nodes of Ray ignored SIGINT, as all do that a script starts with &.
 
     This process holds it, so that those which killed sweeps left behind can be told, and go.
     """
     folder = Path(runs_dir).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob(f"{_TOKEN}*"):
         with suppress(OSError), open(old) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import torch
 from helpers import REPOSITORY, TINY, history, run_command
+from sweeps import GRID as GRID  # of the tests here, too
 
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.training.checkpoint import read_torch
 
 STARTED: list[subprocess.Popen] = []
 SLURM = ("cluster=slurm", "cluster.cpus=1", "cluster.gpus=0")
+EPOCHS = 300
+LONG = f"trainer.epochs={EPOCHS}"  # some eight seconds, and many with the machine busy
 
 
 def start(folder: Path, *overrides: str, **environment: str) -> subprocess.Popen:

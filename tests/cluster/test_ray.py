@@ -4,6 +4,8 @@ import signal
 
 import pytest
 from clusters import (
+    GRID,
+    LONG,
     assert_refused,
     assert_same_results,
     epochs,
@@ -18,8 +20,6 @@ from clusters import (
 from ray_nodes import RayNodes, missing
 
 RAY = ("cluster=ray",)
-GRID = ("variant=standard,a_resnest", "seed=0,1")
-LONG = "trainer.epochs=300"  # some eight seconds, and many with the machine busy
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(bool(missing()), reason=missing()),
@@ -32,14 +32,6 @@ def nodes():
     """Two nodes of one core each, and a head that runs nothing."""
     with RayNodes() as nodes:
         yield nodes
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The results of LONG for GRID, made by a sweep on this machine."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert sweep(folder, *GRID, LONG) == 0
-    return folder
 
 
 def test_a_grid_is_trained_by_tasks_with_their_share_at_once(tmp_path, nodes):

@@ -10,6 +10,9 @@ import time
 import numpy as np
 import pytest
 from clusters import (
+    EPOCHS,
+    GRID,
+    LONG,
     SLURM,
     assert_refused,
     assert_same_results,
@@ -25,9 +28,6 @@ from clusters import (
 from helpers import REPOSITORY, run_command
 from slurm import ACCOUNTANTS, Slurm, missing
 
-GRID = ("variant=standard,a_resnest", "seed=0,1")
-EPOCHS = 300
-LONG = f"trainer.epochs={EPOCHS}"  # some eight seconds, and many with the machine busy
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(bool(missing()), reason=missing()),
@@ -47,14 +47,6 @@ def _idle(slurm):
     yield
     slurm.ask("scancel", "--user=root")
     until(lambda: not slurm.queue())
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The results of LONG for GRID, made by a sweep on this machine."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert sweep(folder, *GRID, LONG) == 0
-    return folder
 
 
 def test_a_grid_is_trained_on_both_nodes_with_what_each_job_was_given(tmp_path, slurm):
