@@ -37,6 +37,7 @@ def app(tree: DictConfig) -> str | None:
         if not protocol.is_job():
             _refuse_sweeper(HydraConfig.get().runtime.choices["hydra/sweeper"])
         return run_job(int(os.environ[RUN]))
+    os.chdir(HydraConfig.get().runtime.cwd)  # whatever hydra.job.chdir says: see SpecLoader
     status = None
 
     def train() -> int:

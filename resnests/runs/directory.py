@@ -20,6 +20,7 @@ not at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -116,6 +117,13 @@ class RunDirectory:
         except FileNotFoundError:
             return None
         return Record.from_json(text)
+
+    def record_digest(self) -> str:
+        """Return what tells this record from any other of the run, "" where there is none."""
+        try:
+            return hashlib.sha256(self.record_file.read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return ""
 
     def status(self) -> str | None:
         """The status on record, None where there is no sound record."""

@@ -21,7 +21,7 @@ from resnests.sweep.forking import forking
 from resnests.sweep.job import run_job
 from resnests.sweep.plan import Run, plan_runs, print_plan
 from resnests.sweep.precision import warn_of_emulation
-from resnests.sweep.prepare import clear_what_starts_afresh, prepare
+from resnests.sweep.prepare import prepare
 from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.scheduler import Executor, Scheduler
 from resnests.sweep.stop import Stop
@@ -55,7 +55,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     if options.dry_run:
         print_plan(runs, allocation)
         return 0
-    todo = [run for run in progress(runs, "comparing") if run.action != "skip"]
+    todo = [run.planned() for run in progress(runs, "comparing") if run.action != "skip"]
     print_skipped(runs, todo)
     if not todo:
         return print_summary(runs, interrupted=False)
@@ -64,11 +64,14 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     prepare(todo)
     for runs_dir in {run.config.runs_dir for run in todo}:
         require_locks(runs_dir)
-    clear_what_starts_afresh(todo)
+    for run in todo:
+        reason = "cannot start afresh, as it is being trained right now"
+        if run.replaces is not None and run.directory.is_owned():
+            raise UserError(f"{run.directory.path}: {reason}")
     if allocation is None:
         return _train_on_cluster(runs, todo)
     with (
-        local_sweep(configs, allocation) as folder,
+        local_sweep(todo, allocation) as folder,
         forking(todo, allocation, folder.path),
         Stop() as stop,
         Display(runs, todo) as display,

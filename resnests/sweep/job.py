@@ -27,7 +27,7 @@ def run_job(number: int, at_once: int = 1) -> str | None:
     if spec.local and Stop.current is None:
         exit_with(folder.specs)
     config = config_from(spec.config)
-    run = Run(config, RunDirectory.of(config), number)
+    run = Run(config, RunDirectory.of(config), number, replaces=spec.replaces)
     with Stop.listen(folder.specs) as stop, folder.active(number):
         try:
             outcome = run_on_host(run, spec.allocation, at_once, stop)

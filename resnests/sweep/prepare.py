@@ -10,13 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from filelock import Timeout
-
 from resnests.config.schema import PARTS, config_dict
 from resnests.data.splits import is_ready
 from resnests.environment import python_path
 from resnests.errors import UserError
-from resnests.runs.record import FINAL
 from resnests.sweep.plan import Run
 
 
@@ -48,19 +45,6 @@ def _warn_of_missing(logger: dict[str, Any]) -> None:
             require_installed(name, values)
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr)
-
-
-def clear_what_starts_afresh(runs: Sequence[Run]) -> None:
-    """Clear what was finished, or is to start again at the user's wish."""
-    for run in runs:
-        redo = run.config.trainer.overwrite or run.directory.status() in FINAL
-        if redo and run.directory.path.is_dir():
-            try:
-                with run.directory.owner().acquire(blocking=False):
-                    run.directory.clear()
-            except Timeout:
-                reason = "cannot start afresh, as it is being trained right now"
-                raise UserError(f"{run.directory.path}: {reason}") from None
 
 
 def _run_module(name: str, *arguments: str, given: str = "") -> None:

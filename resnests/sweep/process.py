@@ -66,11 +66,10 @@ def run_process(run: Run, allocation: Allocation, stop: Stop) -> int:
         process = fork(output, stop.requested) or _start(output)
     pipe = process.stdin
     assert pipe is not None
-    # What is to start afresh was cleared before: the run itself, and whoever runs its config.yaml
-    # again, must resume.
+    # Whoever runs its config.yaml again must resume.
     trainer = dataclasses.replace(run.config.trainer, overwrite=False)
     with suppress(BrokenPipeError):  # it died at once: the exit status tells
-        send_job(pipe, dataclasses.replace(run.config, trainer=trainer), allocation)
+        send_job(pipe, dataclasses.replace(run.config, trainer=trainer), allocation, run.replaces)
     while process.poll() is None:
         followers.start(process.pid)
         if stop.requested():

@@ -7,8 +7,8 @@ job       a process of the launcher or of a queue, maybe on another host: starts
   |       one line on the worker's standard input, whose end says stop
 worker    trains: locks its directory, leases its device, answers with its exit status
 
-    jobs.jsonl       a line for all jobs, then one for each run; the sweep removes the file to stop
-                     its jobs, and holds a lock on it, so that jobs end with it (stop.py)
+    jobs.jsonl       a line for all jobs, then one for each number of a run; the sweep removes the
+                     file to stop its jobs, and has a lock on it, so that they end with it (stop.py)
     active-<run>     there while a job trains run number <run>
     ended-<run>      how a job left it: a status of its record, busy or refused
 """
@@ -30,6 +30,7 @@ from resnests.config.schema import Config, config_dict, config_from
 from resnests.environment import COMMAND, RUN, SWEEP, export_environment
 from resnests.errors import USER_ERROR as USER_ERROR  # of a worker, too
 from resnests.sweep.devices import Allocation
+from resnests.sweep.plan import Run
 
 # Exit statuses of a worker, beside 0 for a final status on record, 1 for a failure and USER_ERROR.
 # NO_GRAPH asks for a new process that trains without a CUDA graph.
@@ -46,6 +47,7 @@ class JobSpec:
     """What a job trains: the very configuration that the sweep has checked."""
 
     config: dict[str, Any]
+    replaces: str | None  # see sweep/plan.py
     allocation: dict[str, Any] | None  # that of the sweep's host; None where a job has its own
     local: bool  # whether the job runs on the host of the sweep
 
@@ -62,13 +64,16 @@ class SweepFolder:
         """Return the folder of the sweep that this process works for."""
         return cls(Path(os.environ[SWEEP]))
 
-    def write(self, configs: Sequence[Config], allocation: Allocation | None) -> None:
-        """Write the specs of `configs`, for jobs on this host where there is an `allocation`."""
+    def write(self, runs: Sequence[Run], allocation: Allocation | None) -> None:
+        """Write the specs of `runs`, for jobs on this host where there is an `allocation`."""
         shared = dataclasses.asdict(allocation) if allocation else None
+        by_number = {run.index: run for run in runs}
         with open(self.specs, "w") as lines:
             print(json.dumps({"local": allocation is not None, "allocation": shared}), file=lines)
-            for config in configs:
-                print(json.dumps(config_dict(config)), file=lines)
+            for number in range(max(by_number, default=-1) + 1):
+                run = by_number.get(number)
+                own = {"config": config_dict(run.config), "replaces": run.replaces} if run else {}
+                print(json.dumps(own), file=lines)
 
     def environment(self) -> dict[str, str]:
         """Return the variables that jobs of this sweep must find."""
@@ -81,7 +86,7 @@ class SweepFolder:
         try:
             with open(self.specs) as lines:  # a job parses its own, as there may be thousands
                 common = json.loads(next(lines))
-                return JobSpec(**common, config=json.loads(next(islice(lines, number, None))))
+                return JobSpec(**common, **json.loads(next(islice(lines, number, None))))
         except FileNotFoundError:
             return None
 
@@ -127,14 +132,15 @@ def is_job() -> bool:
     return SWEEP in os.environ and RUN in os.environ
 
 
-def send_job(pipe: IO[bytes], config: Config, allocation: Allocation) -> None:
+def send_job(pipe: IO[bytes], config: Config, allocation: Allocation, replaces: str | None) -> None:
     """Send a worker what it trains, in one line."""
-    job = {"config": config_dict(config), "allocation": dataclasses.asdict(allocation)}
+    shared = dataclasses.asdict(allocation)
+    job = {"config": config_dict(config), "allocation": shared, "replaces": replaces}
     pipe.write(json.dumps(job).encode() + b"\n")
     pipe.flush()
 
 
-def receive_job() -> tuple[Config, Allocation]:
+def receive_job() -> tuple[Config, Allocation, str | None]:
     """Return the job in the first line of standard input; not a byte more is read."""
     line = b""
     while not line.endswith(b"\n"):
@@ -143,4 +149,4 @@ def receive_job() -> tuple[Config, Allocation]:
             sys.exit("no job on standard input")
         line += byte
     job = json.loads(line)
-    return config_from(job["config"]), Allocation(**job["allocation"])
+    return config_from(job["config"]), Allocation(**job["allocation"]), job["replaces"]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -119,7 +119,7 @@ class Scheduler:
         self.stalled: Counter[Run] = Counter()  # jobs in a row without an epoch more
         self.epochs = {run: _epochs(run) for run in runs}
 
-    def rounds(self) -> Iterator[list[Job]]:
+    def rounds(self) -> Generator[list[Job], None, None]:
         """Submit, poll and settle until every run is at its end; yields the open jobs each round.
 
         Raises a UserError where the executor refuses the first jobs, or does not answer.

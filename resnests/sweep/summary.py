@@ -33,7 +33,10 @@ def print_summary(runs: Sequence[Run], interrupted: bool) -> int:
         return 0
     if len(runs) > 1:
         count = f"{len(incomplete)} of {len(runs)} runs"
-        print(f"{count} are not complete; the same command goes on", file=sys.stderr)
+        # Which with trainer.overwrite=true would start all of them afresh once more
+        overwrite = any(run.config.trainer.overwrite for run in runs)
+        command = "the same command" + " without trainer.overwrite=true" * overwrite
+        print(f"{count} are not complete; {command} goes on", file=sys.stderr)
     return INTERRUPTED if interrupted else 1
 
 

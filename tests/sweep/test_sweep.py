@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
 from faults import FAULTS, campaign
+from filelock import FileLock
 from helpers import REPOSITORY, TINY, run_command, tiny
 from sweeps import Sweep
 
@@ -228,7 +230,7 @@ def launches(runs, launch) -> list[list[int]]:
         for run, outcome in zip(batch, launch(batch, len(asked)), strict=True):
             folder.end(run.index, outcome)
 
-    with local_sweep([run.config for run in runs], allocate(runs[0].config, 1)) as folder:
+    with local_sweep(runs, allocate(runs[0].config, 1)) as folder:
         executor = LauncherExecutor(record_and_launch, folder, print)
         list(Scheduler(runs, executor, lambda: False, print).rounds())
     return asked
@@ -243,11 +245,13 @@ def undone(monkeypatch):
 
 @pytest.mark.usefixtures("undone")
 def test_a_run_that_another_sweep_gives_back_while_ours_goes_on_is_ours(runs):
-    other = runs[0].directory.owner().acquire()
+    runs[0].directory.path.mkdir(parents=True)
+    other = FileLock(runs[0].directory.lock_file, thread_local=False)
+    other.acquire()
 
     def launch(batch, count):
         if count == 1:
-            other.lock.release()
+            other.release()
             ended(runs[0], "interrupted")
         return [ended(run, "complete") for run in batch]
 
@@ -282,7 +286,7 @@ def test_whatever_goes_wrong_in_a_job_costs_its_run_alone(tmp_path, runs, monkey
         raise ValueError("something that nobody thought of")
 
     monkeypatch.setattr("resnests.sweep.process.run_process", fail)
-    with local_sweep([runs[0].config], allocate(runs[0].config, 1)) as folder:
+    with local_sweep(runs[:1], allocate(runs[0].config, 1)) as folder:
         assert run_job(0) == "failed"
         assert folder.state() == (set(), {0: "failed"})
     assert "something that nobody thought of" in runs[0].directory.log_file.read_text()
@@ -468,3 +472,97 @@ def test_a_run_with_a_damaged_record_that_could_not_start_keeps_its_checkpoint(t
     held.release()
     assert done.returncode == 1
     assert directory.checkpoint_file.exists()
+
+
+OVER = ("trainer.overwrite=true", "seed=0,1")
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """The files of all runs, but for their logs and locks."""
+    return {
+        str(path): path.read_bytes()
+        for path in sorted(root.glob("runs/**/*"))
+        if path.is_file() and path.suffix not in (".log", ".lock")
+    }
+
+
+@pytest.mark.slow
+def test_what_is_finished_is_there_until_nothing_can_refuse_to_start_it_afresh(tmp_path):
+    assert run_command("-m", *TINY, "seed=0,1", cwd=tmp_path).returncode == 0
+    before = contents(tmp_path)
+    (tmp_path / "ray.py").write_text("raise ImportError('hidden')")
+    hidden = {"PYTHONPATH": str(tmp_path)}
+    refused = run_command(
+        "-m", *TINY, *OVER, "cluster=ray", "cluster.gpus=0", cwd=tmp_path, environment=hidden
+    )
+    assert refused.returncode == 2, refused.stderr
+    assert contents(tmp_path) == before
+    held = lease(
+        Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
+    )
+    taken = run_command("-m", *TINY, *OVER, "devices.wait=false", cwd=tmp_path)
+    held.release()
+    assert taken.returncode == 1
+    assert contents(tmp_path) == before
+    again = run_command("-m", *TINY, *OVER, cwd=tmp_path)
+    assert again.returncode == 0
+    after = contents(tmp_path)
+    assert after.keys() == before.keys()
+    models = [name for name in after if name.endswith("model.pt")]
+    assert [after[name] for name in models] == [before[name] for name in models]
+    records = [name for name in after if name.endswith("record.json")]
+    assert all(after[name] != before[name] for name in records)
+
+
+def test_a_run_that_was_cleared_once_in_a_sweep_resumes_in_its_next_job(runs):
+    ended(runs[0], "complete")
+    config = replace(runs[0].config, trainer=replace(runs[0].config.trainer, overwrite=True))
+    run = Run(config, runs[0].directory).planned()
+    one = worker.Worker(config, allocate(config, 1), Stop(), run.replaces)
+    assert not one._is_done()
+    one._clear_for_rerun()
+    assert run.directory.read_record() is None
+    ended(run, "interrupted")
+    again = worker.Worker(config, allocate(config, 1), Stop(), run.replaces)
+    again._clear_for_rerun()
+    assert run.directory.status() == "interrupted"
+
+
+def test_what_somebody_finished_meanwhile_is_not_trained_again(runs, monkeypatch):
+    """Before the lock was taken, and while the worker waited for its device."""
+    directory = runs[0].directory
+    directory.path.mkdir(parents=True)
+    one = worker.Worker(runs[0].config, allocate(runs[0].config, 1), Stop())
+    monkeypatch.setattr(worker, "lease", lambda *_: ended(runs[0], "complete") and lease(*_))
+    monkeypatch.setattr("resnests.training.experiment.run_experiment", None)
+    before = one.work()
+    assert (before, directory.status()) == (0, "complete")
+    record = directory.record_file.read_bytes()
+    one.owner.release()
+    monkeypatch.setattr(worker, "lease", None)
+    other = worker.Worker(runs[0].config, allocate(runs[0].config, 1), Stop())
+    assert other.work() == 0
+    assert directory.record_file.read_bytes() == record
+
+
+@pytest.mark.slow
+def test_relative_paths_are_those_of_the_folder_of_the_command(tmp_path):
+    places = ("hydra.job.chdir=true", "hydra.sweep.dir=out", "hydra.sweep.subdir=${hydra.job.num}")
+    done = run_command("-m", *TINY, "seed=0,1", *places, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(statuses(tmp_path).values()) == ["complete"] * 2
+    done = run_command(*TINY, "seed=2", "hydra.job.chdir=true", "hydra.run.dir=one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(statuses(tmp_path).values()) == ["complete"] * 3
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_that_started_afresh_names_the_command_that_goes_on(tmp_path):
+    assert Sweep(tmp_path, "trainer.epochs=2").wait() == 0
+    sweep = Sweep(tmp_path, "trainer.overwrite=true", "trainer.epochs=2000")
+    while not any(len(run.history_rows()) > 1 for run in find_runs(tmp_path / "runs")):
+        time.sleep(0.05)
+    sweep.process.send_signal(signal.SIGINT)
+    assert sweep.wait() == 130
+    log = (tmp_path / "sweep.log").read_text()
+    assert "the same command without trainer.overwrite=true goes on" in log

@@ -42,7 +42,7 @@ def launch_jobs(
         # One run a job: joblib would bundle runs where it finds the first ones short.
         launcher.joblib |= {"n_jobs": at_once, "batch_size": 1}
     context = launcher.hydra_context
-    loader = SpecLoader(context.config_loader, folder)
+    loader: Any = SpecLoader(context.config_loader, folder)
     launcher.hydra_context = HydraContext(config_loader=loader, callbacks=context.callbacks)
     try:
         jobs = [[*words[number], f"++{_RUN_KEY}='{number}'"] for number in numbers]
@@ -76,6 +76,7 @@ class SpecLoader:
         with open_dict(config):
             job, choices = config.hydra.job, config.hydra.runtime.choices
             job.env_set[RUN] = run.value()
+            job.chdir = False  # paths are those of the folder in which the command was given
             style = job.config.override_dirname
             job.override_dirname = get_overrides_dirname(
                 task, style.exclude_keys, style.item_sep, style.kv_sep

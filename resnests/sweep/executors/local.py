@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from resnests.config.schema import Config
 from resnests.sweep.devices import Allocation
 from resnests.sweep.plan import Run
 from resnests.sweep.process import run_on_host
@@ -32,11 +31,11 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def local_sweep(configs: Sequence[Config], allocation: Allocation) -> Iterator[SweepFolder]:
+def local_sweep(runs: Sequence[Run], allocation: Allocation) -> Iterator[SweepFolder]:
     """Make the folder of a sweep on this machine, known to all processes started meanwhile."""
     with tempfile.TemporaryDirectory(prefix="resnests-", ignore_cleanup_errors=True) as path:
         folder = SweepFolder(Path(path))
-        folder.write(configs, allocation)
+        folder.write(runs, allocation)
         lock_until_exit(folder.specs)
         os.environ |= folder.environment()
         yield folder

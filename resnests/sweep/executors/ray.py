@@ -7,6 +7,7 @@ checkpoint of the last epoch. A sweep that is to outlive its terminal is itself 
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
 import socket
 import tempfile
@@ -74,8 +75,9 @@ class RayExecutor:
         return list(tasks)
 
     def _begin(self, task: Task) -> None:
-        config = self._task_config(task.runs[0].config)
-        task.begin(self.train.remote(config, os.getcwd(), self.cpus, str(self.stop_file)))
+        (run,) = task.runs
+        given = self._task_config(run.config), run.replaces
+        task.begin(self.train.remote(*given, os.getcwd(), self.cpus, str(self.stop_file)))
 
     def _task_config(self, config: Config) -> dict[str, Any]:
         """Return what a task trains; runs that share a GPU lease a part of it each."""
@@ -144,7 +146,7 @@ class RayExecutor:
 def _connected(given_address: str | None) -> Any:
     """Return the module ray, connected to the cluster at that address."""
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError:
         expected = "expected the package ray, which pip install 'resnests[ray]' adds"
         raise UserError(f"cluster=ray: {expected}") from None
@@ -181,13 +183,14 @@ def _stop_file(runs_dir: str) -> Path:
     return path.rename(path.with_name(_STOP_FILE + path.name[1:]))
 
 
-def _train(given: dict[str, Any], folder: str, cores: int, stop_file: str) -> str:
+def _train(
+    given: dict[str, Any], replaces: str | None, folder: str, cores: int, stop_file: str
+) -> str:
     """Train one run in a process of Ray's, in what its task was given; return how it was left."""
-    import ray
-
+    ray: Any = importlib.import_module("ray")
     os.chdir(folder)
     os.environ |= {JOB: ray.get_runtime_context().get_task_id(), CORES: str(cores)}
     config = config_from(given)
-    run = Run(config, RunDirectory.of(config))
+    run = Run(config, RunDirectory.of(config), replaces=replaces)
     with Stop(Path(stop_file)) as stop:
         return run_on_host(run, None, 1, stop)

@@ -46,7 +46,8 @@ class Submission:
         runs = list(chain(*batches))
         runs_dir = Path(runs[0].config.runs_dir).resolve()
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX + _NAME, dir=runs_dir))
-        SweepFolder(folder).write([replace(run.config, cluster=None) for run in runs], None)
+        here = [replace(run, config=replace(run.config, cluster=None)) for run in runs]
+        SweepFolder(folder).write([replace(run, index=i) for i, run in enumerate(here)], None)
         paths = [[place(run) for run in batch] for batch in batches]
         write_atomic(folder / "batches.json", json.dumps(paths).encode())
         return cls(folder, paths)
