@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from operator import attrgetter
 
 from resnests.config.schema import Config, config_dict
 from resnests.environment import python_path
@@ -56,6 +57,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
         print_plan(runs, allocation)
         return 0
     todo = [run.planned() for run in progress(runs, "comparing") if run.action != "skip"]
+    runs = sorted({run.index: run for run in [*runs, *todo]}.values(), key=attrgetter("index"))
     print_skipped(runs, todo)
     if not todo:
         return print_summary(runs, interrupted=False)

@@ -40,6 +40,12 @@ class Run:
         names = f"{c.dataset.name}/{c.arch.name}/{c.variant.name}"
         return f"{names} seed={c.seed} {self.differs}".rstrip()
 
+    def status(self) -> str | None:
+        """Return the status on record, None where there is none but what it starts afresh over."""
+        if self.replaces is not None and self.directory.record_digest() == self.replaces:
+            return None
+        return self.directory.status()
+
     def planned(self) -> Run:
         """Return this run with what it replaces, as its action is `replace` or not by now."""
         redo = self.config.trainer.overwrite or self.directory.status() in FINAL

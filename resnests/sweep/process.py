@@ -40,7 +40,7 @@ def run_on_host(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Sto
         code = USER_ERROR
     if code == BUSY:
         return "busy"
-    status = run.directory.status()
+    status = run.status()
     if code == USER_ERROR and status != "failed":
         return "refused"
     return status or "interrupted"

@@ -162,7 +162,7 @@ class Scheduler:
         """Submit jobs for the idle runs that nobody else trains."""
         # The locks are asked first: their holders release them after the end is on record.
         locked = {run for run in self.idle if run.directory.is_owned()}
-        self.idle = [run for run in self.idle if run.directory.status() not in FINAL]
+        self.idle = [run for run in self.idle if run.status() not in FINAL]
         free = [run for run in self.idle if run not in locked]
         busy = [run for run in self.idle if run in locked]
         submitted: list[Job] = []
@@ -202,9 +202,9 @@ class Scheduler:
         }
         for job, run in unsettled:
             how = ": ".join(filter(None, (job.reason, lines.get(job, ""))))
-            if run not in job.outcomes or run.directory.status() == "running":
+            if run not in job.outcomes or run.status() == "running":
                 record_lost_job(run, job.name if job.dies_as_one else None, _ended(job, how))
-            status = run.directory.status()
+            status = run.status()
             if status in FINAL:
                 self._fail_fast(status == "diverged")
             elif run.directory.is_owned():  # by a process that is dying, or of another sweep
@@ -231,7 +231,7 @@ class Scheduler:
 
     def _goes_on(self, job: Job, run: Run, how: str) -> bool:
         """Return whether another job is tried for `run`, and put it in line if so."""
-        status = run.directory.status()
+        status = run.status()
         again = not self.stopped and self._deserves_another_job(job, run, status)
         if again:
             if job.counts and job.outcomes.get(run) != BUSY:

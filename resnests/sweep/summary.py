@@ -26,18 +26,24 @@ def print_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:
 def print_summary(runs: Sequence[Run], interrupted: bool) -> int:
     """Print what is not complete and why; return 0 if nothing is, 130 after a signal, else 1."""
     print_unsent(runs)
-    incomplete = [run for run in runs if run.directory.status() != "complete"]
+    incomplete = [run for run in runs if run.status() != "complete"]
     for run in incomplete:
         print(_failure_line(run), file=sys.stderr)
     if not incomplete:
         return 0
     if len(runs) > 1:
         count = f"{len(incomplete)} of {len(runs)} runs"
-        # Which with trainer.overwrite=true would start all of them afresh once more
-        overwrite = any(run.config.trainer.overwrite for run in runs)
-        command = "the same command" + " without trainer.overwrite=true" * overwrite
-        print(f"{count} are not complete; {command} goes on", file=sys.stderr)
+        print(f"{count} are not complete; {_what_goes_on(incomplete)}", file=sys.stderr)
     return INTERRUPTED if interrupted else 1
+
+
+def _what_goes_on(incomplete: Sequence[Run]) -> str:
+    """Return which command goes on: trainer.overwrite=true would start all afresh once more."""
+    untouched = sum(run.replaces not in (None, "") and run.status() is None for run in incomplete)
+    if untouched == len(incomplete) or not incomplete[0].config.trainer.overwrite:
+        return "the same command goes on"
+    command = "the same command without trainer.overwrite=true goes on"
+    return f"{command}; {untouched} have their earlier results yet" if untouched else command
 
 
 def print_unsent(runs: Sequence[Run]) -> None:
@@ -54,7 +60,7 @@ def print_unsent(runs: Sequence[Run]) -> None:
 def _failure_line(run: Run) -> str:
     """Return one line that says how `run` stands, and why."""
     directory = run.directory
-    record = directory.sound_record()
+    record = directory.sound_record() if run.status() else None
     if record:
         reason = f": {record.error}" if record.error else ""
         return f"{record.status}: {run.label}{reason}; see {directory.log_file}"
