@@ -11,6 +11,7 @@ from resnests.sweep.display import Display
 from resnests.sweep.outcome import say_outcome
 from resnests.sweep.plan import Run
 from resnests.sweep.stop import Stop
+from resnests.trackers.sync import syncing
 
 
 def train_in_jobs(runs: Sequence[Run], todo: Sequence[Run]) -> int:
@@ -20,9 +21,12 @@ def train_in_jobs(runs: Sequence[Run], todo: Sequence[Run]) -> int:
         jobs = Rounds(todo, _system(config), lambda: False, print, lambda _: None).submit()
         print(f"{len(jobs)} job(s) go on by themselves", end="; ")
         print(f"python aggregate.py --status {config.runs_dir} tells how far they are")
+        for name in config.logger:
+            print(f"python aggregate.py --to {name} --watch {config.runs_dir} sends their curves")
         return 0
     system = _system(config)  # first, as Ray would take the signals from us
     with (
+        syncing(config, [run.directory for run in todo]),
         Stop(on_signal=_on_signal) as stop,
         Display(runs, todo) as display,
         suppress(KeyboardInterrupt),  # see _on_signal

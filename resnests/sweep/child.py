@@ -30,7 +30,6 @@ from resnests.sweep.protocol import (
 )
 from resnests.sweep.stop import Stop, die_with
 from resnests.text import last_words
-from resnests.trackers.follow import Followers
 
 POLL = 0.2  # seconds
 
@@ -88,7 +87,6 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
     """
     if stop.requested():
         return INTERRUPTED
-    followers = Followers(run.config, run.directory)
     run.directory.path.mkdir(parents=True, exist_ok=True)
     with open(run.directory.log_file, "ab") as output:
         child = fork(output, stop.requested) or _start(output)
@@ -100,7 +98,6 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
     with suppress(BrokenPipeError):  # it died at once: the exit status tells
         send_job(pipe, dataclasses.replace(run.config, trainer=trainer), allocation)
     while child.poll() is None:
-        followers.start(child.pid)
         if stop.requested():
             pipe.close()
         if stop.signals > 1:
@@ -114,7 +111,6 @@ def run_child(run: Run, allocation: Allocation, stop: Stop) -> int:
         # A batch system signals every process of a job; this one was too young to listen.
         code = INTERRUPTED
     conclude(run, code)
-    followers.finish()
     return code
 
 

@@ -36,6 +36,7 @@ from resnests.sweep.prepare import clear_what_starts_afresh, prepare
 from resnests.sweep.protocol import announce, python_path
 from resnests.sweep.stop import Stop, hold
 from resnests.text import progress
+from resnests.trackers.sync import syncing
 
 MAX_CRASHES = 5  # of the launcher, one after the other, with no run reaching its end
 
@@ -86,6 +87,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     with (
         _announced(configs, allocation) as token,
         forking(todo, allocation, token.parent),
+        syncing(todo[0].config, [run.directory for run in todo]),
         Stop(token, lambda count: token.unlink(missing_ok=True)) as stop,
         Display(runs, todo, token.parent) as display,
     ):
