@@ -59,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 def _aggregate() -> None:
     arguments = parser().parse_args()
     if arguments.to:
-        from resnests.cluster.report import queue_lines
+        from resnests.sweep.executors.queue import queue_lines
         from resnests.trackers.export import export
 
         alone = parser().parse_args([arguments.runs])

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from resnests.config.compose import conf_dir, in_one_line, register
 from resnests.config.schema import config_from
+from resnests.environment import RUN
 from resnests.errors import USER_ERROR, guarded
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import protocol
@@ -25,17 +26,17 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def app(tree: DictConfig) -> str | None:
-    """What Hydra calls, for a job of a sweep through a launcher; the status on record.
+    """Train what Hydra composed, or do a job of a sweep; return the status on record.
 
     Hydra calls users' callbacks when it returns, so that it must not exit.
     """
-    from resnests.sweep.child import job
     from resnests.sweep.drive import run_single
+    from resnests.sweep.job import run_job
 
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        if not protocol.is_ordered():
+        if not protocol.is_job():
             _refuse_sweeper(HydraConfig.get().runtime.choices["hydra/sweeper"])
-        return job(int(os.environ[protocol.RUN]))
+        return run_job(int(os.environ[RUN]))
     status = None
 
     def train() -> int:

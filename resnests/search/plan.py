@@ -6,13 +6,13 @@ import importlib.util
 from dataclasses import replace
 
 from resnests.config.schema import Config
+from resnests.environment import export_environment
 from resnests.errors import UserError, require
 from resnests.runs.directory import STUDY, study_folder
 from resnests.search.space import Space
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.plan import plan_runs
 from resnests.sweep.prepare import prepare
-from resnests.sweep.protocol import tell_children
 
 
 def run_search(space: Space, words: list[str]) -> int:
@@ -29,7 +29,7 @@ def run_search(space: Space, words: list[str]) -> int:
     from resnests.search.drive import search
 
     prepare(runs)
-    tell_children()
+    export_environment()
     return search(space, allocation, words)
 
 

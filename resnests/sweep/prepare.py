@@ -14,10 +14,10 @@ from filelock import Timeout
 
 from resnests.config.schema import PARTS, config_dict
 from resnests.data.splits import is_ready
+from resnests.environment import python_path
 from resnests.errors import UserError
 from resnests.runs.record import FINAL
 from resnests.sweep.plan import Run
-from resnests.sweep.protocol import python_path
 
 
 def prepare(runs: Sequence[Run]) -> None:

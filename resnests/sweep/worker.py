@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from filelock import Timeout
 
 from resnests.config.schema import Config
+from resnests.environment import JOB
 from resnests.errors import CaptureFailed, UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.files import require_locks
@@ -26,7 +27,7 @@ from resnests.runs.record import FINAL
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import lease
 from resnests.sweep.precision import emulation, used
-from resnests.sweep.protocol import BUSY, INTERRUPTED, JOB, NO_GRAPH, USER_ERROR, receive_job
+from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR, receive_job
 from resnests.sweep.stop import Stop
 
 HEARTBEAT = 1.0  # seconds

@@ -22,7 +22,7 @@ from resnests.search import drive
 from resnests.search.plan import run_search
 from resnests.search.results import winner_line
 from resnests.search.study import Study, ended_trials
-from resnests.sweep import child
+from resnests.sweep import process
 from resnests.sweep.protocol import INTERRUPTED, NO_GRAPH
 
 EPOCHS = 4
@@ -30,7 +30,7 @@ BASE = (f"trainer.epochs={EPOCHS}", "tune.trials=5", "devices.slots=2", "devices
 
 
 class Trainings:
-    """Stands for run_child. The accuracy of a rate is best at 0.03, and of epoch 3."""
+    """Stands for run_process. The accuracy of a rate is best at 0.03, and of epoch 3."""
 
     def __init__(self):
         self.begun, self.resumed, self.epoch_seconds = 0, 0, 0.0
@@ -67,7 +67,7 @@ class Trainings:
 @pytest.fixture
 def trainings(monkeypatch):
     made = Trainings()
-    monkeypatch.setattr(child, "run_child", made)
+    monkeypatch.setattr(process, "run_process", made)
     monkeypatch.setattr(drive, "POLL", 0.02)
     return made
 
@@ -92,7 +92,7 @@ def test_a_trial_whose_step_makes_no_cuda_graph_goes_on_without(tmp_path, traini
         asked.append(run.config.trainer.cuda_graph)
         return NO_GRAPH if asked[-1] is None else trainings(run, allocation, stop)
 
-    monkeypatch.setattr(child, "run_child", trained)
+    monkeypatch.setattr(process, "run_process", trained)
     words = (*BASE, "tune.trials=1")
     assert run_search(make_space(tmp_path, *words), [*words]) == 0
     assert asked == [None, False]
