@@ -112,14 +112,11 @@ class TrialAtWork:
         return is_ripe and self.trial.should_prune()
 
     def _failure(self, ended: Sequence[Run]) -> Ending | None:
-        """Return the ending that a run makes of the trial which ended without an accuracy.
-
-        With sweep.fail_fast the scheduler has interrupted the others by then: they say nothing.
-        """
+        """Return the ending that a run makes of the trial which ended without an accuracy."""
         bad = [run for run in ended if objective(run) is None]
-        if not bad or self.search_stop.requested():  # then they were interrupted, and go on
+        if not bad or self.search_stop.requested():  # then it was interrupted, and goes on
             return None
-        return outcome_of_failure(min(bad, key=lambda run: run.directory.status() == "interrupted"))
+        return outcome_of_failure(bad[0])
 
     def _given_up(self, scheduler: Scheduler) -> list[Run]:
         """Return the runs that no job will go on with."""

@@ -212,14 +212,15 @@ def test_every_device_has_a_run_and_none_has_two(tmp_path, trainings):
     assert trainings.begun == 6
 
 
-def test_a_seed_that_fails_stops_the_others_of_its_trial(tmp_path, trainings, capsys):
-    trainings.end = lambda config: ("complete", None) if config.seed else ("failed", "no luck")
-    trainings.pace = lambda config: 0.3 if config.seed else 0.0
-    words = (*BASE, "tune.seeds=2", "tune.trials=1")
+@pytest.mark.parametrize("fail_fast", ["true", "false"])
+def test_a_seed_that_fails_stops_the_others_of_its_trial(tmp_path, trainings, capsys, fail_fast):
+    trainings.end = lambda config: ("failed", "no luck") if config.seed else ("complete", None)
+    trainings.pace = lambda config: 0.0 if config.seed else 0.3
+    words = (*BASE, "tune.seeds=2", "tune.trials=1", f"sweep.fail_fast={fail_fast}")
     assert run_search(make_space(tmp_path, *words), []) == 1
     assert states(tmp_path) == ["FAIL"]
     ends = {run.read_config().seed: run.status() for run in find_runs(tmp_path / "study-tune")}
-    assert ends == {0: "failed", 1: "interrupted"}
+    assert ends == {0: "interrupted", 1: "failed"}
     assert "failed: no luck; see " in capsys.readouterr().out
 
 
