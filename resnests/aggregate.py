@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   python aggregate.py --output results/      everything, with the figures as PNG, PDF and CSV
   python aggregate.py --analysis             what task=analyze found; with --output DIR figures too
   python aggregate.py --to tensorboard       finished runs into a tracker; also wandb, mlflow
+  python aggregate.py --to mlflow --watch    the same while they are trained, until all are over
   python aggregate.py --status --watch       how far a sweep is, seen from another terminal
 """
 
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--analysis", action="store_true", help="tables of what task=analyze measured instead")
     add("--trials", action="store_true", help="with the trials of searches, which are no results")
     add("--status", action="store_true", help="instead of tables, how far every cell is")
-    again = "with --status: again every two seconds, until Ctrl-C"
+    again = "with --status or --to: again and again, until Ctrl-C; --to ends with the last run"
     add("--watch", action="store_true", help=again)
     sends = "send the finished runs to tensorboard, wandb or mlflow instead (may be given twice)"
     add("--to", metavar="TRACKER", action="append", help=sends)
@@ -58,15 +59,18 @@ def parser() -> argparse.ArgumentParser:
 def _aggregate() -> None:
     arguments = parser().parse_args()
     if arguments.to:
+        from resnests.sweep.executors.queue import queue_lines
         from resnests.trackers.export import export
 
         alone = parser().parse_args([arguments.runs])
-        alone.to = arguments.to
+        alone.to, alone.watch = arguments.to, arguments.watch
         if arguments != alone:
-            raise UserError("--to sends everything, and goes with no other option")
-        return export(arguments.runs, arguments.to)
+            raise UserError("--to sends everything, and goes with no other option but --watch")
+        return export(
+            arguments.runs, arguments.to, arguments.watch, lambda: bool(queue_lines(arguments.runs))
+        )
     if arguments.watch and not arguments.status:
-        raise UserError("--watch goes with --status")
+        raise UserError("--watch goes with --status or --to")
     if arguments.status:
         from resnests.results.status import show
 

@@ -12,6 +12,8 @@ torch.
         run.log        the output of the training process
         run.lock       held by the process that owns the directory
         unsent.<name>  why a tracker has not all of the run; there only where it has not
+        sync.<name>    locked by the process that sends the run to a tracker; it holds the run's id
+                       there where no epoch was done when it was sent first, or it started afresh
         analysis/      of task=analyze: a run directory of its own, with analysis.json besides
 
 Every file but run.log and run.lock is written to a temporary name, flushed and renamed: whole or
@@ -23,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -187,6 +190,10 @@ class RunDirectory:
         """Where it says why `tracker` has not all of the run."""
         return self.path / f"unsent.{tracker}"
 
+    def sync_file(self, tracker: str = "*") -> Path:
+        """What the process locks that sends the run to `tracker`."""
+        return self.path / f"sync.{tracker}"
+
     def owner(self) -> FileLock:
         """The lock that a process holds while the directory is its own."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -224,6 +231,8 @@ class RunDirectory:
         unsent = self.path.glob(self.unsent().name)
         for path in (*gone, self.analysis_file, *of_these_weights, *unsent):
             path.unlink(missing_ok=True)
+        for path in self.path.glob(self.sync_file().name):
+            path.write_text(secrets.token_hex(8))  # another curve; in place, as it may be locked
         self.clear_checkpoints()
 
     def clear_checkpoints(self) -> None:

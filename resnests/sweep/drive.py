@@ -28,6 +28,7 @@ from resnests.sweep.scheduler import Executor, Scheduler
 from resnests.sweep.stop import Stop
 from resnests.sweep.summary import print_skipped, print_summary
 from resnests.text import progress
+from resnests.trackers.sync import syncing
 
 # Starts a job for each of the runs of these numbers, by an allocation; returns when they are over.
 # `SweepFolder` is where the jobs find what they train.
@@ -75,6 +76,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     with (
         local_sweep(todo, allocation) as folder,
         forking(todo, allocation, folder.path),
+        syncing(todo[0].config, [run.directory for run in todo]),
         Stop() as stop,
         Display(runs, todo) as display,
     ):
@@ -100,8 +102,11 @@ def _train_on_cluster(runs: Sequence[Run], todo: list[Run]) -> int:
         jobs = Scheduler(todo, executor, lambda: False, print).submit()
         print(f"{len(jobs)} job(s) go on by themselves", end="; ")
         print(f"python aggregate.py --status {config.runs_dir} tells how far they are")
+        for name in config.logger:
+            print(f"python aggregate.py --to {name} --watch {config.runs_dir} sends their curves")
         return 0
     with (
+        syncing(config, [run.directory for run in todo]),
         Stop(on_signal=_end_at_second_signal) as stop,
         Display(runs, todo) as display,
         suppress(KeyboardInterrupt),

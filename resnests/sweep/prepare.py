@@ -38,7 +38,7 @@ def prepare(runs: Sequence[Run]) -> None:
 
 def _warn_of_missing(logger: dict[str, Any]) -> None:
     """Of trackers that cannot work, before hours of training that they would miss."""
-    from resnests.trackers.echo import require_installed
+    from resnests.trackers.tracker import require_installed
 
     for name, values in logger.items():
         try:

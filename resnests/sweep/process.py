@@ -21,7 +21,6 @@ from resnests.sweep.plan import Run
 from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR, send_job
 from resnests.sweep.stop import Stop
 from resnests.text import last_words
-from resnests.trackers.follow import Followers
 
 POLL_SECONDS = 0.2
 
@@ -60,7 +59,6 @@ def run_process(run: Run, allocation: Allocation, stop: Stop) -> int:
     """Start a process for `run`, wait for it and record its end; return its exit status."""
     if stop.requested():
         return INTERRUPTED
-    followers = Followers(run.config, run.directory)
     run.directory.path.mkdir(parents=True, exist_ok=True)
     with open(run.directory.log_file, "ab") as output:
         process = fork(output, stop.requested) or _start(output)
@@ -71,7 +69,6 @@ def run_process(run: Run, allocation: Allocation, stop: Stop) -> int:
     with suppress(BrokenPipeError):  # it died at once: the exit status tells
         send_job(pipe, dataclasses.replace(run.config, trainer=trainer), allocation, run.replaces)
     while process.poll() is None:
-        followers.start(process.pid)
         if stop.requested():
             pipe.close()
         if stop.signals > 1:
@@ -85,7 +82,6 @@ def run_process(run: Run, allocation: Allocation, stop: Stop) -> int:
         # A batch system signals every process of a job; this one was too young to listen.
         code = INTERRUPTED
     record_exit(run, code)
-    followers.finish()
     return code
 
 

@@ -146,6 +146,7 @@ class ThreadExecutor:
 
     def __init__(self, pool: Pool, allocation: Allocation, stop: Stop) -> None:
         self.pool, self.stop = pool, stop
+        self.report: Callable[[str], None] = lambda line: None  # it has nothing to say
         self.shared = vars(allocation)
         self.futures: dict[Job, Future[str]] = {}
 
