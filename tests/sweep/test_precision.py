@@ -25,7 +25,7 @@ def cpu(monkeypatch, tmp_path):
 
     def pretend(machine, cpuinfo):
         (tmp_path / "cpuinfo").write_text(cpuinfo)
-        monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr("resnests.cpuinfo.CPUINFO", tmp_path / "cpuinfo")
         monkeypatch.setattr(precision.platform, "machine", lambda: machine)
         monkeypatch.setattr(precision.platform, "system", lambda: "Linux")
 
