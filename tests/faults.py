@@ -31,8 +31,8 @@ import torch
 from helpers import history
 from sweeps import Leases, Sweep
 
+from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory, find_runs
-from resnests.training.checkpoint import read_torch
 
 SECOND_SWEEPS: list[Sweep] = []
 BOOM = "[/opt/pytorch/x.cc:3] boom"

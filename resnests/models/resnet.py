@@ -22,6 +22,7 @@ from resnests.config.schema import part_from
 from resnests.config.targets import build, takes
 from resnests.errors import UserError, require, require_one_of
 from resnests.models.norm_relu import norm_relu
+from resnests.models.weights import load_weights
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
@@ -208,8 +209,6 @@ def build_model(
         variant = Variant(name=variant, head=variant)
     network = build_network(arch, variant, num_classes)
     if weights is not None:
-        from resnests.training.checkpoint import load_weights
-
         load_weights(Path(weights), network)
     return network
 

@@ -20,17 +20,13 @@ from resnests.data.pipelines import Images, build_pipeline, memory_format
 from resnests.data.splits import Splits, load, with_statistics
 from resnests.errors import CaptureFailed, UserError
 from resnests.models.resnet import count_parameters, initial_model
+from resnests.models.weights import load_weights, save_weights
 from resnests.runs.analysis import TRAINED
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import METRICS, Record
 from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.text import epoch_line
-from resnests.training.checkpoint import (
-    Checkpoints,
-    load_checkpoint,
-    load_weights,
-    save_weights,
-)
+from resnests.training.checkpoint import Checkpoints, load_checkpoint
 from resnests.training.loop import Diverged, Hooks, Interrupted, State, evaluate, fit
 from resnests.training.numerics import arithmetic, move, set_numerics
 from resnests.training.optim import build_optimizer

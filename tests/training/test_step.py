@@ -26,8 +26,9 @@ from resnests.data.pipelines import build_pipeline
 from resnests.errors import CaptureFailed, UserError
 from resnests.models import norm_relu as kernels
 from resnests.models.resnet import build_model
+from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory
-from resnests.training.checkpoint import load_checkpoint, read_torch, save_checkpoint
+from resnests.training.checkpoint import load_checkpoint, save_checkpoint
 from resnests.training.experiment import run_experiment
 from resnests.training.loop import train_steps
 from resnests.training.numerics import set_numerics
