@@ -134,7 +134,7 @@ def library() -> Mapping[str, Callable[..., Any]] | None:
 
 def _functions(loaded: ctypes.CDLL) -> dict[str, Callable[..., Any]]:
     """Return the functions of the library by name; raise AttributeError where one is missing."""
-    functions = {}
+    functions: dict[str, Callable[..., Any]] = {}
     for name, pointers in POINTERS.items():
         floats = 2 if name == "forward" else 0
         for dtype in ("float32", "bfloat16"):

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run after every `every` epochs; None: as often as SHARE allows."""
+    """Writes checkpoints of a run after every `every` epochs; None: as often as SHARE allows."""
 
     SHARE = 0.02  # of the time, at most
 

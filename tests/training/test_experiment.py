@@ -12,7 +12,7 @@ from resnests.config.parts import HEADS
 from resnests.models.weights import read_torch
 from resnests.runs.directory import HISTORY, RunDirectory
 from resnests.runs.record import Record
-from resnests.training.experiment import run_experiment
+from resnests.tasks.experiment import run_experiment
 
 SLOW_TORCHVISION = pytest.param("torchvision", marks=pytest.mark.slow)
 
