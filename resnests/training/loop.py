@@ -4,9 +4,10 @@ files.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnests.config.schema import Config
-from resnests.data.pipelines import Images, Pipeline
+from resnests.data.pipelines import Batch, Images, Pipeline
 from resnests.errors import Interrupted
+from resnests.training.generators import generator_states, restore_generators
 from resnests.training.optim import learning_rate, set_learning_rate
 from resnests.training.step import Step, add_totals, autocast, zero_totals
 
@@ -39,6 +41,8 @@ class State:
     train_seconds: float = 0.0  # training of the epochs before it, without evaluation
     # a row of history.HISTORY for each epoch before it
     history: list[dict[str, Any]] = field(default_factory=list)
+    # of the global random generators, {} where a checkpoint of before has none
+    generators: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def fit(training: Training, state: State) -> None:
     trainer, pipeline = training.config.trainer, training.pipeline
     step = Step(training.model, trainer)
     progress = _Progress(training, state)
+    restore_generators(state.generators, step.device)
     while state.epoch <= trainer.epochs:
         _train_epoch(training, step, state, progress)
         row = {
@@ -85,6 +90,7 @@ def fit(training: Training, state: State) -> None:
         state.train_seconds += state.epoch_seconds
         state.epoch, state.step = state.epoch + 1, 0
         state.totals, state.epoch_seconds = [0.0, 0.0], 0.0
+        state.generators = generator_states(step.device)
         training.epoch_done(state)
 
 
@@ -97,7 +103,7 @@ def _train_epoch(training: Training, step: Step, state: State, progress: _Progre
     started, earlier, stopped = time.perf_counter(), state.epoch_seconds, False
     step.totals.copy_(torch.tensor(state.totals, dtype=step.totals.dtype))
     model.train()
-    for images, labels in pipeline.batches(state.epoch, state.step):
+    for images, labels in _remaining_batches(pipeline, state, step.device):
         set_learning_rate(optimizer, training.rate(state, state.step))
         step(images, labels)  # loss.backward()
         if clip_norm is not None:
@@ -112,8 +118,22 @@ def _train_epoch(training: Training, step: Step, state: State, progress: _Progre
             break
     state.totals = step.totals.tolist()
     state.epoch_seconds = earlier + time.perf_counter() - started
+    state.generators = generator_states(step.device)
     if stopped:
         raise Interrupted
+
+
+def _remaining_batches(pipeline: Pipeline, state: State, device: torch.device) -> Iterator[Batch]:
+    """Yield the batches of the epoch from state.step on, with the generators as they were there.
+
+    The torchvision pipeline seeds the global generator when an epoch begins, and draws from it.
+    Begun again in the middle of one, that is undone before the first step.
+    """
+    batches = pipeline.batches(state.epoch, state.step)
+    first = list(itertools.islice(batches, 1))
+    if state.step > 0:
+        restore_generators(state.generators, device)
+    yield from itertools.chain(first, batches)
 
 
 def _evaluate_all(training: Training, state: State, progress: _Progress) -> dict[str, float]:
