@@ -167,8 +167,8 @@ def test_the_torchvision_pipeline_trains_as_the_official_procedure(tmp_path):
     optimizer = torch.optim.SGD(
         model.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
-    # milestones at 0.3, 0.6 and 0.8 of two epochs: two of them after the first
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 1, 2], gamma=0.2)
+    # milestones at 0.3, 0.6 and 0.8 of two epochs: one of them after the first
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2, 3], gamma=0.2)
     losses = []
     for epoch in (1, 2):
         total = 0.0
@@ -184,7 +184,7 @@ def test_the_torchvision_pipeline_trains_as_the_official_procedure(tmp_path):
         losses.append(total / len(train))
     rows = history(RunDirectory.of(config).path)
     assert [float(row["train_loss"]) for row in rows] == pytest.approx(losses, rel=1e-4)
-    assert math.isclose(float(rows[1]["lr"]), 0.05 * 0.2**2, rel_tol=1e-9)
+    assert math.isclose(float(rows[1]["lr"]), 0.05 * 0.2, rel_tol=1e-9)
 
 
 def test_bf16_trains_to_about_the_same_loss(tmp_path):
