@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from resnests.config.compose import conf_dir, in_one_line, register
 from resnests.config.schema import config_from
 from resnests.errors import USER_ERROR, guarded
+from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import protocol
 
@@ -40,7 +41,7 @@ def app(tree: DictConfig) -> str | None:
 
     def train() -> int:
         nonlocal status
-        config = config_from(tree)
+        (config,) = with_digests([config_from(tree)])
         code = run_single(config)
         status = RunDirectory.of(config).status()
         return code

@@ -156,6 +156,9 @@ class Config:
     format: str = free("official")  # of task=export, one of FORMATS
     # name -> _target_ and its arguments: what runs are echoed to (trackers/)
     logger: dict[str, Any] = field(default_factory=dict, metadata={"free": True})
+    # No key of the user's: what was read from disk and changes the numbers, as runs/digests.py
+    # found it when the sweep was planned. It is part of the recipe under keys of its own.
+    digests: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_one_of("task", self.task, TASKS)
@@ -197,6 +200,8 @@ def hydra_schema() -> type:
     types = get_type_hints(Config)
     fields: list[tuple] = []
     for item in dataclasses.fields(Config):
+        if item.name == "digests":  # which are not the user's to set
+            continue
         if item.name == "cluster":  # so that its keys are there to be set, or complained of
             fields.append((item.name, types[item.name], field(default_factory=Cluster)))
         elif item.name in PARTS:
@@ -230,8 +235,12 @@ def _structured() -> DictConfig:
 def config_from(node: DictConfig | dict[str, Any]) -> Config:
     """The checked Config of a composed or loaded tree; a UserError names what does not fit."""
     try:
-        given = node if isinstance(node, DictConfig) else OmegaConf.create(node)
-        tree: Any = OmegaConf.to_container(given, resolve=True)
+        composed = isinstance(node, DictConfig)
+        tree: Any = OmegaConf.to_container(
+            node if composed else OmegaConf.create(node), resolve=True
+        )
+        if composed and "digests" in tree:
+            raise UserError("digests: expected no such key, as digests are taken of the files")
         for group, kind in PARTS.items():
             tree[group] = _with_args(group, kind, tree.get(group) or {})
         if all(value is None for value in (tree.get("cluster") or {}).values()):
@@ -273,4 +282,6 @@ def config_dict(config: Config) -> dict[str, Any]:
         part |= part.pop("args")
         if part["_target_"] is None:
             del part["_target_"]
+    if not tree["digests"]:
+        del tree["digests"]
     return tree

@@ -93,10 +93,9 @@ class RunDirectory:
 
     def write_config(self, config: Config) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(
-            self.config_file,
-            (_RERUN_HEADER + OmegaConf.to_yaml(config_dict(config))).encode(),
-        )
+        tree = config_dict(config)
+        tree.pop("digests", None)  # which are taken anew when it runs again
+        write_atomic(self.config_file, (_RERUN_HEADER + OmegaConf.to_yaml(tree)).encode())
 
     def read_config(self) -> Config:
         tree = OmegaConf.load(self.config_file)
@@ -119,15 +118,17 @@ class RunDirectory:
 
     def status(self) -> str | None:
         """The status on record, None where there is no sound record."""
-        record = self.sound_record()
+        record = self.record_or_none()
         return record.status if record else None
 
-    def sound_record(self) -> Record | None:
-        """The record, None where there is none or a broken one."""
+    def record_or_none(self) -> Record | None:
+        """Return the record, None where there is none or a broken one."""
         try:
             return self.read_record()
         except BrokenRecord:
             return None
+
+    sound_record = record_or_none
 
     def write_analysis(self, analysis: Analysis) -> None:
         write_atomic(self.analysis_file, analysis.to_json().encode())
@@ -189,7 +190,7 @@ class RunDirectory:
         progress = self.read_progress()
         if progress.get("host", socket.gethostname()) != socket.gethostname():
             return is_recent(progress)
-        record = self.sound_record()
+        record = self.record_or_none()
         if record is None or record.status != "running" or record.provenance.pid == os.getpid():
             return False
         return record.is_alive(progress)
