@@ -119,7 +119,7 @@ class Sweep:
 
 
 @dataclass
-class Analysis:
+class AnalysisOptions:
     """Of task=analyze; see docs/theory.md."""
 
     l2: float = 5e-4  # on the squared norm of a map of standardised features, halved; bias included
@@ -144,7 +144,7 @@ class Config:
     trainer: Trainer = field(default_factory=Trainer)
     devices: Devices = field(default_factory=Devices, metadata={"free": True})
     sweep: Sweep = field(default_factory=Sweep, metadata={"free": True})
-    analysis: Analysis = field(default_factory=Analysis, metadata={"free": True})
+    analysis: AnalysisOptions = field(default_factory=AnalysisOptions, metadata={"free": True})
     tune: Tune = field(default_factory=Tune, metadata={"free": True})
     # null: this machine
     cluster: Cluster | None = field(default=None, metadata={"free": True})
