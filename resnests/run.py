@@ -13,9 +13,9 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from resnests.config.compose import conf_dir, in_one_line, register
+from resnests.config.compose import conf_dir, in_one_line, register, require_words
 from resnests.config.schema import config_from
-from resnests.errors import USER_ERROR, guarded
+from resnests.errors import USER_ERROR, UserError, guarded
 from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import protocol
@@ -65,6 +65,7 @@ def main() -> None:
         for word in sys.argv[1:]:  # before Hydra composes: optuna's schema does not fit ours
             if word.startswith("hydra/sweeper=") and word != "hydra/sweeper=grid":
                 _refuse_sweeper(word.partition("=")[2])
+        require_words(sys.argv[1:])
         app()
     except KeyboardInterrupt:  # before the sweep listens to signals
         sys.exit(protocol.INTERRUPTED)
@@ -73,6 +74,9 @@ def main() -> None:
             print(end.code, file=sys.stderr)
             sys.exit(USER_ERROR)
         raise
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
     except CompactHydraException as error:  # there is no such key or choice
         if wants_all:
             raise

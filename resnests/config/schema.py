@@ -8,6 +8,7 @@ change.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, cast, get_type_hints
@@ -241,6 +242,7 @@ def config_from(node: DictConfig | dict[str, Any]) -> Config:
         )
         if composed and "digests" in tree:
             raise UserError("digests: expected no such key, as digests are taken of the files")
+        require_plain("", tree)
         for group, kind in PARTS.items():
             tree[group] = _with_args(group, kind, tree.get(group) or {})
         if all(value is None for value in (tree.get("cluster") or {}).values()):
@@ -259,8 +261,38 @@ def part_from(group: str, values: dict[str, Any]) -> Any:
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PARTS[group]), tree))
 
 
+def require_plain(key: str, node: Any) -> None:
+    """Raise a UserError unless JSON carries `node`, the value of `key`, as it is.
+
+    Configurations travel to workers and onto records as JSON. It has no infinity and no keys but
+    text, and would hand a network {"1": 4} where its YAML says {1: 4}.
+    """
+    if isinstance(node, dict):
+        for name, value in node.items():
+            inner = f"{key}.{name}" if key else str(name)
+            require(
+                isinstance(name, str), inner, value, f"text as a key, such as '{name}' in quotes"
+            )
+            require_plain(inner, value)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            require_plain(f"{key}[{index}]", value)
+    elif isinstance(node, float):
+        require(math.isfinite(node), key, node, "a finite number")
+    else:
+        plain = node is None or isinstance(node, str | int)
+        require(plain, key, node, "text, a number, true, false, null, a list or a mapping")
+
+
 def _with_args(group: str, kind: type[Part], values: dict[str, Any]) -> dict[str, Any]:
-    """`values` as their dataclass has them: keys of its own, and what a `_target_` is given."""
+    """Return `values` as their dataclass has them: keys of its own, and what a `_target_` is
+    given.
+    """
+    expected = f"the keys of a file in {group}/"
+    require(isinstance(values, dict), group, values, expected)
+    if values.get("_partial_") is True and group == "optimizer":
+        # Hydra's word for what happens to an optimizer here: it is called with the parameters later
+        values = {key: value for key, value in values.items() if key != "_partial_"}
     own = {item.name for item in dataclasses.fields(kind)} - {"args"}
     args = {key: value for key, value in values.items() if key not in own}
     target = values.get("_target_")
@@ -268,6 +300,11 @@ def _with_args(group: str, kind: type[Part], values: dict[str, Any]) -> dict[str
         keys = ", ".join(sorted(own - {"_target_"}))
         expected = f"a key of {group} ({keys}), or a _target_ that takes it"
         require(target is not None, f"{group}.{key}", value, expected)
+        ok = key.isidentifier() and key != "_partial_"
+        require(ok, f"{group}.{key}", value, "the name of an argument as a key")
+    name = values.get("name", "")
+    expected = f"text, in quotes where it could be a number: {group}.name='\"2024_01\"'"
+    require(isinstance(name, str), f"{group}.name", name, expected)
     known = {key: value for key, value in values.items() if key in own}
     if isinstance(target, str):
         known.setdefault("name", target.rpartition(".")[2])
