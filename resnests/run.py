@@ -13,10 +13,11 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from resnests.config.compose import conf_dir, in_one_line, register
+from resnests.config.compose import conf_dir, in_one_line, register, require_words
 from resnests.config.schema import config_from
 from resnests.environment import RUN
-from resnests.errors import USER_ERROR, guarded
+from resnests.errors import USER_ERROR, UserError, guarded
+from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import protocol
 
@@ -42,7 +43,7 @@ def app(tree: DictConfig) -> str | None:
 
     def train() -> int:
         nonlocal status
-        config = config_from(tree)
+        (config,) = with_digests([config_from(tree)])
         code = run_single(config)
         status = RunDirectory.of(config).status()
         return code
@@ -66,6 +67,7 @@ def main() -> None:
         for word in sys.argv[1:]:  # before Hydra composes: optuna's schema does not fit ours
             if word.startswith("hydra/sweeper=") and word != "hydra/sweeper=grid":
                 _refuse_sweeper(word.partition("=")[2])
+        require_words(sys.argv[1:])
         app()
     except KeyboardInterrupt:  # before the sweep listens to signals
         sys.exit(protocol.INTERRUPTED)
@@ -74,6 +76,9 @@ def main() -> None:
             print(end.code, file=sys.stderr)
             sys.exit(USER_ERROR)
         raise
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
     except CompactHydraException as error:  # there is no such key or choice
         if wants_all:
             raise

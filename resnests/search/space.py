@@ -25,6 +25,7 @@ from resnests.config.grid import Grid
 from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.config.schema import Config
 from resnests.errors import UserError, require
+from resnests.runs.digests import Digester
 from resnests.runs.directory import study_folder
 
 Value = float | int | str
@@ -108,6 +109,7 @@ class Space:
             raise UserError(f"task=tune: expected {expected}")
         first = {key: dim.ends[0] for key, dim in self.dimensions.items()}
         last = {key: dim.ends[-1] for key, dim in self.dimensions.items()}
+        self.digester = Digester()
         self.grid = Grid(loader, master, [self._words(first), self._words(last)])
         self.first = self.config(first)
         for key in self.dimensions:
@@ -122,7 +124,7 @@ class Space:
         Raises a UserError where its values are none, or exclude each other.
         """
         try:
-            return self.grid.config(self._words(params))
+            return self.digester.with_digests(self.grid.config(self._words(params)))
         except HydraException as error:
             told = [str(e).splitlines()[0].rstrip(".") for e in (error, error.__cause__) if e]
             raise UserError(": ".join(told)) from error

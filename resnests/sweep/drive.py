@@ -13,6 +13,7 @@ from operator import attrgetter
 from resnests.config.schema import Config, config_dict
 from resnests.environment import python_path
 from resnests.errors import UserError, require
+from resnests.runs.digests import with_digests
 from resnests.runs.files import require_locks
 from resnests.runs.weights import export
 from resnests.sweep.devices import Allocation, allocate
@@ -48,6 +49,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     options, cluster = configs[0].sweep, configs[0].cluster
     wanted = "-m and what to search, such as python run.py -m experiment=tune"
     require(configs[0].task != "tune", "task", "tune", wanted)
+    configs = with_digests(configs)
     runs = plan_runs(configs)
     if configs[0].task == "export":
         wanted = "false, as task=export trains nothing"

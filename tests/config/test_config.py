@@ -160,6 +160,7 @@ def test_every_value_is_part_of_the_recipe_or_declared_free(path, free):
     changed = node
     for name in path[:-1]:
         node = getattr(node, name)
-    others = {"args": {"depth": 3}, "milestones": [0.9], "epochs": 9}
-    setattr(node, path[-1], others.get(path[-1], "another value"))
+    given = {"args": {"depth": 3}, "digests": {"arch.code": "0123abcd"}}
+    given |= {"milestones": [0.9], "epochs": 9}
+    setattr(node, path[-1], given.get(path[-1], "another value"))
     assert (recipe_hash(changed) == before) == (free or path in LABELS)

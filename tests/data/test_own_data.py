@@ -9,7 +9,6 @@ from helpers import make_config
 from PIL import Image
 
 from resnests.config.schema import part_from
-from resnests.config.targets import source_files
 from resnests.data.splits import load, prepare, with_statistics
 from resnests.errors import UserError
 
@@ -133,7 +132,6 @@ def module(tmp_path, monkeypatch):
         )
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, "mydata", raising=False)
-        source_files.cache_clear()
         values = {"_target_": "mydata.load", "name": "mine", "num_classes": 3}
         return part_from("dataset", values | {"root": "some/where", "size": 5})
 
