@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -176,7 +176,13 @@ def _analyze(run: _Run) -> None:
     }
     started = time.perf_counter()
     done = analyze(
-        config, run.directory, model, images, record.weights_sha256, run.should_stop, run.report
+        replace(config, dataset=dataset),
+        run.directory,
+        model,
+        images,
+        record.weights_sha256,
+        run.should_stop,
+        run.report,
     )
     own = next(solve for solve in done.solves if solve.quantity == TRAINED)
     for name in METRICS:
@@ -195,8 +201,9 @@ def _prepare(run: _Run) -> tuple[Splits, Dataset, nn.Module]:
     record.arithmetic = arithmetic(config.trainer, run.device)
     splits = load(config.dataset)
     dataset = with_statistics(config.dataset, splits.train)
-    model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed)
+    model = initial_model(config.arch, config.variant, dataset.class_count, config.seed)
     record.mean, record.std = dataset.mean, dataset.std
+    record.num_classes = dataset.num_classes
     record.parameters = count_parameters(model)
     return splits, dataset, model
 
