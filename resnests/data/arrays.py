@@ -93,7 +93,9 @@ def from_arrays(
     train, test = splits
     if train.images.shape[1:] != test.images.shape[1:]:
         sizes = [f"{s.images.shape[2]}x{s.images.shape[1]}" for s in splits]
-        raise UserError(f"{what[1]}: expected images of one size in train and test, not {sizes}")
+        raise UserError(
+            f"{what[1]}: expected images of one size in train and test, not {' and '.join(sizes)}"
+        )
     return Loaded(train, test, digest.text(), notes)
 
 

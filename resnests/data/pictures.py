@@ -18,7 +18,7 @@ from resnests.data.listing import shown
 from resnests.errors import UserError
 
 # Others, such as EPS, have decoders that start programs or fetch files.
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
@@ -56,7 +56,7 @@ def _decoded(data: bytes) -> Image.Image:
         if picture.format == "PNG":  # loading alone passes over wrong checksums
             with Image.open(io.BytesIO(data), formats=FORMATS) as other:
                 other.verify()
-        # A phone's MPO has a picture, and others that go with it.
+        # A phone's JPEG may be an MPO: its picture, and others that go with it.
         if picture.format != "MPO" and getattr(picture, "is_animated", False):
             raise UserError(f"expected one picture, not {getattr(picture, 'n_frames', 'several')}")
         picture.load()

@@ -6,11 +6,10 @@ python -m resnests.data.splits '{"name": "cifar10", ...}'     # prepares it, as 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,9 +40,9 @@ def load(dataset: Dataset, digest: str | None = None) -> Splits:
             f"dataset={dataset.name}: the images changed since the sweep was planned"
             f" ({now}): the same command trains on those that there are now"
         )
-    _require_classes(dataset, loaded)
+    classes = _checked_classes(dataset, loaded)
     train, test = (
-        _resized(_limited(split, limit, dataset.is_own), dataset.size)
+        replace(_resized(_limited(split, limit, dataset.is_own), dataset.size), classes=classes)
         for split, limit in (
             (loaded.train, dataset.train_limit),
             (loaded.test, dataset.test_limit),
@@ -62,7 +61,7 @@ def with_statistics(dataset: Dataset, train: Split) -> Dataset:
     """
     if dataset.num_classes is None:
         assert train.classes is not None
-        dataset = dataclasses.replace(dataset, num_classes=len(train.classes))
+        dataset = replace(dataset, num_classes=len(train.classes))
     if dataset.mean is not None:
         return dataset
     # In the square of integers nothing is lost, so that the order of summation does not matter.
@@ -74,7 +73,7 @@ def with_statistics(dataset: Dataset, train: Split) -> Dataset:
     std = [max(s - m * m, 0.0) ** 0.5 for s, m in zip(square, mean, strict=True)]
     if min(std) == 0:
         raise UserError(f"dataset={dataset.name}: all its images have one colour in a channel")
-    return dataclasses.replace(dataset, mean=mean, std=std)
+    return replace(dataset, mean=mean, std=std)
 
 
 def prepare(dataset: Dataset) -> None:
@@ -120,7 +119,7 @@ def described(dataset: Dataset) -> Iterator[str]:
         for values in (measured.mean, measured.std)
     )
     yield f"  mean {mean}, std {std}{'' if dataset.mean else ', measured'}"
-    names = splits.train.classes or [str(label) for label in range(measured.class_count)]
+    names = splits.train.classes or ()
     per_class = zip(
         *(np.bincount(split.labels, minlength=len(names)) for split in there.values()), strict=True
     )
@@ -149,12 +148,13 @@ def _resized(split: Split, size: int | None) -> Split:
     images = np.empty((len(split), size, size, 3), np.uint8)
     for place, image in enumerate(split.images):
         images[place] = np.asarray(fit(Image.fromarray(image), size))
-    return dataclasses.replace(split, images=images)
+    return replace(split, images=images)
 
 
-def _require_classes(dataset: Dataset, loaded: Loaded) -> None:
-    """Raise a UserError unless the labels fit dataset.num_classes, and each class of a user's own
-    images has some for training and some for testing.
+def _checked_classes(dataset: Dataset, loaded: Loaded) -> tuple[str, ...] | None:
+    """Return the names of all classes: numbers where a user's own images have none, and None for
+    other images. Raises a UserError unless the labels fit dataset.num_classes, and each class of a
+    user's own images has some for training and some for testing.
     """
     names, asked = loaded.train.classes, dataset.num_classes
     splits = {"training": loaded.train, "test": loaded.test}
@@ -174,6 +174,7 @@ def _require_classes(dataset: Dataset, loaded: Loaded) -> None:
             missing = np.setdiff1d(np.arange(len(present) + 1), present)[0]
             expected = f"{what} images of each of {count} classes, but label {missing} has none"
             raise UserError(f"dataset={dataset.name}: expected {expected}")
+    return names or (tuple(map(str, range(count))) if dataset.is_own else None)
 
 
 def main(text: str) -> None:
