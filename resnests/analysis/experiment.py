@@ -61,7 +61,7 @@ def analyze(
         done.solves.append(networks_own(known, losses))
     for name, family in known.families.items():
         train, test = (rows[split].pop(name) for split in ("train", "test"))
-        classes = config.dataset.num_classes
+        classes = config.dataset.class_count
         problem = Problem(name, family, train, test, classes, options.l2, options.tolerance, stop)
         for solve in problem.solves(done):
             done.solves.append(solve)

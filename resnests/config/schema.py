@@ -301,6 +301,11 @@ def _with_args(group: str, kind: type[Part], values: dict[str, Any]) -> dict[str
     own = {item.name for item in dataclasses.fields(kind)} - {"args"}
     args = {key: value for key, value in values.items() if key not in own}
     target = values.get("_target_")
+    if group == "dataset" and target is not None:  # it makes its images as large as it likes
+        own.remove("size")
+        args = {key: value for key, value in values.items() if key not in own}
+        if args.get("size", 0) is None:  # as it is where no YAML sets it
+            del args["size"]
     for key, value in args.items():
         keys = ", ".join(sorted(own - {"_target_"}))
         expected = f"a key of {group} ({keys}), or a _target_ that takes it"

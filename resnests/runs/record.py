@@ -122,6 +122,7 @@ class Record(Document):
     weights_sha256: str | None = None
     mean: list | None = None  # that images were normalised with, of values scaled to [0, 1]
     std: list | None = None
+    num_classes: int | None = None  # that were counted, or asked for
     peak_memory_bytes: int | None = None
     peak_device_memory_bytes: int | None = None
     arithmetic: str | None = None  # of convolutions and matrix products on the device, as fp32

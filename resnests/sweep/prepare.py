@@ -19,11 +19,11 @@ from resnests.sweep.plan import Run
 
 def prepare(runs: Sequence[Run]) -> None:
     """What may take torch, once for all runs and before the first starts: each data set is fetched
-    and checked, and what users brought is tried.
+    and checked, a user's own is read and described, and what users brought is tried.
     """
     datasets = {json.dumps(asdict(run.config.dataset)): run.config.dataset for run in runs}
     for text, dataset in datasets.items():
-        if not is_ready(dataset):
+        if dataset.is_own or not is_ready(dataset):
             _run_module("resnests.data.splits", text)
     if runs and (logger := runs[0].config.logger):
         _warn_of_missing(logger)
@@ -57,4 +57,5 @@ def _run_module(name: str, *arguments: str, given: str = "") -> None:
         env=os.environ | {"PYTHONPATH": python_path()},
     )
     if done.returncode:
-        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+        said = done.stderr.strip().splitlines() or [f"{name} ended with status {done.returncode}"]
+        raise UserError(said[-1].removeprefix("error: "))

@@ -42,8 +42,9 @@ class Run:
         record.arithmetic = arithmetic(config.trainer, self.device)
         splits = load(config.dataset)
         dataset = with_statistics(config.dataset, splits.train)
-        model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed)
+        model = initial_model(config.arch, config.variant, dataset.class_count, config.seed)
         record.mean, record.std = dataset.mean, dataset.std
+        record.num_classes = dataset.num_classes
         record.parameters = count_parameters(model)
         return splits, dataset, model
 
