@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 def _aggregate() -> None:
     arguments = parser().parse_args()
     if arguments.to:
-        from resnests.trackers.export import export
+        from resnests.commands.track import export
 
         alone = parser().parse_args([arguments.runs])
         alone.to = arguments.to
@@ -68,7 +68,7 @@ def _aggregate() -> None:
     if arguments.watch and not arguments.status:
         raise UserError("--watch goes with --status")
     if arguments.status:
-        from resnests.results.status import show
+        from resnests.commands.status import show
 
         return show(arguments.runs, arguments.watch, arguments.trials)
     plan = output.plan(

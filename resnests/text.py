@@ -1,4 +1,4 @@
-"""Numbers as people read them, and how far something is that takes long."""
+"""Values and numbers as people read them, and how far something is that takes long."""
 
 from __future__ import annotations
 
@@ -6,9 +6,29 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of a nested configuration with its dotted key."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def as_typed(value: Any) -> Any:
+    """Return a configured value as one types it on the command line; numbers stay numbers."""
+    if isinstance(value, list):
+        return "[" + ",".join(str(as_typed(item)) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{as_typed(item)}" for key, item in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return value
 
 
 def progress(items: Sequence[T], what: str) -> Iterator[T]:

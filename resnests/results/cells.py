@@ -16,7 +16,7 @@ import pandas as pd
 
 from resnests.config.recipe import telling_keys
 from resnests.paper import ARCHS, VARIANTS, arch_label, learning_rate, variant_label
-from resnests.results.frame import text
+from resnests.text import as_typed
 
 
 class Cell(NamedTuple):
@@ -106,7 +106,9 @@ def common_recipe(runs: pd.DataFrame) -> str:
     if trained.empty:
         return ""
     recipes = [json.loads(values) for values in trained["recipe_values"].unique()]
-    shared = set.intersection(*({(k, text(v)) for k, v in recipe.items()} for recipe in recipes))
+    shared = set.intersection(
+        *({(k, as_typed(v)) for k, v in recipe.items()} for recipe in recipes)
+    )
     parts = [f"{key}={value}" for key, value in sorted(shared) if not key.startswith(_SAID)]
     rates = {
         row: _learning_rates(group)
@@ -170,7 +172,7 @@ def _labels(recipes: pd.DataFrame) -> list[str]:
 def _row_values(recipe: dict[str, Any]) -> dict[str, Any]:
     """What separates rows: the recipe's values without those in which variants differ by nature."""
     recorded = json.loads(recipe["recipe_values"])
-    values = {k: text(value) for k, value in recorded.items() if not k.startswith(_OF_VARIANT)}
+    values = {k: as_typed(value) for k, value in recorded.items() if not k.startswith(_OF_VARIANT)}
     if recipe["given"]:
         # How given weights were trained is not on record; two folders of them are two rows.
         values = {key: value for key, value in values.items() if key.startswith(_OF_EVALUATION)}
@@ -198,7 +200,7 @@ def _rates(recipes: pd.DataFrame, values: list[dict[str, Any]]) -> dict[int, lis
             heads = [{k: v for k, v in r.items() if k.startswith("variant.")} for r in recorded]
             for key in sorted(telling_keys(heads)):
                 for index, head in zip(same.index, heads, strict=True):
-                    parts[index].append(_told(key, text(head.get(key, "default"))))
+                    parts[index].append(_told(key, as_typed(head.get(key, "default"))))
     return parts
 
 

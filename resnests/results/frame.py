@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pandas as pd
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import METRICS, BrokenRecord, Record
+from resnests.text import as_typed, flat
 
 # What a run is, how it ended, and what it measured: the columns that every frame has, in this
 # order.
@@ -115,15 +115,6 @@ class Reader:
         return row
 
 
-def text(value: Any) -> Any:
-    """A configured value as one types it on the command line; numbers stay numbers."""
-    if isinstance(value, list):
-        return "[" + ",".join(str(text(item)) for item in value) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return value
-
-
 def _row(run: RunDirectory, record: Record) -> dict[str, Any]:
     row = {name: getattr(record, name, None) for name in COLUMNS}
     row["path"] = str(run.path)
@@ -133,18 +124,10 @@ def _row(run: RunDirectory, record: Record) -> dict[str, Any]:
         row["status"] = "killed"
     if record.task == "evaluate" and not record.weights:
         row["weights"] = "unnamed file"
-    row |= {key: text(value) for key, value in flat(record.config) if key not in _LABELS}
+    row |= {key: as_typed(value) for key, value in flat(record.config) if key not in _LABELS}
     for key, value in flat(dataclasses.asdict(record.provenance)):
-        row[f"provenance.{key}"] = None if value is None else text(value)
+        row[f"provenance.{key}"] = None if value is None else as_typed(value)
     analysis = run.analysis.read_analysis()
     if analysis is not None:
         row |= {f"analysis.{key}": value for key, value in analysis.summary().items()}
     return row
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

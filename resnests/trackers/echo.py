@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from resnests.errors import UserError
-from resnests.results.frame import flat, text
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL, METRICS, Record
+from resnests.text import as_typed, flat
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # ours; the names of their packages and extras
 FINAL_METRICS = (
@@ -129,7 +129,7 @@ def describe(directory: RunDirectory, record: Record, rows: list[Row]) -> Tracke
     name = f"{group}/seed={record.seed}"
     mark = f"{name} {record.weights_sha256} {sorted(rows[0].items()) if rows else None}"
     keys = ("dataset", "arch", "variant", "recipe", "seed")
-    values = {key: text(value) for key, value in flat(record.config)}
+    values = {key: as_typed(value) for key, value in flat(record.config)}
     return TrackedRun(
         id=hashlib.sha256(mark.encode()).hexdigest()[:16],
         name=name,

@@ -198,3 +198,10 @@ def test_help_lists_every_option():
         option in text
         for option in ("--statistic", "--compare", "--output", "--epoch", "--status", "--watch")
     )
+
+
+def test_results_stand_below_what_trains_and_what_users_command():
+    above = ("cluster", "sweep", "search", "trackers", "training", "commands", "sharing")
+    for file in (ROOT / "resnests" / "results").glob("*.py"):
+        for name in above:
+            assert f"resnests.{name}" not in file.read_text(), file

@@ -394,3 +394,23 @@ def test_a_source_that_was_edited_is_a_row_of_its_own_and_says_so(tmp_path):
         "ResNet-20, source of variant changed (aaaa0000)",
         "ResNet-20, source of variant changed (bbbb1111)",
     ]
+
+
+def test_a_nested_target_is_a_value_like_any_other(tmp_path):
+    """docs/own_parts.md allows it; it once ended the tables of the whole folder."""
+    for name, accuracy in (("torch.nn.GELU", 80.0), ("torch.nn.ReLU", 90.0)):
+        run = trees.add_run(tmp_path / name, accuracy)
+        record = run.read_record()
+        act = {"_target_": name, "sizes": [1, 2]}
+        config = record.config | {"arch": record.config["arch"] | {"act": act}}
+        values = record.recipe_values | {"arch.act": act, "optimizer.extra": {"a": None}}
+        recipe = f"{accuracy:08.0f}"
+        changes = {"recipe": recipe, "recipe_values": values, "config": config}
+        run.write_record(dataclasses.replace(record, **changes))
+    made = table(tmp_path)
+    assert [row[0] for row in made.rows] == [
+        "ResNet-20, arch.act={_target_:torch.nn.GELU,sizes:[1,2]}",
+        "ResNet-20, arch.act={_target_:torch.nn.ReLU,sizes:[1,2]}",
+    ]
+    assert any("optimizer.extra={a:null}" in note for note in made.notes)
+    assert list(read_runs(tmp_path)[0]["arch.act._target_"]) == ["torch.nn.GELU", "torch.nn.ReLU"]

@@ -11,12 +11,12 @@ import trees
 from curves import EPOCHS, Training
 from helpers import TINY, make_config, run_command
 
+from resnests.commands.track import export
 from resnests.config.recipe import recipe_hash
 from resnests.errors import UserError
 from resnests.runs.directory import find_runs
 from resnests.trackers import follow
 from resnests.trackers.echo import require_installed
-from resnests.trackers.export import export
 
 MINE = """
 import json

@@ -9,7 +9,7 @@ import pytest
 from helpers import run_command
 from trees import add_run
 
-from resnests.results.status import Status
+from resnests.commands.status import Status
 from resnests.runs.directory import RunDirectory
 from resnests.text import duration
 

@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from resnests.cluster.report import queue_lines
+from resnests.commands.queue import queue_lines
 from resnests.errors import UserError
 from resnests.paper import dataset_label, variant_label
 from resnests.results import notes
