@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
 from resnests.paper import variant_label
-from resnests.results.analysis import summaries
+from resnests.results.analysis import Analyses
 from resnests.results.cells import row_name
 from resnests.results.style import (
     COLORS,
@@ -37,11 +37,12 @@ _WORDS = {
 }
 
 
-def drawings(analyses: pd.DataFrame) -> Iterator[Drawing]:
-    """All figures of the rows of read_analyses."""
+def drawings(analyses: Analyses) -> Iterator[Drawing]:
+    """Draw all figures of `analyses`, one by one."""
     if analyses.empty:
         return
-    prefixes = analyses[(analyses["quantity"] == PREFIX) & analyses["value"].notna()]
+    solves, runs = analyses.solves, analyses.runs
+    prefixes = solves[(solves["quantity"] == PREFIX) & solves["value"].notna()]
     for (dataset, arch, row), mine in prefixes.groupby(["dataset", "arch", "row"], observed=True):
         if mine["width"].notna().any():
             continue
@@ -52,7 +53,6 @@ def drawings(analyses: pd.DataFrame) -> Iterator[Drawing]:
                 yield _curves(some, key, f"{name}. {_WORDS[family]}")
                 key = figure_key(f"drops_{family}", dataset, arch, row)
                 yield _drops(some, key, f"{name}. {_WORDS[family]}")
-    runs = summaries(analyses)
     coupled = runs[runs["coupled"].eq(True) & runs["width"].isna()]
     alike = ["dataset", "arch.widths", "row"]
     for (dataset, widths, row), mine in coupled.groupby(alike, observed=True):
@@ -61,10 +61,11 @@ def drawings(analyses: pd.DataFrame) -> Iterator[Drawing]:
                 key = figure_key("depth", dataset, widths, row)
                 yield _depth(mine, key, figure_name(dataset, row))
     wide = runs.dropna(subset=["width"])
-    for (dataset, arch), mine in wide.groupby(["dataset", "arch"], observed=True):
+    alike = ["dataset", "arch", "setting"]
+    for (dataset, arch, setting), mine in wide.groupby(alike, observed=True):
         if mine["width"].nunique() > 1:
             with mpl.rc_context(STYLE):
-                yield _width(mine, str(dataset), str(arch))
+                yield _width(mine, str(dataset), str(arch), setting)
 
 
 def _families(prefixes: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -198,7 +199,7 @@ def _depth(runs: pd.DataFrame, key: str, name: str) -> Drawing:
     return Drawing(key, words, figure, runs[columns])
 
 
-def _width(runs: pd.DataFrame, dataset: str, arch: str) -> Drawing:
+def _width(runs: pd.DataFrame, dataset: str, arch: str, setting: str) -> Drawing:
     """ε and the smallest singular value over the width, a point a run."""
     figure = Figure(figsize=(WIDTH, 4.6))
     axes = figure.subplots(3, 1, sharex=True)
@@ -226,7 +227,7 @@ def _width(runs: pd.DataFrame, dataset: str, arch: str) -> Drawing:
     axes[-1].minorticks_off()
     point = Line2D([], [], marker=MARKERS[0], linestyle="none", color=COLORS[2], label="a run")
     line = Line2D([], [], color=COLORS[4], linestyle="--", label=f"N_in + ΣK_i = {needed:g}")
-    name = figure_name(dataset, row_name(arch, ""))
+    name = figure_name(dataset, row_name(arch, setting))
     finish(figure, f"{name}: width and the gap to the bound", [point, line])
     words = (
         f"Width test, {name}: ε, the gap between the best last two maps and the best map of all "
@@ -238,4 +239,4 @@ def _width(runs: pd.DataFrame, dataset: str, arch: str) -> Drawing:
         "variant", "row", "seed", "width", "needed_width", "smallest_singular_value",
         "eps", "eps_error", "squared_eps", "trained", "last_maps", "bound", "linear",
     ]  # fmt: skip
-    return Drawing(figure_key("width", dataset, arch), words, figure, runs[columns])
+    return Drawing(figure_key("width", dataset, arch, setting), words, figure, runs[columns])

@@ -54,7 +54,7 @@ def load_runs(root: Path | str = "runs", trials: bool = False) -> pd.DataFrame:
                       the configuration under its dotted keys, lists as one would type them
     provenance.git_commit, provenance.started, ...
                       code, versions, device and times (Unix seconds) of the run
-    analysis.bound, analysis.eps, ...
+    analysis.status, analysis.bound, analysis.eps, ...
                       where runs were analysed: see runs.analysis.Analysis.summary
     """
     frame, broken = read_runs(root, trials)
@@ -73,7 +73,7 @@ class Reader:
 
     def __init__(self, root: Path | str, trials: bool = False) -> None:
         self.root, self.trials = root, trials
-        self.known: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}  # stamp and row
+        self.known: dict[Path, tuple[tuple[Any, ...], dict[str, Any]]] = {}  # stamp and row
         self.rows: list[dict[str, Any]] = []
         self.frame = pd.DataFrame()
 
@@ -102,10 +102,12 @@ class Reader:
         return self.frame, broken
 
     def _row(self, run: RunDirectory) -> dict[str, Any] | None:
-        found = run.record_file.stat()
-        stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
+        analysis = run.analysis
+        files = (run.record_file, analysis.record_file, analysis.analysis_file)
+        stamp = tuple(map(_stamp, files))
         before, row = self.known.get(run.path, ((), {}))
-        if before == stamp and row["status"] not in ("running", "killed"):  # which ask a process
+        statuses = (row.get("status"), row.get("analysis.status"))
+        if before == stamp and not {"running", "killed"} & {*statuses}:  # which ask a process
             return row
         record = run.read_record()
         if record is None:
@@ -115,13 +117,21 @@ class Reader:
         return row
 
 
+def _stamp(file: Path) -> tuple[int, ...] | None:
+    """Return what changes with every new version of `file`, None where there is none."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
 def _row(run: RunDirectory, record: Record) -> dict[str, Any]:
     row = {name: getattr(record, name, None) for name in COLUMNS}
     row["path"] = str(run.path)
     row["epoch"] = record.epochs
     row["recipe_values"] = json.dumps(record.recipe_values, sort_keys=True)
-    if record.status == "running" and not record.is_alive(run.read_progress()):
-        row["status"] = "killed"
+    row["status"] = _status(run, record)
     if record.task == "evaluate" and not record.weights:
         row["weights"] = "unnamed file"
     row |= {key: as_typed(value) for key, value in flat(record.config) if key not in _LABELS}
@@ -129,5 +139,15 @@ def _row(run: RunDirectory, record: Record) -> dict[str, Any]:
         row[f"provenance.{key}"] = None if value is None else as_typed(value)
     analysis = run.analysis.read_analysis()
     if analysis is not None:
-        row |= {f"analysis.{key}": value for key, value in analysis.summary().items()}
+        made_with = {"l2": analysis.l2, "tolerance": analysis.tolerance}
+        found = run.analysis.sound_record()
+        status = {"status": _status(run.analysis, found) if found else "killed"}
+        values = made_with | status | analysis.summary()
+        row |= {f"analysis.{key}": value for key, value in values.items()}
     return row
+
+
+def _status(run: RunDirectory, record: Record) -> str:
+    """Return the status on record, but "killed" where a running process is gone."""
+    gone = record.status == "running" and not record.is_alive(run.read_progress())
+    return "killed" if gone else record.status

@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import pandas as pd
 
 from resnests.errors import UserError
 from resnests.results import render
-from resnests.results.analysis import analysis_tables, read_analyses
+from resnests.results.analysis import Analyses, analysis_tables, read_analyses
 from resnests.results.stats import against_baseline, against_paper, cell_statistics, with_interval
 from resnests.results.tables import Table, accuracy_tables, comparison_table, paper_table
 from resnests.runs.directory import write_atomic
@@ -59,31 +60,31 @@ class Results:
                     "--compare paper: nothing to compare, the paper has none of the cells with "
                     "complete runs"
                 )
-        if self.plan.format in (None, "html") and not self.analyses().empty:
-            tables += analysis_tables(self.analyses())
+        if self.plan.format in (None, "html") and not self.analyses.empty:
+            tables += analysis_tables(self.analyses)
         return tables
 
-    def analyses(self) -> pd.DataFrame:
+    @cached_property
+    def analyses(self) -> Analyses:
         return read_analyses(self.runs)
 
-    def _require_analyses(self) -> pd.DataFrame:
-        frame = self.analyses()
-        if frame.empty:
+    def _require_analyses(self) -> Analyses:
+        if self.analyses.empty:
             raise UserError(
                 "--analysis: no run was analysed; expected the results of the same run.py command "
                 "with task=analyze"
             )
-        return frame
+        return self.analyses
 
     def drawings(self) -> Iterator[Drawing]:
         from resnests.results import analysis_plots, plots
 
         if not self.analysis_only:
             yield from plots.drawings(self.runs, self.problems)
-        yield from analysis_plots.drawings(self.analyses())
+        yield from analysis_plots.drawings(self.analyses)
 
     def csv(self) -> str:
-        runs = self._require_analyses() if self.analysis_only else self.runs
+        runs = self._require_analyses().solves if self.analysis_only else self.runs
         return runs.to_csv(index=False, lineterminator="\n")
 
 
@@ -169,9 +170,8 @@ def _write_all(results: Results, folder: Path) -> None:
     beside = against_paper(cells)
     if len(beside):
         files["paper.csv"] = _csv(beside)
-    analyses = results.analyses()
-    if len(analyses):
-        files["analysis.csv"] = _csv(analyses)
+    if not results.analyses.empty:
+        files["analysis.csv"] = _csv(results.analyses.solves)
     for name, data in files.items():
         write_atomic(folder / name, data)
     print(f"wrote {', '.join(files)} and {len(pictures)} figures below {folder}")

@@ -1,5 +1,6 @@
 """aggregate.py --status."""
 
+import dataclasses
 import os
 import socket
 from pathlib import Path
@@ -10,6 +11,7 @@ from helpers import run_command
 from trees import add_run
 
 from resnests.commands.status import Status
+from resnests.runs.analysis import Analysis
 from resnests.runs.directory import RunDirectory
 from resnests.text import duration
 
@@ -126,3 +128,18 @@ def test_a_look_opens_only_what_has_changed_since_the_last_one(tmp_path, monkeyp
     add_run(tmp_path, seed=3)
     assert status.look().renderables[0] == "3 of 4 done, 1 failed"
     assert opened == ["seed=1", "seed=3"]
+
+
+def test_an_analysis_that_was_interrupted_is_not_done(tmp_path):
+    run = add_run(tmp_path)
+    run.analysis.path.mkdir()
+    run.analysis.write_analysis(Analysis(5e-4, 5e-4, "0" * 64))
+    started = dataclasses.replace(run.read_record(), task="analyze", status="interrupted")
+    run.analysis.write_record(started)
+    status = Status(str(tmp_path))
+    first, _, line = status.look().renderables
+    assert first == "1 of 1 done, 1 analysis not done"
+    assert line.startswith("analysis interrupted: cifar10/resnet20/standard seed=0; see ")
+    assert line.endswith("analysis/run.log")
+    run.analysis.write_record(dataclasses.replace(started, status="complete"))
+    assert status.look().renderables[0] == "1 of 1 done"
