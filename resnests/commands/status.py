@@ -80,7 +80,8 @@ class Status:
         parts += [f"{counts[name]} {name}" for name in notes.UNFINISHED if counts.get(name)]
         parts += [f"{missing} missing"] if missing else []
         analyses = _unfinished_analyses(runs)
-        parts += [f"{len(analyses)} analys{'i' if len(analyses) == 1 else 'e'}s not done"] if analyses else []
+        what = "analysis" if len(analyses) == 1 else "analyses"
+        parts += [f"{len(analyses)} {what} not done"] if analyses else []
         self.parts = [", ".join(parts), _table(runs, troubles)]
         self.unfinished = [
             run
