@@ -9,17 +9,12 @@ from typing import Any
 import pandas as pd
 
 from resnests.paper import dataset_label, variant_label
-from resnests.results.cells import CELL, Cell, row_name
+from resnests.results.cells import CELL, Cell, names, row_name
 from resnests.results.notes import cell_name, seed_list
 from resnests.results.stats import standard_error, t_quantile
 from resnests.results.tables import NONE, Table
 from resnests.runs.directory import RunDirectory
 
-# What every table and figure of an analysis has to say.
-CONFOUND = (
-    "ResNEst and DenseNEst train with learning rate 0.01, all others with 0.1: differences between "
-    "them and the others are of both."
-)
 _DEFINITIONS = (
     "(a) the trained network; (b) the least over its last two maps W_L and W_{L+1}, its features "
     "fixed; (c) the bound: the least over all linear maps of its exact features; ε = (b) - (c); "
@@ -148,12 +143,22 @@ def _table(
     notes += _unfinished(runs)
     if not key.startswith("analysis_squared") and error > 0:
         notes.append(f"Certificates leave each ε open by at most {error:.1g} to either side.")
-    at_its_own_rate = runs["variant"].astype(str).isin(("resnest", "densenest"))
-    if at_its_own_rate.any() and not at_its_own_rate.all():
-        notes.append(CONFOUND)
+    notes += _learning_rates(runs)
     if runs["coupled"].isna().any():
         notes.append(f"{NONE} for Standard: its relu before the pooling leaves no exact features.")
     return Table(key, title, caption, ["Architecture", "Variant", "n", *columns], rows, notes)
+
+
+def _learning_rates(runs: pd.DataFrame) -> list[str]:
+    """Name the learning rates of the variants of one row where they differ."""
+    notes = []
+    for row, some in runs.groupby("row", observed=True):
+        rates = some.groupby("optimizer.lr")["variant"].agg(names)
+        if len(rates) > 1:
+            words = [f"{rate:g} ({', '.join(map(variant_label, v))})" for rate, v in rates.items()]
+            what = f"Learning rates{f' of {row}' if row else ''}: {', '.join(words)}"
+            notes.append(f"{what}; differences between those variants are of both.")
+    return notes
 
 
 def _unfinished(runs: pd.DataFrame) -> list[str]:
@@ -174,7 +179,11 @@ def interval(values: pd.Series, percent: bool = False) -> str:
         return NONE
     digits = 2 if percent else 4
     cell = pd.DataFrame({"n": [len(known)], "mean": [known.mean()], "std": [known.std()]})
-    text = f"{round(known.mean(), digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
+
+    def shown(number: float) -> str:
+        return f"{round(number, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
+
+    text = shown(known.mean())
     text += f" (n={len(known)})" if len(known) < len(values) else ""
     half = float((t_quantile(cell["n"]) * standard_error(cell)).iloc[0])
     if len(known) < 2 or pd.isna(half):
@@ -182,4 +191,4 @@ def interval(values: pd.Series, percent: bool = False) -> str:
     low, high = known.mean() - half, known.mean() + half
     if percent:
         low, high = max(low, 0.0), min(high, 100.0)
-    return f"{text} [{low:.{digits}f} to {high:.{digits}f}]"
+    return f"{text} [{shown(low)} to {shown(high)}]"

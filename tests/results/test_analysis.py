@@ -2,21 +2,22 @@
 
 import dataclasses
 
+import pandas as pd
 import pytest
 import trees
 
 from resnests import load_runs
-from resnests.results.analysis import Analyses, analysis_tables, read_analyses
+from resnests.results.analysis import Analyses, analysis_tables, interval, read_analyses
 from resnests.results.analysis_plots import drawings
 from resnests.results.cells import label_rows
 from resnests.runs.analysis import LAST_MAPS, PREFIX, TRAINED, Analysis, Solve
 
 
 def add_analysis(
-    root, arch: str, variant: str, seed: int, blocks: int, eps: float, l2=5e-4, solved=99
+    root, arch: str, variant: str, seed: int, blocks: int, eps: float, l2=5e-4, solved=99, **config
 ) -> None:
     """Write a run and its analysis, of which the first `solved` solves are done."""
-    run = trees.add_run(root, arch=arch, variant=variant, seed=seed, dataset="cifar10")
+    run = trees.add_run(root, arch=arch, variant=variant, seed=seed, dataset="cifar10", **config)
     more = {"test_loss": 0.4, "train_squared": 0.1}
     groups = [f"3.{i + 1}" for i in range(blocks)]
     solves = [Solve(PREFIX, "exact", group, 576, 0.2, 1e-4, **more) for group in groups]
@@ -90,3 +91,22 @@ def test_analyses_made_with_other_settings_are_never_averaged(tmp_path):
     ]
     figures = [drawing for drawing in drawings(analyses) if drawing.key.startswith("depth")]
     assert [len(drawing.data) for drawing in figures] == [4, 2]
+
+
+def test_the_note_on_learning_rates_is_of_the_rates_that_were_used(tmp_path):
+    for variant in ("standard", "resnest", "bn_resnest"):
+        add_analysis(tmp_path / "paper", "resnet20", variant, 0, 9, 0.01)
+        adamw = {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.999], "weight_decay": 0.01}
+        add_analysis(tmp_path / "adamw", "resnet20", variant, 0, 9, 0.01, optimizer=adamw)
+    notes = {
+        name: " ".join(
+            analysis_tables(read_analyses(label_rows(load_runs(tmp_path / name))))[0].notes
+        )
+        for name in ("paper", "adamw")
+    }
+    assert "Learning rates: 0.01 (ResNEst), 0.1 (Standard, BN-ResNEst);" in notes["paper"]
+    assert "earning rate" not in notes["adamw"]
+
+
+def test_no_interval_of_zeros_has_a_minus():
+    assert interval(pd.Series([0.0, 0.00001, 0.00002])) == "0.0000 [0.0000 to 0.0000]"
