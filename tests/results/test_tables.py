@@ -1,8 +1,10 @@
 """What a reader finds in the tables: cells, rows, marks and notes."""
 
+import ast
 import dataclasses
 import os
 import socket
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,6 +19,8 @@ from resnests.results.frame import COLUMNS, read_runs
 from resnests.results.stats import millions
 from resnests.results.tables import accuracy_tables, comparison_table, paper_table
 from resnests.runs.record import BrokenRecord
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepared(root):
@@ -380,6 +384,29 @@ def test_markdown_survives_pipes_and_latex_its_special_characters(tmp_path):
     assert "a\\|b" in lines[2]
     assert render.tex("50% of {a_b}") == r"50\% of \{a\_b\}"
     assert render.latex([made]).isascii()
+
+
+def strings_of_ours():
+    """Every string in the source that can stand in a table."""
+    files = [*(ROOT / "resnests/results").glob("*.py"), ROOT / "resnests/search/results.py"]
+    for file in (*files, ROOT / "resnests/paper.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_latex_keeps_every_character_that_we_write():
+    """ε once became "?", and |map|² another formula."""
+    strings = list(strings_of_ours())
+    assert {"ε", "²", "Δ"} <= set("".join(strings))
+    for text in strings:
+        written = render.tex(text)
+        assert written.isascii()
+        assert written.count("?") == text.count("?")
+    strange = {c for text in strings for c in text if not c.isascii()}
+    assert all(len(render.tex(c)) > 1 for c in strange), "a command, not what is left of it"
+    assert render.tex("|map|²") == r"$|$map$|$\textsuperscript{2}"
+    assert render.tex("e\u0301é") == "ee"
 
 
 def test_a_source_that_was_edited_is_a_row_of_its_own_and_says_so(tmp_path):
