@@ -106,6 +106,16 @@ def intervals(cells: pd.DataFrame) -> list[str]:
     return notes
 
 
+def deviations(cells: pd.DataFrame) -> list[str]:
+    """Name the `cells` of against_paper that are no reproduction, with what is not the paper's."""
+    differing = cells[cells["deviations"] != ""]
+    return [
+        f"No reproduction: {what} ({', '.join(cell_name(Cell(*cell)) for cell in keys)})."
+        for what, some in differing.groupby("deviations", sort=False)
+        for keys in [some[CELL].assign(row="").itertuples(index=False)]
+    ]
+
+
 def power(differences: pd.DataFrame) -> list[str]:
     """What the numbers of pairs in `differences` can show at all, per number of pairs."""
     notes = []
@@ -134,6 +144,20 @@ def power(differences: pd.DataFrame) -> list[str]:
             "No row has complete runs of Standard and of another variant with the same seed."
         )
     return notes
+
+
+def of_epoch(epoch: str) -> str:
+    """Say which epoch the numbers are of: "last", or "best" by validation accuracy."""
+    best = "of the epoch with the best validation accuracy"
+    return best if epoch == "best" else "after the last epoch"
+
+
+def seeds(n: pd.Series) -> str:
+    """Return how many seeds are behind the means of cells, such as "3 seeds" or "2 to 3 seeds"."""
+    low, high = n.min(), n.max()
+    if low != high:
+        return f"{low} to {high} seeds"
+    return "one seed" if high == 1 else f"{high} seeds"
 
 
 def cell_name(cell: Cell) -> str:

@@ -50,9 +50,9 @@ class Results:
             return analysis_tables(self._require_analyses())
         tables = accuracy_tables(self.runs, self.plan.statistic, self.plan.epoch)
         if "standard" in self.plan.compare:
-            tables.append(comparison_table(self.runs))
+            tables.append(comparison_table(self.runs, self.plan.epoch))
         if "paper" in self.plan.compare:
-            table = paper_table(self.runs)
+            table = paper_table(self.runs, self.plan.epoch)
             if table.rows:
                 tables.append(table)
             elif self.plan.asked:
@@ -80,7 +80,7 @@ class Results:
         from resnests.results import analysis_plots, plots
 
         if not self.analysis_only:
-            yield from plots.drawings(self.runs, self.problems)
+            yield from plots.drawings(self.runs, self.problems, self.plan.epoch)
         yield from analysis_plots.drawings(self.analyses)
 
     def csv(self) -> str:
@@ -158,16 +158,17 @@ def _write_all(results: Results, folder: Path) -> None:
         write_atomic(figures / f"{drawing.key}.pdf", drawing.render("pdf"))
         write_atomic(figures / f"{drawing.key}.csv", _csv(drawing.data))
         pictures.append((drawing.title, png))
-    cells = with_interval(cell_statistics(results.runs))
+    epoch = results.plan.epoch
+    cells = with_interval(cell_statistics(results.runs)).reset_index().assign(epoch=epoch)
     files = {
         "tables.md": render.markdown(tables).encode(),
         "tables.tex": render.latex(tables).encode(),
         "runs.csv": results.csv().encode(),
-        "cells.csv": _csv(cells.reset_index()),
-        "differences.csv": _csv(against_baseline(results.runs)),
+        "cells.csv": _csv(cells),
+        "differences.csv": _csv(against_baseline(results.runs).assign(epoch=epoch)),
         "report.html": report.page(results.runs, tables, pictures, results.problems).encode(),
     }
-    beside = against_paper(cells)
+    beside = against_paper(results.runs).assign(epoch=epoch)
     if len(beside):
         files["paper.csv"] = _csv(beside)
     if not results.analyses.empty:

@@ -9,14 +9,17 @@ from pathlib import Path
 import psutil
 import pytest
 import trees
+from helpers import make_config
 
 from resnests import load_runs
+from resnests.config.recipe import recipe_values
 from resnests.errors import UserError
-from resnests.paper import PUBLISHED
+from resnests.paper import PUBLISHED, deviations
 from resnests.results import render
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import COLUMNS, read_runs
-from resnests.results.stats import millions
+from resnests.results.plots import drawings
+from resnests.results.stats import against_paper, millions
 from resnests.results.tables import accuracy_tables, comparison_table, paper_table
 from resnests.runs.record import BrokenRecord
 
@@ -296,6 +299,56 @@ def test_the_published_tables_are_complete_and_the_comparison_uses_them(tmp_path
     assert ours["A-ResNEst"]["Parameters"] == "0.27M ≠ 0.24M"
     assert made.notes[0] == "The paper has no table for Digits."
     assert any(note.startswith("An interval from 2 seeds says little") for note in made.notes)
+
+
+def test_the_published_runs_have_the_papers_recipe():
+    """As conf/ composes them, and with the official pipeline and arithmetic too."""
+    for dataset, arch, variant in PUBLISHED:
+        for more in ([], ["pipeline=torchvision", "trainer.precision=official"]):
+            config = make_config(f"dataset={dataset}", f"arch={arch}", f"variant={variant}", *more)
+            assert deviations(recipe_values(config), dataset, arch, variant) == []
+
+
+def test_another_recipe_is_no_reproduction_and_says_in_what(tmp_path):
+    """2 epochs on 256 images were once "outside"."""
+    changed = {
+        "trainer__epochs": 2,
+        "dataset__train_limit": 256,
+        "optimizer": trees.SGD | {"lr": 1},
+    }
+    del changed["optimizer"]["milestones"]
+    add_seeds(tmp_path, [92.5, 92.6, 92.7], variant="resnest")
+    add_seeds(tmp_path, [35.0, 36.0], **changed)
+    add_seeds(tmp_path, [40.0, 41.0], dataset="cifar100", record={"weights": "/w/x.pt"})
+    made = paper_table(runs := prepared(tmp_path))
+    ours = [dict(zip(made.header, row, strict=True)) for row in made.rows]
+    verdicts = {
+        (row["Data set"], row["Variant"]): (row["Difference"], row["Paper in prediction"])
+        for row in ours
+    }
+    assert verdicts == {
+        ("CIFAR-10", "ResNEst"): ("+1.58", "outside"),
+        ("CIFAR-10", "Standard"): ("-57.10", "no reproduction"),
+        ("CIFAR-100", "Standard"): ("-28.06", "no reproduction"),
+    }
+    different = "dataset.train_limit=256, optimizer.lr=1.0, optimizer.milestones=default, "
+    assert f"No reproduction: {different}trainer.epochs=2 (ResNet-20 Standard)." in made.notes
+    given = "No reproduction: given weights, of unknown training (ResNet-20 Standard)."
+    assert given in made.notes
+    beside = against_paper(runs).set_index(["dataset", "variant"])["inside"]
+    assert beside.isna().tolist() == [True, False, True]
+
+
+def test_captions_say_that_an_epoch_was_chosen(tmp_path):
+    add_seeds(tmp_path, [90, 91, 92])
+    add_seeds(tmp_path, [90, 91, 92], variant="resnest")
+    runs, words = prepared(tmp_path), "of the epoch with the best validation accuracy"
+    for make in (comparison_table, paper_table):
+        assert words in make(runs, "best").caption
+        assert words not in make(runs).caption
+    named = {d.key: d.title for d in drawings(runs, [], "best")}
+    assert words in named["variants_cifar10"]
+    assert words in named["parameters_cifar10"]
 
 
 def test_the_papers_own_error_counts_and_no_spread_no_verdict(tmp_path):
