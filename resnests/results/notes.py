@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.api.typing import DataFrameGroupBy
 
 from resnests.paper import variant_label
-from resnests.results.cells import CELL, Cell, common_recipe, row_name
+from resnests.results.cells import CELL, NO_DIGEST, Cell, common_recipe, row_name
 from resnests.results.stats import LEVEL, POWER, t_quantile
 
 # Statuses in the order in which a cell and the list below the table name them; complete runs need
@@ -74,6 +74,11 @@ def lines(
         notes.append(f"Recipe: {recipe}.")
     if runs["given"].any():
         notes.append("† evaluated from given weights; how they were trained is not on record here.")
+    if runs["row"].astype(str).str.contains(NO_DIGEST).any():
+        notes.append(
+            f"{NO_DIGEST.capitalize()}: runs of an earlier version, which may have had others than "
+            "the runs beside them."
+        )
     notes += [f"‡ {cell_name(cell)} {line}." for cell, facts in mixed.items() for line in facts]
     alike: dict[tuple[str, str, str, str], list[str]] = {}
     for cell, trouble in troubles.items():

@@ -226,6 +226,36 @@ def test_two_folders_of_given_weights_are_two_rows(tmp_path):
     assert rows["ResNet-20, given weights, weights=/mine"]["Standard"] == "90.00% (0.27M)†"
 
 
+def test_two_files_of_given_weights_are_two_rows_not_copies(tmp_path):
+    for name, accuracy in (("a", 12.0), ("b", 10.0)):
+        weights = f"/w/{name}.pt"
+        record = {"weights": weights, "weights_sha256": name}
+        trees.add_run(tmp_path, accuracy, task="evaluate", weights=weights, record=record)
+    runs, lines = drop_copies(label_rows(read_runs(tmp_path)[0]))
+    assert lines == []
+    rows = body(accuracy_tables(runs)[0])
+    assert rows["ResNet-20, given weights, weights=/w/a.pt"]["Standard"] == "12.00% (0.27M)†"
+    assert rows["ResNet-20, given weights, weights=/w/b.pt"]["Standard"] == "10.00% (0.27M)†"
+
+
+def test_runs_of_other_images_never_share_a_cell_and_those_of_unknown_ones_say_so(tmp_path):
+    trees.add_run(tmp_path, 90)
+    for digest, accuracy in (("aaaa1111" * 8, 80.0), ("bbbb2222" * 8, 70.0)):
+        run = trees.add_run(tmp_path / digest, accuracy)
+        record = run.read_record()
+        values = record.recipe_values | {"digests.dataset": digest}
+        config = record.config | {"digests": {"dataset": digest}}
+        changes = {"recipe": digest[:8], "recipe_values": values, "config": config}
+        run.write_record(dataclasses.replace(record, **changes))
+    made = table(tmp_path)
+    assert {name: row["Standard"] for name, row in body(made).items()} == {
+        "ResNet-20, images aaaa1111": "80.00% (0.27M)",
+        "ResNet-20, images bbbb2222": "70.00% (0.27M)",
+        "ResNet-20, images not on record": "90.00% (0.27M)",
+    }
+    assert any(note.startswith("Images not on record: runs of an") for note in made.notes)
+
+
 def test_a_seed_or_a_file_of_weights_counts_once(tmp_path):
     trees.add_run(tmp_path / "a", 90, provenance={"started": 1735689600.0})
     trees.add_run(tmp_path / "b", 95, provenance={"started": 1735776000.0})
