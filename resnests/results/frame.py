@@ -54,6 +54,8 @@ def load_runs(root: Path | str = "runs", trials: bool = False) -> pd.DataFrame:
                       the configuration under its dotted keys, lists as one would type them
     provenance.git_commit, provenance.started, ...
                       code, versions, device and times (Unix seconds) of the run
+    val_accuracy      where images were held out: percent of those, after the epoch that the other
+                      metrics are of
     analysis.status, analysis.bound, analysis.eps, ...
                       where runs were analysed: see runs.analysis.Analysis.summary
     """
@@ -137,6 +139,8 @@ def _row(run: RunDirectory, record: Record) -> dict[str, Any]:
     row |= {key: as_typed(value) for key, value in flat(record.config) if key not in _LABELS}
     for key, value in flat(dataclasses.asdict(record.provenance)):
         row[f"provenance.{key}"] = None if value is None else as_typed(value)
+    if record.status == "complete" and record.config.get("dataset", {}).get("val_fraction"):
+        row["val_accuracy"] = _val_accuracy(run)
     analysis = run.analysis.read_analysis()
     if analysis is not None:
         made_with = {"l2": analysis.l2, "tolerance": analysis.tolerance}
@@ -145,6 +149,14 @@ def _row(run: RunDirectory, record: Record) -> dict[str, Any]:
         values = made_with | status | analysis.summary()
         row |= {f"analysis.{key}": value for key, value in values.items()}
     return row
+
+
+def _val_accuracy(run: RunDirectory) -> float | None:
+    """Return the accuracy on the held-out images after the last epoch, None where it is unknown."""
+    try:
+        return run.read_history(("val_accuracy",))["val_accuracy"][-1]
+    except (BrokenRecord, IndexError):
+        return None
 
 
 def _status(run: RunDirectory, record: Record) -> str:

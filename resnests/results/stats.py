@@ -180,6 +180,6 @@ def at_best_epoch(runs: pd.DataFrame) -> pd.DataFrame:
                 f"--epoch best: {path}: history.csv has no epoch with validation and test accuracy"
             )
         best = epochs.loc[epochs["val_accuracy"].idxmax()]
-        for column in columns:
+        for column in (*columns, "val_accuracy"):
             runs.loc[index, column] = best[column]
     return runs

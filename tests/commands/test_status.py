@@ -13,7 +13,6 @@ from trees import add_run
 from resnests.commands.status import Status
 from resnests.runs.analysis import Analysis
 from resnests.runs.directory import RunDirectory
-from resnests.text import duration
 
 ME = {
     "host": socket.gethostname(),
@@ -99,14 +98,6 @@ def test_status_of_nothing_is_an_error(tmp_path):
     assert "runs" in done.stderr
     assert "Traceback" not in done.stderr
     assert run_command("--watch", script="aggregate.py", cwd=tmp_path).returncode != 0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(1.24, "1.2 s"), (59.4, "59.4 s"), (90, "1:30 min"), (3600, "1:00 h"), (93_600, "26:00 h")],
-)
-def test_durations_are_readable(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_a_look_opens_only_what_has_changed_since_the_last_one(tmp_path, monkeypatch):

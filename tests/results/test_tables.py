@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import math
 import os
 import socket
 from pathlib import Path
@@ -429,6 +430,15 @@ def test_load_runs_has_its_columns_and_the_configuration(tmp_path):
     assert (run["seed"], run["test_accuracy"], run["parameters"]) == (3, 90.0, 272_282)
     assert (run["optimizer.lr"], run["optimizer.milestones"]) == (0.1, "[0.3,0.6,0.8]")
     assert run["provenance.versions.torch"] == "2.5.0"
+
+
+def test_load_runs_has_the_accuracy_on_held_out_images(tmp_path):
+    history = trees.history_rows(90, 4, val=True)
+    trees.add_run(tmp_path, 90, dataset__val_fraction=0.1, trainer__epochs=4, history=history)
+    trees.add_run(tmp_path, 90, seed=1, dataset__val_fraction=0.1)  # whose history is lost
+    known = load_runs(tmp_path).set_index("seed")["val_accuracy"]
+    assert known[0] == 91.0
+    assert math.isnan(known[1])
 
 
 def test_load_runs_warns_of_a_broken_record_and_keeps_the_others(tmp_path):
