@@ -65,7 +65,8 @@ def label_rows(runs: pd.DataFrame) -> pd.DataFrame:
     labels = pd.Series("", index=recipes.index)
     for _, group in recipes.groupby(["dataset", "given"], sort=False):
         labels[group.index] = _labels(group)
-    runs = runs.merge(recipes[identity].assign(row=labels), how="left", on=identity)
+    place = runs.groupby(identity, sort=False).ngroup()  # in the order of `recipes`
+    runs = runs.assign(row=labels.take(place).to_numpy())
     return runs.assign(**{name: _ordered(runs[name], [*first]) for name, first in _FIRST.items()})
 
 
@@ -84,18 +85,18 @@ def drop_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     started = runs.get("provenance.started", pd.Series("", runs.index)).astype(str)
     best_first = pd.DataFrame({"complete": runs["status"] == "complete", "started": started})
     best_first = best_first.sort_values(["complete", "started"], ascending=False, kind="stable")
-    runs = runs.loc[best_first.index]
+    left = runs.loc[best_first.index, [*CELL, "seed", "weights_sha256", "path"]]
     lines = []
     for key, what in (("seed", "seed"), ("weights_sha256", "weights")):
-        known = runs[runs[key].notna()]
+        known = left[left[key].notna()]
         kept = known.groupby([*CELL, key], sort=False, observed=True)["path"].transform("first")
         copies = known.loc[known["path"] != kept, "path"]
         lines += [
             f"{path}: left out, the same {what} of the same cell as {kept[index]}"
             for index, path in copies.items()
         ]
-        runs = runs.drop(copies.index)
-    return runs.sort_index(), lines
+        left = left.drop(copies.index)
+    return (runs.loc[left.index.sort_values()] if lines else runs), lines
 
 
 def row_name(arch: str, row: str) -> str:

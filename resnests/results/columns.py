@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, get_type_hints
 
@@ -107,6 +108,7 @@ class Columns:
         if record.task == "evaluate" and not record.weights:
             given["weights"] = "unnamed file"
         own = [given[name] if name in given else getattr(record, name) for name in COLUMNS]
+        own = [sys.intern(value) if type(value) is str else value for value in own]
         own += [getattr(record.provenance, name) for name in _OWN]
         return Row(tuple(own), self._place(record), more)
 

@@ -98,15 +98,16 @@ class Reader:
 
     def _row(self, run: RunDirectory) -> Row:
         path = str(run.path)
-        stamp = tuple(_stamp(os.path.join(path, *names)) for names in _FILES)
+        # A file that is replaced changes its folder too: so does each step of an analysis.
+        stamp = _stamp(f"{path}/record.json"), _stamp(f"{path}/{ANALYSIS}")
         before, row = self.known.get(path, (None, None))
         if row is None or before != stamp or _asks_a_process(row):
-            row = self._read(run, path, analysed=any(stamp[1:]))
+            row = self._read(run, path, analysed=stamp[1] is not None)
             self.known[path] = stamp, row
         return row
 
     def _read(self, run: RunDirectory, path: str, analysed: bool) -> Row:
-        with open(os.path.join(path, "record.json"), "rb") as file:
+        with open(f"{path}/record.json", "rb") as file:
             text = file.read()
         record = decode(text)
         status = record.status
@@ -116,10 +117,6 @@ class Reader:
         if status == "complete" and self.columns.config(row).get("dataset.val_fraction"):
             row = row._replace(more=row.more | {"val_accuracy": _val_accuracy(run)})
         return row
-
-
-# What is looked at of a run: a change of one of them is a change of its row.
-_FILES = (("record.json",), (ANALYSIS, "record.json"), (ANALYSIS, "analysis.json"))
 
 
 def _stamp(file: str) -> tuple[int, ...] | None:
