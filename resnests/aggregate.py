@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from pathlib import Path
 
-from resnests.errors import USER_ERROR, UserError
+from resnests.errors import USER_ERROR, UserError, run_command_line
 from resnests.results import output
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import read_runs
@@ -59,8 +57,8 @@ def parser() -> argparse.ArgumentParser:
 def _aggregate() -> None:
     arguments = parser().parse_args()
     if arguments.to:
-        from resnests.sweep.executors.queue import queue_lines
-        from resnests.trackers.export import export
+        from resnests.commands.queue import queue_lines
+        from resnests.commands.track import export
 
         alone = parser().parse_args([arguments.runs])
         alone.to, alone.watch = arguments.to, arguments.watch
@@ -72,7 +70,7 @@ def _aggregate() -> None:
     if arguments.watch and not arguments.status:
         raise UserError("--watch goes with --status or --to")
     if arguments.status:
-        from resnests.results.status import show
+        from resnests.commands.status import show
 
         return show(arguments.runs, arguments.watch, arguments.trials)
     plan = output.plan(
@@ -89,18 +87,21 @@ def _aggregate() -> None:
 
 
 def main() -> None:
-    """The command line: exit status 2 and one line where the user must mend something."""
+    """Run the command line: exit status 2 and one line where the user must mend something."""
+    run_command_line(_main)
+
+
+def _main() -> None:
     try:
         _aggregate()
-        sys.stdout.flush()
     except UserError as error:
         print(f"aggregate.py: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # as in: python aggregate.py | head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        sys.exit(f"aggregate.py: {Path(error.filename or '')}: {error.strerror}")
+        place = error.filename or "standard output"
+        sys.exit(f"aggregate.py: {place}: {error.strerror}")
 
 
 if __name__ == "__main__":

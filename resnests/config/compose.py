@@ -62,9 +62,9 @@ def require_words(words: Sequence[str]) -> None:
             continue  # Hydra says it
         if (conf_dir() / key).is_dir():
             chosen: list[Any] = value.list if isinstance(value, ChoiceSweep) else [value]
-            odd = [one for one in chosen if one is None or isinstance(one, bool | int | float)]
+            bad = [one for one in chosen if one is None or isinstance(one, bool | int | float)]
             expected = f"names of files in {key}/, in quotes where they could be numbers"
-            require(not odd, key, text, expected)
+            require(not bad, key, text, expected)
         elif key in _text_keys():
             items = re.split(r"[,()\s]+", text)
             odd = [one for one in items if one and _is_read_as_number(one)]

@@ -12,7 +12,7 @@ _TEX = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$",
     ">": r"$>$", "|": r"$|$", "±": r"$\pm$", "†": r"\textsuperscript{$\dagger$}",
     "‡": r"\textsuperscript{$\ddagger$}", "—": "---", "Δ": r"$\Delta$", "≠": r"$\neq$",
-    "[": "{[}", '"': "''",
+    "[": "{[}", '"': "''", "ε": r"$\varepsilon$", "Σ": r"$\Sigma$", "²": r"\textsuperscript{2}",
 }  # fmt: skip
 
 
@@ -53,8 +53,9 @@ def latex(tables: list[Table]) -> str:
 
 
 def tex(text: str) -> str:
-    """`text` with everything that LaTeX would read as a command or cannot set replaced."""
-    replaced = (_TEX.get(character, character) for character in text)
+    """Return `text` with everything replaced that LaTeX would read as a command or cannot set."""
+    composed = unicodedata.normalize("NFC", text)
+    replaced = (_TEX.get(character, character) for character in composed)
     return "".join(piece if piece.isascii() else _ascii(piece) for piece in replaced)
 
 
@@ -72,7 +73,7 @@ def _width(text: str) -> int:
 
 
 def _ascii(text: str) -> str:
-    """What is left of other scripts without their accents; LaTeX's own input encoding is not
-    relied on.
+    """Return what is left of other scripts without their accents, "?" where that is nothing;
+    LaTeX's own input encoding is not relied on.
     """
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode() or "?"

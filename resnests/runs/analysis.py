@@ -75,11 +75,11 @@ class Analysis(Document):
         """Of training with penalty: trained (a), last_maps (b), bound (c), linear (e), eps =
         (b) - (c) with eps_error, how far certificates leave it open to either side, and slack =
         (a) - (b); of squared error (b), (c) and eps; and the losses of (a), (b) and (c) on their
-        own, as trained.test_loss. None where there is no such thing or no result.
+        own, as trained.test_loss. None where there is no such thing, no result, or not yet.
         """
         own = next((s for s in self.solves if s.quantity == TRAINED), None)
-        exact = [s for s in self.solves if s.quantity == PREFIX and s.family == "exact"]
-        bound = exact[-1] if exact else None
+        # Prefixes are solved one by one, and only that of all features is the bound.
+        bound = self.find(PREFIX, "exact", own.group) if own else None
         linear = next((s for s in self.solves if s.group == "input"), None)
         last = next((s for s in self.solves if s.quantity == LAST_MAPS), None)
         if self.coupled is False:

@@ -7,9 +7,9 @@ import statistics
 from typing import Any
 
 from resnests.paper import arch_label, dataset_label, variant_label
-from resnests.results.frame import text
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Record
+from resnests.text import as_typed
 
 _USE = {
     "safetensors": """\
@@ -97,6 +97,6 @@ def _provenance(record: Record) -> dict[str, Any]:
 
 
 def _table(rows: dict[str, Any]) -> str:
-    cells = {key: str(text(value)).replace("|", r"\|") for key, value in rows.items()}
+    cells = {key: str(as_typed(value)).replace("|", r"\|") for key, value in rows.items()}
     lines = [f"| {key} | {value} |" for key, value in cells.items()]
     return "\n".join(["| | |", "|---|---|", *lines])

@@ -15,12 +15,12 @@ import trees
 from curves import EPOCHS, Training
 from helpers import REPOSITORY, TINY, make_config, run_command
 
+from resnests.commands.track import export
 from resnests.config.recipe import recipe_hash
 from resnests.errors import UserError
 from resnests.runs.directory import find_runs
 from resnests.trackers import export as export_module
 from resnests.trackers import sync as sync_module
-from resnests.trackers.export import export
 from resnests.trackers.run_sync import RunSync
 from resnests.trackers.sync import TrackerThread, syncing
 from resnests.trackers.tracker import final_metrics, first_epoch_id, require_installed

@@ -12,13 +12,13 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from resnests.commands.queue import queue_lines
 from resnests.errors import UserError
 from resnests.paper import dataset_label, variant_label
 from resnests.results import notes
 from resnests.results.cells import CELL, ROW, Cell, drop_copies, label_rows, names, row_name
 from resnests.results.frame import Reader
 from resnests.runs.directory import RunDirectory
-from resnests.sweep.executors.queue import queue_lines
 from resnests.text import duration
 
 INTERVAL = 2.0  # seconds between two looks of --watch
@@ -79,12 +79,16 @@ class Status:
         parts = [f"{counts.get('complete', 0)} of {len(runs) + missing} done"]
         parts += [f"{counts[name]} {name}" for name in notes.UNFINISHED if counts.get(name)]
         parts += [f"{missing} missing"] if missing else []
+        analyses = _unfinished_analyses(runs)
+        what = "analysis" if len(analyses) == 1 else "analyses"
+        parts += [f"{len(analyses)} {what} not done"] if analyses else []
         self.parts = [", ".join(parts), _table(runs, troubles)]
         self.unfinished = [
             run
             for name in notes.UNFINISHED
             for run in runs[runs["status"] == name].to_dict("records")
         ]
+        self.unfinished += analyses
         self.frame = frame
 
 
@@ -108,10 +112,23 @@ def _cell(done: int, trouble: notes.Troubles) -> str:
     return ", ".join(parts) or "—"
 
 
+def _unfinished_analyses(runs: pd.DataFrame) -> list[dict]:
+    """Return the analyses that are not complete, as runs whose status says so."""
+    if "analysis.status" not in runs:
+        return []
+    left = runs[runs["analysis.status"].isin(notes.UNFINISHED)]
+    return [
+        run
+        | {"status": f"analysis {run['analysis.status']}", "error": None}
+        | {"path": str(RunDirectory(run["path"]).analysis.path)}
+        for run in left.to_dict("records")
+    ]
+
+
 def _line(run: dict) -> str:
     """One run that is not complete: how far it is, or why it ended."""
     label = f"{run['status']}: {run['dataset']}/{run['arch']}/{run['variant']} seed={run['seed']}"
-    if run["status"] != "running":
+    if not run["status"].endswith("running"):
         reason = "" if pd.isna(run["error"]) else f": {run['error']}"
         return f"{label}{reason}; see {RunDirectory(run['path']).log_file}"
     progress = RunDirectory(run["path"]).read_progress()
