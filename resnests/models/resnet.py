@@ -8,6 +8,7 @@ H x W pixels, K classes.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from resnests.config.compose import conf_dir
 from resnests.config.parts import HEADS, Arch, Variant
 from resnests.config.schema import part_from
-from resnests.config.targets import build, takes
+from resnests.config.targets import broken, build, takes
 from resnests.errors import UserError, require, require_one_of
 from resnests.models.norm_relu import norm_relu
 from resnests.models.weights import load_weights
@@ -228,7 +230,9 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def initial_model(arch: Arch, variant: Variant, num_classes: int, seed: int) -> nn.Module:
+def initial_model(
+    arch: Arch, variant: Variant, num_classes: int, seed: int, size: Sequence[int]
+) -> nn.Module:
     """Return the network of `seed`, drawn on the CPU so that every device starts from the same
     weights.
 
@@ -237,4 +241,20 @@ def initial_model(arch: Arch, variant: Variant, num_classes: int, seed: int) -> 
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
-    return build_network(arch, variant, num_classes)
+    network = build_network(arch, variant, num_classes)
+    if any(map(is_lazy, itertools.chain(network.parameters(), network.buffers()))):
+        _materialise(network, size)
+    return network
+
+
+@torch.no_grad()
+def _materialise(network: nn.Module, size: Sequence[int]) -> None:
+    """Give the lazy parameters of a user's network their shapes, by images of height and width
+    `size`, so that they can be counted, drawn and trained; raise a UserError.
+    """
+    network.eval()  # in which batch norm keeps its statistics
+    try:
+        network(torch.zeros(2, 3, *size))
+    except Exception as error:
+        raise broken(f"arch: a batch of 2x3x{size[0]}x{size[1]} fails", error) from error
+    network.train()

@@ -42,7 +42,8 @@ class Run:
         record.arithmetic = arithmetic(config.trainer, self.device)
         splits = load(config.dataset)
         dataset = with_statistics(config.dataset, splits.train)
-        model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed)
+        size = splits.train.images.shape[1:3]
+        model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed, size)
         record.mean, record.std = dataset.mean, dataset.std
         record.parameters = count_parameters(model)
         return splits, dataset, model
