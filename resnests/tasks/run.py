@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -45,6 +46,13 @@ class Run:
         size = splits.train.images.shape[1:3]
         model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed, size)
         record.mean, record.std = dataset.mean, dataset.std
+        names = getattr(splits, "classes", None)
+        record.classes = list(names) if names else None
+        record.images = {
+            name: np.bincount(split.labels, minlength=dataset.num_classes).tolist()
+            for name in ("train", "val", "test")
+            if (split := getattr(splits, name)) is not None
+        }
         record.parameters = count_parameters(model)
         return splits, dataset, model
 
