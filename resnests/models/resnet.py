@@ -34,13 +34,13 @@ def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
 
 
 def flat(stages: nn.ModuleList) -> Iterator[Any]:
-    """Block by block through all stages."""
+    """Yield block by block through all stages."""
     for stage in stages:
         yield from cast(nn.ModuleList, stage)
 
 
 def pool(x: Tensor) -> Tensor:
-    """Global average: (N, C, H, W) -> (N, C)."""
+    """Return the average over space: (N, C, H, W) -> (N, C)."""
     return x.mean((2, 3))
 
 
@@ -63,7 +63,7 @@ class Block(nn.Module):
             )
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C_in, H, W) -> the features v and the shortcut, both (N, C_out, H/stride,
+        """Return the features v and the shortcut of x (N, C_in, H, W), both (N, C_out, H/stride,
         W/stride).
         """
         y, x = norm_relu(x, self.bn1)
@@ -167,8 +167,8 @@ class OwnHead(nn.Module):
 
 
 def build_network(arch: Arch, variant: Variant, num_classes: int) -> nn.Module:
-    """The network of `arch` with the head of `variant`: images (N, 3, H, W) -> logits
-    (N, num_classes). Raises a UserError where a piece of the user's fails.
+    """Return the network of `arch` with the head of `variant`: images (N, 3, H, W) -> logits
+    (N, num_classes). Raise a UserError where a piece of the user's fails.
 
     Right after torch.manual_seed(s) the parameters of the paper's networks are drawn in the
     official order, so seed s gives the official initial network.
@@ -196,7 +196,7 @@ def build_model(
     num_classes: int = 10,
     weights: Path | str | None = None,
 ) -> nn.Module:
-    """build_network for use as a library.
+    """Return a network; this is build_network for use as a library.
 
     `arch` is the name of a file in conf/arch, or (blocks per stage, widths per stage); `variant`
     that of a head; `weights` a file, ours, official or .safetensors, whose names and shapes must
@@ -218,7 +218,7 @@ def build_model(
 
 
 def load_arch(name: str) -> Arch:
-    """The architecture that conf/arch/<name>.yaml describes."""
+    """Return the architecture that conf/arch/<name>.yaml describes."""
     known = {path.stem: path for path in (conf_dir() / "arch").glob("*.yaml")}
     require_one_of("arch", name, tuple(sorted(known)))
     values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(known[name])))
@@ -226,7 +226,7 @@ def load_arch(name: str) -> Arch:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
