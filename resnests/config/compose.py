@@ -67,9 +67,9 @@ def require_words(words: Sequence[str]) -> None:
             require(not odd, key, text, expected)
         elif key in _text_keys():
             items = re.split(r"[,()\s]+", text)
-            odd = [one for one in items if one and _is_read_as_number(one)]
+            numbers = [one for one in items if one and _is_read_as_number(one)]
             expected = f"text, which needs quotes as it could be a number: '{key}=\"{text}\"'"
-            require(not odd, key, text, expected)
+            require(not numbers, key, text, expected)
 
 
 def _is_read_as_number(text: str) -> bool:

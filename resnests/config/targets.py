@@ -97,7 +97,7 @@ def code_digest(part: Part) -> str | None:
     """
     released: set[str] = set()
     files: dict[str, Path] = {}
-    for target in set(_targets(part)):
+    for target in set(targets(part)):
         release = _release(target)
         if release is not None:
             released.add(release)
@@ -182,7 +182,8 @@ def _release(target: str) -> str | None:
 _distributions = cache(metadata.packages_distributions)  # which reads all that is installed
 
 
-def _targets(part: Part) -> Iterator[str]:
+def targets(part: Part) -> Iterator[str]:
+    """Yield the import paths of all that `part` brings, those of its arguments included."""
     pending: list[Any] = [{"_target_": part.target}, part.args]
     while pending:
         value = pending.pop()
