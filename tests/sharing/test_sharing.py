@@ -89,7 +89,8 @@ def test_a_folder_that_is_not_what_it_says_is_refused(tmp_path, break_it, said):
 def test_code_that_a_folder_names_runs_only_with_trust(tmp_path, monkeypatch):
     pytest.importorskip("safetensors", reason="needs resnests[hub]")
     folder = export(finished(tmp_path, "standard", "safetensors")[0])
-    (tmp_path / "nets.py").write_text("import pathlib\npathlib.Path('ran').touch()\nfrom resnests import build_model\n")
+    code = "import pathlib\npathlib.Path('ran').touch()\nfrom resnests import build_model\n"
+    (tmp_path / "nets.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     written = str(tmp_path / "written")
     for arch in (
