@@ -34,7 +34,7 @@ def register() -> None:
 
 
 def conf_dir() -> Path:
-    """conf/ inside an installed package, or beside it in a checkout."""
+    """Return the folder conf/: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
@@ -98,8 +98,8 @@ def _keys_of_text(kind: Any, prefix: str) -> Iterator[str]:
 
 
 def in_one_line(error: Exception) -> str:
-    """What Hydra says of an override that cannot be, without the structure of our code, and which
-    key may have been meant.
+    """Return what Hydra says of an override that it refuses, without the structure of our code, and
+    which key may have been meant.
     """
     said = [line.strip() for e in (error, error.__cause__) if e for line in str(e).splitlines()]
     skipped = ["full_key:", "reference_type=", "object_type=", "Config search path:", "provider="]

@@ -45,7 +45,7 @@ TOLERANCE = 1e-4  # of logits, relative to the largest of them (at least 1)
 
 
 def export(config: Config) -> Path:
-    """Write the folder of a finished run; raises a UserError."""
+    """Write the folder of a finished run and return it; raise a UserError."""
     directory = finished(config)
     record = directory.read_record()
     assert record is not None
