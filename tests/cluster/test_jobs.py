@@ -142,7 +142,7 @@ def test_what_another_sweep_trains_is_waited_for_and_ours_if_it_gives_it_back(ru
 
     def move(queue, job, run):
         if queue.looks == 3:
-            other.lock.release()
+            other.release()
         if run.index == 0 or queue.looks > 3:
             finish(queue, job, run)
 
@@ -158,7 +158,7 @@ def test_a_run_whose_job_found_it_taken_is_settled_when_the_other_lets_go(runs):
             job.state = State.OVER
         elif run.index == 0 or queue.looks > 3:
             finish(queue, job, run)
-        if queue.looks == 2 and other.is_locked:
+        if queue.looks == 2 and other.is_held():
             put(runs[0], "interrupted", epochs=1)
             other.release()
 

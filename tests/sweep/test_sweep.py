@@ -234,7 +234,7 @@ def test_a_run_that_another_sweep_gives_back_while_ours_goes_on_is_ours(runs):
 
     def launch(batch, count):
         if count == 1:
-            other.lock.release()
+            other.release()
             ended(runs[0], "interrupted")
         return [ended(run, "complete") for run in batch]
 
