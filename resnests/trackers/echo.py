@@ -80,7 +80,8 @@ class Echo:
         """Send what is missing, and how the run ended."""
         self.catch_up(record)
         final = record.status in FINAL
-        values = {name: value for name in FINAL_METRICS if (value := getattr(record, name))}
+        measured = {name: getattr(record, name) for name in FINAL_METRICS}
+        values = {name: value for name, value in measured.items() if value is not None}
         status = "killed" if record.status == "running" else record.status
         self.tracker.end(status, values if final else {}, self._figures() if final else {})
 

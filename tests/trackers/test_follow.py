@@ -1,5 +1,6 @@
 """Trackers beside a training: they get what it writes, and cost it nothing, whatever they do."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -15,7 +16,7 @@ from resnests.config.recipe import recipe_hash
 from resnests.errors import UserError
 from resnests.runs.directory import find_runs
 from resnests.trackers import follow
-from resnests.trackers.echo import require_installed
+from resnests.trackers.echo import Echo, require_installed
 from resnests.trackers.export import export
 
 MINE = """
@@ -93,6 +94,24 @@ def test_only_the_owner_of_a_directory_is_followed(tmp_path):
     followers = follow.Followers(config, run)
     followers.start(456)
     assert followers.processes == []
+
+
+def test_an_accuracy_of_nothing_reaches_a_tracker(tmp_path):
+    class Last:
+        def start(self, run):
+            return set()
+
+        def epoch(self, epoch, values, time):
+            pass
+
+        def end(self, status, metrics, figures):
+            self.metrics = metrics
+
+    training, tracker = Training(tmp_path), Last()
+    training.reach(EPOCHS, "complete")
+    record = dataclasses.replace(training.run.read_record(), test_accuracy=0.0, train_loss=0.0)
+    Echo(training.run, tracker).end(record)
+    assert (tracker.metrics["test_accuracy"], tracker.metrics["train_loss"]) == (0.0, 0.0)
 
 
 def test_trackers_are_no_part_of_a_recipe():
