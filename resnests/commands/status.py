@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Sequence
 
 import pandas as pd
 from rich.console import Console, Group
@@ -18,20 +19,21 @@ from resnests.paper import dataset_label, variant_label
 from resnests.results import notes
 from resnests.results.cells import CELL, ROW, Cell, drop_copies, label_rows, names, row_name
 from resnests.results.frame import Reader
+from resnests.results.select import select
 from resnests.runs.directory import RunDirectory
 from resnests.text import duration
 
 INTERVAL = 2.0  # seconds between two looks of --watch
 
 
-def show(root: str, watch: bool = False, trials: bool = False) -> None:
-    """Print the status of the runs below `root`, and with `watch` again and again until
-    interrupted.
+def show(root: str, watch: bool = False, trials: bool = False, query: Sequence[str] = ()) -> None:
+    """Print the status of the runs below `root` that `query` chooses, and with `watch` again and
+    again until interrupted.
     """
     console = Console(highlight=False, markup=False, emoji=False)  # errors are shown as they are
     if not console.is_terminal:
         console.width = 200
-    status = Status(root, trials)
+    status = Status(root, trials, query)
     if not watch:
         console.print(status.look())
         return
@@ -54,8 +56,8 @@ def _when_there_are_runs(status: Status) -> Group | str:
 class Status:
     """How far the runs below `root` are, looked at again and again."""
 
-    def __init__(self, root: str, trials: bool = False) -> None:
-        self.root, self.reader = root, Reader(root, trials)
+    def __init__(self, root: str, trials: bool = False, query: Sequence[str] = ()) -> None:
+        self.root, self.reader, self.query = root, Reader(root, trials), query
         self.frame: pd.DataFrame | None = None  # of which there are:
         self.parts: list[str | Table] = []
         self.unfinished: list[dict] = []
@@ -72,7 +74,7 @@ class Status:
         return Group(*self.parts, *lines, *warnings, *self.copies)
 
     def _summarize(self, frame: pd.DataFrame) -> None:
-        runs, self.copies = drop_copies(label_rows(frame))
+        runs, self.copies = drop_copies(label_rows(select(frame, self.query)))
         troubles = notes.troubles(runs)
         counts = runs["status"].value_counts().to_dict()
         missing = sum(len(trouble.get("missing", {})) for trouble in troubles.values())

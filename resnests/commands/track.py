@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 
 from resnests.config.compose import conf_dir
 from resnests.errors import UserError
+from resnests.results.frame import read_runs
+from resnests.results.select import select
 from resnests.runs.directory import find_runs
 from resnests.trackers.echo import (
     TRACKERS,
@@ -21,12 +23,15 @@ from resnests.trackers.echo import (
 )
 
 
-def export(root: str, names: Sequence[str]) -> None:
-    """Send to each tracker what it lacks of the runs below `root` that are over, by the settings
+def export(root: str, names: Sequence[str], query: Sequence[str] = ()) -> None:
+    """Send to each tracker what it lacks of the runs below `root` that `query` chooses and that
+    are over, by the settings
     that a run was trained with or those of conf/logger; then the figures over all of them. Raises
     a UserError.
     """
-    runs = [(run, record) for run in find_runs(root) if (record := run.sound_record())]
+    meant = set(select(read_runs(root)[0], query)["path"]) if query else None
+    found = [run for run in find_runs(root) if meant is None or str(run.path) in meant]
+    runs = [(run, record) for run in found if (record := run.sound_record())]
     over = [(run, record) for run, record in runs if record.status != "running"]
     if not over:
         raise UserError(f"{root}: no run that is over; expected a directory of them")

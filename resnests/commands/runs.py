@@ -1,0 +1,81 @@
+"""Single runs, as lines: where they are, one of them whole, and the best."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from resnests.config.recipe import telling_keys
+from resnests.errors import UserError
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import METRICS
+from resnests.text import as_typed, duration
+
+LOG = 10  # lines of it that are shown
+
+
+def print_paths(runs: pd.DataFrame) -> None:
+    """Print the directory of each run, for xargs and the like."""
+    for path in runs["path"]:
+        print(path)
+
+
+def print_run(runs: pd.DataFrame) -> None:
+    """Print all of the one run among `runs` that is meant; raise a UserError where several are."""
+    if len(runs) > 1:
+        some = ", ".join(runs["path"].iloc[:3])
+        raise UserError(f"--show: expected words that fit one run, not {len(runs)}, as {some}")
+    run = runs.iloc[0]
+    directory = RunDirectory(run["path"])
+    recipe = json.loads(run["recipe_values"])
+    measured = {name: run[name] for name in (*METRICS, "val_accuracy") if name in run}
+    lines = {
+        "directory": run["path"],
+        "status": run["status"] if pd.isna(run["error"]) else f"{run['status']}: {run['error']}",
+        "epochs": run["epochs"],
+        "parameters": run["parameters"],
+        **{name: f"{value:.4f}" for name, value in measured.items() if pd.notna(value)},
+        "took": duration(run["seconds"]),
+        "differs": _differences(directory, recipe) or "in nothing from the recipes beside it",
+    }
+    lines |= {key: as_typed(value) for key, value in sorted(recipe.items())}
+    shown = run[[name for name in run.index if name.startswith("provenance.")]].dropna()
+    lines |= shown.to_dict()
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:{width}}  {value}")
+    try:
+        log = directory.log_file.read_text(errors="replace").splitlines()
+    except OSError:
+        return
+    print(f"\nthe end of {directory.log_file}:", *log[-LOG:], sep="\n")
+
+
+def print_best(runs: pd.DataFrame, count: int, by: str) -> None:
+    """Print the complete runs with the highest accuracy, the best first; raise a UserError.
+
+    What is chosen on the test set has an accuracy there that flatters it: that is said.
+    """
+    if count < 1:
+        raise UserError(f"--best {count}: expected at least 1")
+    column = "val_accuracy" if by == "validation" else "test_accuracy"
+    complete = runs[runs["status"] == "complete"]
+    known = complete.dropna(subset=[column]) if column in complete else complete.iloc[:0]
+    if known.empty:
+        mend = "train with dataset.val_fraction=0.1, or let the test set decide with --by test"
+        raise UserError(f"--best {count}: no complete run has {by} accuracy; {mend}")
+    best = known.sort_values([column, "path"], ascending=[False, True]).head(count)
+    for accuracy, path in zip(best[column], best["path"], strict=True):
+        print(f"{by} {accuracy:.2f}%  {path}")
+    if by == "test":
+        print("chosen on the test set, whose accuracy therefore flatters these runs")
+
+
+def _differences(directory: RunDirectory, recipe: dict[str, object]) -> str:
+    """Return the values in which a recipe differs from the others of its cell's folder."""
+    beside = directory.path.parent.parent.glob("*/seed=*")
+    records = {path.parent: RunDirectory(path).sound_record() for path in sorted(beside)}
+    others = [record.recipe_values for record in records.values() if record]
+    keys = sorted(telling_keys([recipe, *others]))
+    return ", ".join(f"{key}={as_typed(recipe.get(key, 'default'))}" for key in keys)
