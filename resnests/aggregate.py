@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   python aggregate.py --output results/      everything, with the figures as PNG, PDF and CSV
   python aggregate.py --analysis             what task=analyze found; with --output DIR figures too
   python aggregate.py --to tensorboard       finished runs into a tracker; also wandb, mlflow
+  python aggregate.py --to mlflow --watch    the same while they are trained, until all are over
   python aggregate.py arch=resnet* seed=0,1  of these runs only; any key of the configuration
   python aggregate.py --list status=failed   their directories
   python aggregate.py --show arch=resnet20 variant=standard seed=0    one run, whole
@@ -62,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("--best", metavar="N", type=int, help=best)
     by = "with --best: on held-out images (default), or on the test set, which then decides"
     add("--by", choices=("validation", "test"), default="validation", help=by)
-    again = "with --status: again every two seconds, until Ctrl-C"
+    again = "with --status or --to: again and again, until Ctrl-C; --to ends with the last run"
     add("--watch", action="store_true", help=again)
     sends = "send the finished runs to tensorboard, wandb or mlflow instead (may be given twice)"
     add("--to", metavar="TRACKER", action="append", help=sends)
@@ -74,14 +75,15 @@ def _aggregate() -> None:
     root, query = _runs_and_query(arguments.words)
     if arguments.to:
         from resnests.commands.track import export
+        from resnests.sweep.executors.queue import queue_lines
 
         alone = parser().parse_intermixed_args(arguments.words)
-        alone.to = arguments.to
+        alone.to, alone.watch = arguments.to, arguments.watch
         if arguments != alone:
-            raise UserError("--to goes with no other option")
-        return export(root, arguments.to, query)
+            raise UserError("--to goes with no other option but --watch")
+        return export(root, arguments.to, arguments.watch, lambda: bool(queue_lines(root)), query)
     if arguments.watch and not arguments.status:
-        raise UserError("--watch goes with --status")
+        raise UserError("--watch goes with --status or --to")
     if arguments.by == "test" and arguments.best is None:
         raise UserError("--by goes with --best")
     if arguments.status:

@@ -17,11 +17,10 @@ from resnests.analysis.quantities import Problem
 from resnests.analysis.rows import Rows
 from resnests.config.schema import Config
 from resnests.data.pipelines import Images
-from resnests.errors import UserError
+from resnests.errors import Interrupted, UserError
 from resnests.models.single_stage import ResNEst, SingleStage
 from resnests.runs.analysis import TRAINED, Analysis, Solve
 from resnests.runs.directory import RunDirectory
-from resnests.training.loop import Interrupted
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
@@ -62,7 +61,7 @@ def analyze(
         done.solves.append(networks_own(known, losses))
     for name, family in known.families.items():
         train, test = (rows[split].pop(name) for split in ("train", "test"))
-        classes = config.dataset.num_classes
+        classes = config.dataset.class_count
         problem = Problem(name, family, train, test, classes, options.l2, options.tolerance, stop)
         for solve in problem.solves(done):
             done.solves.append(solve)

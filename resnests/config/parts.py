@@ -45,18 +45,34 @@ class Dataset(Part):
 
     `_target_(**args)`, with `root` too where it takes one, returns {"train": (images, labels),
     "test": (images, labels)}: images uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W), labels (N,).
+    It may add "classes": their names. A `size` is an argument of such a callable, as all keys are
+    that are not listed here.
     """
 
     source: str | None = None  # who reads the files: one of SOURCES
-    num_classes: int
+    num_classes: int | None = None  # null: counted, of data of one's own
     mean: list[float] | None = None  # per channel, of images scaled to [0, 1]; null: measured
     std: list[float] | None = None
     flip: bool = True  # whether a mirrored image keeps its label
-    train_limit: int | None = None  # only the first n images
+    # only so many images: the first, or as many of each class where the data are one's own
+    train_limit: int | None = None
     test_limit: int | None = None
     val_fraction: float = 0.0  # stratified part of the training images that is held out
+    # side of the square that images are scaled and cropped to; null: they stay as they are
+    size: int | None = None
     root: str = free("data")
     download: bool = free(True)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the images are a user's, of which nobody has a checksum."""
+        return self.target is not None or self.source == "images"
+
+    @property
+    def class_count(self) -> int:
+        """The number of classes, once they are counted."""
+        assert self.num_classes is not None
+        return self.num_classes
 
     def __post_init__(self) -> None:
         require_name("dataset.name", self.name)
@@ -64,7 +80,11 @@ class Dataset(Part):
             require_one_of("dataset.source", self.source, SOURCES)
         else:
             require(self.source is None, "dataset.source", self.source, "null beside a _target_")
-        require(self.num_classes >= 2, "dataset.num_classes", self.num_classes, "at least 2")
+        ok = self.is_own if self.num_classes is None else self.num_classes >= 2
+        expected = "at least 2 (null, to count them, is for images of one's own)"
+        require(ok, "dataset.num_classes", self.num_classes, expected)
+        ok = self.size is None or self.size >= 1
+        require(ok, "dataset.size", self.size, "at least 1 pixel, or null")
         for key, values in (("mean", self.mean), ("std", self.std)):
             expected = "three numbers, one per channel, or null to measure both"
             ok = (self.mean is None) == (self.std is None)
@@ -124,7 +144,8 @@ class Optimizer(Part):
 
     The rate of epoch e (from 1) is lr * gamma ** (number of milestones passed), with `cosine` that
     times half a cosine from 1 to 0, and with `warmup` that times a ramp from 0 to 1, step by step.
-    Milestones and warmup are fractions of the epochs, so that a shortened run keeps its shape.
+    Milestones and warmup are fractions of the epochs, so that a shortened run keeps its shape. The
+    first milestone is at the end of the first epoch or later, the next an epoch later or more.
     `_target_(parameters, lr=, **args)` is a class of torch.optim, or one like them; weight_decay,
     momentum, nesterov and betas are among its arguments unless they are null.
     """

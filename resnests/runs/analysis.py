@@ -6,15 +6,11 @@ It lies beside the record of the analysis, in the folder `analysis` of the run t
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
-from typing import Any
 
-from resnests.config.schema import Analysis as Options
-from resnests.runs.record import BrokenRecord, checked
+from resnests.config.schema import AnalysisOptions
+from resnests.runs.record import Document, checked
 
-SCHEMA = 1
 TRAINED, LAST_MAPS, PREFIX = "trained", "last_maps", "prefix"
 
 
@@ -46,7 +42,7 @@ class Solve:
 
 
 @dataclass
-class Analysis:
+class Analysis(Document):
     """The content of analysis.json."""
 
     l2: float | int
@@ -68,7 +64,7 @@ class Analysis:
     smallest_singular_value_of_the_last: float | int | None = None
     solves: list = field(default_factory=list)
 
-    def is_made_with(self, options: Options) -> bool:
+    def is_made_with(self, options: AnalysisOptions) -> bool:
         return (self.l2, self.tolerance) == (options.l2, options.tolerance)
 
     def find(self, quantity: str, family: str, group: str) -> Solve | None:
@@ -107,21 +103,10 @@ class Analysis:
                 values[f"{name}.{metric}"] = _get(solve, metric)
         return values
 
-    def to_json(self) -> str:
-        """Raises a ValueError for numbers that are not finite, which JSON does not have."""
-        values = {"schema": SCHEMA} | dataclasses.asdict(self)
-        return json.dumps(values, indent=1, allow_nan=False) + "\n"
-
     @classmethod
     def from_json(cls, text: bytes) -> Analysis:
-        """The analysis in `text`, with its types checked; raises BrokenRecord."""
-        try:
-            raw: Any = json.loads(text)
-        except ValueError as error:
-            raise BrokenRecord(f"no JSON ({error})") from error
-        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-            raise BrokenRecord(f"no analysis of schema {SCHEMA}")
-        analysis = checked(cls, raw)
+        """Return the analysis in `text`, with its types checked; raise BrokenRecord."""
+        analysis = checked(cls, cls.object_of(text))
         analysis.solves = [checked(Solve, solve) for solve in analysis.solves]
         return analysis
 

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar, get_type_hints
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_type_hints
 
 from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.config.schema import Config, config_dict
+from resnests.errors import UserError
 
 SCHEMA = 1
 STATUSES = ("running", "complete", "diverged", "failed", "killed", "interrupted")
@@ -25,6 +27,49 @@ T = TypeVar("T")
 
 class BrokenRecord(ValueError):
     """A record.json that is torn, foreign or inconsistent."""
+
+
+class UnreadableRun(BrokenRecord, UserError):
+    """A run that is there and cannot be read: another user's, or on a disk that fails."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(f"{path}: cannot be read ({error.strerror}); it belongs to {owner(path)}")
+
+
+def owner(path: Path) -> str:
+    """Return the name of the user who owns `path`, or the first folder above it that one can ask
+    about.
+    """
+    for place in (path, *path.absolute().parents):
+        try:
+            return place.owner()
+        except KeyError:  # a user without a name
+            return f"user {place.stat().st_uid}"
+        except OSError:
+            continue
+    return "nobody"
+
+
+class Document:
+    """A dataclass that is a JSON file of schema 1."""
+
+    def to_json(self) -> str:
+        """Return the text; raise a ValueError for numbers that are not finite, which JSON does not
+        have.
+        """
+        values = {"schema": SCHEMA} | dataclasses.asdict(cast(Any, self))
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def object_of(cls, text: bytes) -> dict[str, Any]:
+        """Return the JSON object in `text`; raise BrokenRecord where it is none of our schema."""
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise BrokenRecord(f"no JSON ({error})") from error
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            raise BrokenRecord(f"no {cls.__name__.lower()} of schema {SCHEMA}")
+        return raw
 
 
 @dataclass
@@ -51,7 +96,7 @@ class Provenance:
 
 
 @dataclass
-class Record:
+class Record(Document):
     """The content of record.json. What was not measured is None."""
 
     task: str  # train, evaluate or analyze
@@ -77,6 +122,7 @@ class Record:
     weights_sha256: str | None = None
     mean: list | None = None  # that images were normalised with, of values scaled to [0, 1]
     std: list | None = None
+    num_classes: int | None = None  # that were counted, or asked for
     peak_memory_bytes: int | None = None
     peak_device_memory_bytes: int | None = None
     arithmetic: str | None = None  # of convolutions and matrix products on the device, as fp32
@@ -97,23 +143,13 @@ class Record:
             provenance=provenance,
         )
 
-    def to_json(self) -> str:
-        """Raises a ValueError for numbers that are not finite, which JSON does not have."""
-        values = {"schema": SCHEMA} | dataclasses.asdict(self)
-        return json.dumps(values, indent=1, allow_nan=False) + "\n"
-
     @classmethod
     def from_json(cls, text: bytes) -> Record:
-        """The record in `text`, with its types checked; raises BrokenRecord.
+        """Return the record in `text`, with its types checked; raise BrokenRecord.
 
         Keys that this version does not know are passed over.
         """
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise BrokenRecord(f"no JSON ({error})") from error
-        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-            raise BrokenRecord(f"no record of schema {SCHEMA}")
+        raw = cls.object_of(text)
         raw.setdefault("task", "train")  # the first records did not say
         raw["provenance"] = checked(Provenance, raw.get("provenance"))
         record = checked(cls, raw)
@@ -159,10 +195,11 @@ _hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def is_recent(progress: dict[str, Any], stale: float = 60.0) -> bool:
-    """Whether a sign of life is at most `stale` seconds away; from far ahead it is no better than
-    an old one, as its clock is wrong.
+    """Return whether a heartbeat is at most `stale` seconds away; from far ahead it is no better
+    than an old one, as its clock is wrong.
     """
-    return abs(time.time() - progress.get("time", 0.0)) < stale
+    last = progress.get("time")
+    return isinstance(last, int | float) and abs(time.time() - last) < stale
 
 
 def checked(kind: type[T], raw: Any) -> T:

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from resnests.config.schema import Config, config_dict, config_from
 from resnests.errors import UserError, guarded
 from resnests.models.resnet import build_network
+from resnests.models.weights import load_weights
 from resnests.runs.directory import RunDirectory, write_atomic
 from resnests.runs.record import Record
 from resnests.runs.weights import export_target, finished
 from resnests.sharing.card import card
-from resnests.training.checkpoint import load_weights
 
 FILES = {
     "safetensors": "model.safetensors",
@@ -48,7 +48,8 @@ def export(config: Config) -> Path:
     directory = finished(config)
     record = directory.read_record()
     assert record is not None
-    model = build_network(config.arch, config.variant, config.dataset.num_classes)
+    classes = config.dataset.num_classes or record.num_classes or 0
+    model = build_network(config.arch, config.variant, classes)
     load_weights(directory.weights_file, model)
     model.eval()
     data = _WRITERS[config.format](model, _images(config, 2))
@@ -77,7 +78,7 @@ def _about(config: Config, record: Record, data: bytes) -> dict[str, Any]:
         "sha256": hashlib.sha256(data).hexdigest(),
         "arch": tree["arch"],
         "variant": tree["variant"],
-        "num_classes": config.dataset.num_classes,
+        "num_classes": config.dataset.num_classes or record.num_classes,
         "parameters": record.parameters,
         "mean": record.mean or config.dataset.mean,
         "std": record.std or config.dataset.std,

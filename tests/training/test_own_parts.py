@@ -8,15 +8,14 @@ import torch
 from helpers import REPOSITORY, history, tiny
 
 from resnests.config.schema import config_dict, config_from, part_from
-from resnests.config.targets import source_files
 from resnests.data.sources import SOURCES
 from resnests.data.splits import load
 from resnests.errors import UserError
 from resnests.models.resnet import build_network
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Record
-from resnests.training import preflight
-from resnests.training.experiment import run_experiment
+from resnests.tasks import preflight
+from resnests.tasks.experiment import run_experiment
 from resnests.training.optim import build_optimizer
 
 HEADS = """
@@ -60,7 +59,6 @@ def _module(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(HEADS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    source_files.cache_clear()
 
 
 def config(*overrides: str, **parts):

@@ -1,6 +1,6 @@
 """Whether the pieces that a user brought fit together, seen before the first run of a sweep.
 
-    python -m resnests.training.preflight < configs.json      # a list of configurations
+    python -m resnests.tasks.preflight < configs.json      # a list of configurations
 
 Each data set is read, and each network, head and optimizer built and trained on a batch of two
 images. The first that fails is one line on standard error, and exit status 2.
@@ -28,7 +28,7 @@ from resnests.training.optim import build_optimizer
 def check(config: Config, train: Split) -> None:
     """Raises a UserError that names the piece that fails, on images of `train`."""
     dataset = with_statistics(config.dataset, train)
-    model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed)
+    model = initial_model(config.arch, config.variant, dataset.class_count, config.seed)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     images, labels = next(Images(train, dataset, torch.device("cpu")).batches(2))
     named = config.variant if config.variant.target is not None else config.arch
@@ -38,7 +38,7 @@ def check(config: Config, train: Split) -> None:
     except Exception as error:
         size = "x".join(map(str, images.shape))
         raise broken(f"{what}: a batch of {size} fails", error) from error
-    expected = (len(images), dataset.num_classes)
+    expected = (len(images), dataset.class_count)
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != expected:
         raise UserError(f"{what}: expected logits of shape {expected}, not {shape}")
