@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from resnests.config.recipe import telling_keys
+from resnests.config.recipe import IMAGES, telling_keys
 from resnests.paper import ARCHS, VARIANTS, arch_label, learning_rate, variant_label
 from resnests.text import as_typed
 
@@ -33,12 +33,11 @@ ROW = ["dataset", "arch", "row"]
 
 _FIRST = {"dataset": ("cifar10", "cifar100"), "arch": ARCHS, "row": (), "variant": VARIANTS}
 _GIVEN = "given weights"
-IMAGES = "digests.dataset"  # of images that have no checksum of their own; earlier runs lack it
 NO_DIGEST = "images not on record"
 # What the variants of one row may differ in.
 _OF_VARIANT = ("variant.", "weights", "task", "optimizer.lr")
 # What matters to the numbers of given weights.
-_OF_EVALUATION = ("dataset.", "arch.", "trainer.precision", "pipeline.", IMAGES)
+_OF_EVALUATION = ("dataset.", "arch.", "trainer.precision", "pipeline.")
 # What no note on the common recipe needs to say: rows, columns and titles do.
 _SAID = (
     "arch.", "variant.", "optimizer.lr",

@@ -15,11 +15,11 @@ import trees
 from curves import EPOCHS, Training
 from helpers import REPOSITORY, TINY, make_config, run_command
 
+from resnests.commands import track as export_module
 from resnests.commands.track import export
 from resnests.config.recipe import recipe_hash
 from resnests.errors import UserError
 from resnests.runs.directory import find_runs
-from resnests.trackers import export as export_module
 from resnests.trackers import sync as sync_module
 from resnests.trackers.run_sync import RunSync
 from resnests.trackers.sync import TrackerThread, syncing
@@ -368,7 +368,7 @@ def test_finished_runs_are_exported_once_and_running_ones_are_not(tmp_path, monk
     ("arguments", "said"),
     [
         (["--to", "comet"], "--to comet: expected one of tensorboard, wandb, mlflow"),
-        (["--to", "wandb", "--statistic", "median"], "--to sends everything, and goes with no"),
+        (["--to", "wandb", "--statistic", "median"], "--to goes with no other option"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(tmp_path, arguments, said):
