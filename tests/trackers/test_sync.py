@@ -249,11 +249,13 @@ def test_a_run_that_starts_afresh_while_it_is_open_is_another(tmp_path, mine):
 
 def test_ids_are_those_of_earlier_versions(tmp_path):
     rows = trees.history_rows(90.0, EPOCHS)
-    run = trees.add_run(tmp_path, history=rows, trainer__epochs=EPOCHS)
+    images = {"dataset__mean": [0.5] * 3, "dataset__std": [0.25] * 3}
+    run = trees.add_run(tmp_path, history=rows, trainer__epochs=EPOCHS, **images)
     record = run.read_record()
     assert first_epoch_id(record, run.history_rows()) == "72dfbded35b1f8a9"
     assert first_epoch_id(record, []) == "faee65cdeb73eb09"
     given = {"task": "evaluate", "weights": "x.pt", "record": {"weights_sha256": "ab"}}
+    given |= images
     assert first_epoch_id(trees.add_run(tmp_path, **given).read_record(), []) == "794a1a4a3942e806"
 
 
