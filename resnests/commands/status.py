@@ -64,8 +64,8 @@ class Status:
         self.copies: list[str] = []
 
     def look(self) -> Group:
-        """Counts of all runs, a table of them by cell, and a line for each that runs or did not
-        finish.
+        """Return counts of all runs, a table of them by cell, and a line for each that runs or did
+        not finish.
         """
         frame, warnings = self.reader.read()
         if frame is not self.frame:
@@ -128,7 +128,7 @@ def _unfinished_analyses(runs: pd.DataFrame) -> list[dict]:
 
 
 def _line(run: dict) -> str:
-    """One run that is not complete: how far it is, or why it ended."""
+    """Return one run that is not complete: how far it is, or why it ended."""
     label = f"{run['status']}: {run['dataset']}/{run['arch']}/{run['variant']} seed={run['seed']}"
     if not run["status"].endswith("running"):
         reason = "" if pd.isna(run["error"]) else f": {run['error']}"

@@ -65,7 +65,7 @@ def load_runs(
 
 
 def read_runs(root: Path | str, trials: bool = False) -> tuple[pd.DataFrame, list[str]]:
-    """The frame of load_runs, and one line for each record that could not be used."""
+    """Return the frame of load_runs, and one line for each record that could not be used."""
     return Reader(root, trials).read()
 
 
