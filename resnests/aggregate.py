@@ -30,6 +30,7 @@ EXAMPLES = """examples:
   python aggregate.py --list status=failed   their directories
   python aggregate.py --show arch=resnet20 variant=standard seed=0    one run, whole
   python aggregate.py --best 3               the best runs on held-out images
+  python aggregate.py --delete status=failed says which runs that would delete; --yes deletes them
   python aggregate.py --status --watch       how far a sweep is, seen from another terminal
 """
 
@@ -61,6 +62,9 @@ def parser() -> argparse.ArgumentParser:
     add("--show", action="store_true", help=whole)
     best = "instead of tables, the N complete runs with the highest accuracy"
     add("--best", metavar="N", type=int, help=best)
+    gone = "instead of tables, delete the runs that are meant; without --yes it only says which"
+    add("--delete", action="store_true", help=gone)
+    add("--yes", action="store_true", help="with --delete: do it")
     by = "with --best: on held-out images (default), or on the test set, which then decides"
     add("--by", choices=("validation", "test"), default="validation", help=by)
     again = "with --status or --to: again and again, until Ctrl-C; --to ends with the last run"
@@ -86,6 +90,8 @@ def _aggregate() -> None:
         raise UserError("--watch goes with --status or --to")
     if arguments.by == "test" and arguments.best is None:
         raise UserError("--by goes with --best")
+    if arguments.yes and not arguments.delete:
+        raise UserError("--yes goes with --delete")
     if arguments.status:
         from resnests.commands.status import show
 
@@ -95,8 +101,8 @@ def _aggregate() -> None:
     )
     runs, warnings = read_runs(root, arguments.trials)
     runs = select(runs, query)
-    if arguments.list or arguments.show or arguments.best is not None:
-        return _print_runs(runs, arguments)
+    if arguments.list or arguments.show or arguments.delete or arguments.best is not None:
+        return _single_runs(runs, query, arguments)
     if arguments.epoch == "best":
         runs = at_best_epoch(runs)
     runs, copies = drop_copies(label_rows(runs))
@@ -115,18 +121,23 @@ def _runs_and_query(words: list[str]) -> tuple[str, list[str]]:
     return roots[0] if roots else "runs", query
 
 
-def _print_runs(runs: pd.DataFrame, arguments: argparse.Namespace) -> None:
+def _single_runs(runs: pd.DataFrame, query: list[str], arguments: argparse.Namespace) -> None:
+    """Print or delete the runs that are meant; exit with status 1 where some could not be."""
     from resnests.commands import runs as commands
 
-    asked = [arguments.list, arguments.show, arguments.best is not None]
+    asked = [arguments.list, arguments.show, arguments.delete, arguments.best is not None]
     if sum(asked) > 1 or arguments.output:
-        raise UserError("--list, --show and --best go with none of each other, nor with --output")
+        raise UserError("--list, --show, --best and --delete go neither together nor with --output")
     if arguments.list:
         commands.print_paths(runs)
     elif arguments.show:
         commands.print_run(runs)
-    else:
+    elif arguments.best is not None:
         commands.print_best(runs, arguments.best, arguments.by)
+    elif not query:
+        raise UserError("--delete: expected words that say which runs, such as status=failed")
+    else:
+        sys.exit(commands.delete_runs(runs, arguments.yes))
 
 
 def main() -> None:

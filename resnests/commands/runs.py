@@ -1,14 +1,18 @@
-"""Single runs, as lines: where they are, one of them whole, and the best."""
+"""Single runs: where they are, one of them whole, the best, and away with them."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from contextlib import ExitStack, suppress
 
 import pandas as pd
+from filelock import Timeout
 
 from resnests.config.recipe import telling_keys
 from resnests.errors import UserError
-from resnests.runs.directory import RunDirectory
+from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import METRICS
 from resnests.text import as_typed, duration
 
@@ -70,6 +74,57 @@ def print_best(runs: pd.DataFrame, count: int, by: str) -> None:
         print(f"{by} {accuracy:.2f}%  {path}")
     if by == "test":
         print("chosen on the test set, whose accuracy therefore flatters these runs")
+
+
+def delete_runs(runs: pd.DataFrame, sure: bool) -> int:
+    """Delete the directories of `runs`, or only print them unless `sure`; return 1 where some are
+    left, else 0.
+    """
+    left = 0
+    for path in runs["path"]:
+        reason = _delete(RunDirectory(path), sure)
+        left += reason is not None
+        print(
+            f"{'deleted' if sure else 'would delete'} {path}"
+            if not reason
+            else f"left {path}, {reason}"
+        )
+    if not sure:
+        print(f"{len(runs) - left} of {len(runs)} runs; --yes deletes them")
+    return int(sure and left > 0)
+
+
+def _delete(run: RunDirectory, sure: bool) -> str | None:
+    """Delete a run if `sure`; return why it cannot be deleted, None where it can.
+
+    Its locks are held meanwhile, so that nobody works on it and a sweep that waits for it sees that
+    it is gone. First it is moved aside, whole: if this process is killed then, nothing is lost.
+    Without its record it is no run any more, whatever of it is still to be removed.
+    """
+    if run.path.is_symlink():
+        return "a link, which rm removes"
+    if len(list(find_runs(run.path))) > 1:
+        return "which has other runs below it"
+    try:
+        if not sure:
+            held = run.is_locked() or run.analysis.is_locked()
+            return "on which a process works" if held else None
+        with ExitStack() as locks:
+            for directory in (run, run.analysis):
+                if directory.path.is_dir():
+                    locks.enter_context(directory.lock().acquire(blocking=False))
+            aside = run.path.with_name(f".deleted.{run.path.name}.{os.getpid()}")
+            run.path.rename(aside)
+            RunDirectory(aside).record_file.unlink()
+            shutil.rmtree(aside)
+    except Timeout:
+        return "on which a process works"
+    except (OSError, UserError) as error:
+        return f"which cannot be removed ({error})"
+    with suppress(OSError):  # other runs are in them
+        for parent in list(run.path.parents)[:4]:
+            parent.rmdir()
+    return None
 
 
 def _differences(directory: RunDirectory, recipe: dict[str, object]) -> str:

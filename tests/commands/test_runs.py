@@ -7,7 +7,7 @@ import trees
 from helpers import run_command
 
 from resnests import load_runs
-from resnests.commands.runs import print_best, print_run
+from resnests.commands.runs import delete_runs, print_best, print_run
 from resnests.errors import UserError
 from resnests.results.select import select, split_values
 
@@ -114,3 +114,47 @@ def test_the_best_are_chosen_on_held_out_images_unless_asked(root, capsys):
     assert "flatters" in said
     with pytest.raises(UserError, match="no complete run has validation accuracy"):
         print_best(runs.drop(columns="val_accuracy"), 1, "validation")
+
+
+def test_runs_are_deleted_only_when_that_is_sure(tmp_path):
+    runs = tmp_path / "runs"
+    kept = trees.add_run(runs, 90)
+    failed = trees.add_run(runs, status="failed", arch="resnet8")
+    words = ("--delete", "status=failed")
+    done = aggregate(runs, *words)
+    assert done.stdout.splitlines()[0] == f"would delete {failed.path.relative_to(tmp_path)}"
+    assert failed.path.exists()
+    done = aggregate(runs, *words, "--yes")
+    assert (done.returncode, done.stdout) == (0, f"deleted {failed.path.relative_to(tmp_path)}\n")
+    assert not (runs / "cifar10" / "resnet8").exists(), "nor an empty folder"
+    assert kept.status() == "complete"
+    assert aggregate(runs, "--delete", "--yes").returncode == 2, "all of them need words as well"
+    assert aggregate(runs, "--yes").returncode == 2
+
+
+def test_a_run_that_somebody_holds_is_never_deleted(tmp_path, capsys):
+    held, analysed, outer, free = (trees.add_run(tmp_path, seed=seed) for seed in range(4))
+    analysed.analysis.path.mkdir()
+    trees.add_run(outer.path, arch="resnet8")
+    runs = load_runs(tmp_path, query="arch=resnet20")
+    with held.lock().acquire(blocking=False), analysed.analysis.lock().acquire(blocking=False):
+        for sure in (False, True):
+            assert delete_runs(runs, sure) == int(sure)
+            lines = capsys.readouterr().out.splitlines()
+            assert f"left {held.path}, on which a process works" in lines
+            assert f"left {analysed.path}, on which a process works" in lines
+            assert f"left {outer.path}, which has other runs below it" in lines
+    assert [run.path.exists() for run in (held, analysed, outer, free)] == [True, True, True, False]
+    assert delete_runs(runs[runs["seed"] < 2], True) == 0
+    assert not held.path.exists()
+    assert [path.name for path in tmp_path.rglob("*.deleted*")] == []
+
+
+def test_a_link_is_not_followed_to_what_it_leads_to(tmp_path, capsys):
+    elsewhere = trees.add_run(tmp_path / "elsewhere")
+    link = tmp_path / "runs" / "seed=0"
+    link.parent.mkdir()
+    link.symlink_to(elsewhere.path)
+    assert delete_runs(load_runs(link.parent), True) == 1
+    assert "a link" in capsys.readouterr().out
+    assert elsewhere.status() == "complete"
