@@ -7,9 +7,11 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
-from rich.console import Console, Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.table import Table
 
@@ -59,7 +61,7 @@ class Status:
     def __init__(self, root: str, trials: bool = False, query: Sequence[str] = ()) -> None:
         self.root, self.reader, self.query = root, Reader(root, trials), query
         self.frame: pd.DataFrame | None = None  # of which there are:
-        self.parts: list[str | Table] = []
+        self.parts: list[str | CellTable] = []
         self.unfinished: list[dict] = []
         self.copies: list[str] = []
 
@@ -94,18 +96,39 @@ class Status:
         self.frame = frame
 
 
-def _table(runs: pd.DataFrame, troubles: dict[Cell, notes.Troubles]) -> Table:
+@dataclass
+class CellTable:
+    """The cells as a table, or on a narrow terminal, where it would be cut, as lines."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns = zip(self.header, *self.rows, strict=True)
+        if sum(max(map(cell_len, column)) + 2 for column in columns) <= options.max_width:
+            table = Table(box=None, pad_edge=False, header_style="bold")
+            for name in self.header:
+                table.add_column(name, no_wrap=True)
+            for row in self.rows:
+                table.add_row(*row)
+            yield table
+            return
+        for label, *texts in self.rows:
+            yield label
+            for name, text in zip(self.header[1:], texts, strict=True):
+                yield f"  {name}: {text}"
+
+
+def _table(runs: pd.DataFrame, troubles: dict[Cell, notes.Troubles]) -> CellTable:
     variants = names(runs["variant"])
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("", *map(variant_label, variants)):
-        table.add_column(name, no_wrap=True)
     complete = runs[runs["status"] == "complete"]
     done = complete.groupby(CELL, observed=True).size().to_dict()
+    rows = []
     for (dataset, arch, row), _ in runs.groupby(ROW, observed=True):
         cells = [Cell(dataset, arch, row, variant) for variant in variants]
         texts = [_cell(done.get(cell, 0), troubles.get(cell, {})) for cell in cells]
-        table.add_row(f"{dataset_label(dataset)} {row_name(arch, row)}", *texts)
-    return table
+        rows.append([f"{dataset_label(dataset)} {row_name(arch, row)}", *texts])
+    return CellTable(["", *map(variant_label, variants)], rows)
 
 
 def _cell(done: int, trouble: notes.Troubles) -> str:
