@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from resnests.config.compose import conf_dir, in_one_line, register, require_words
 from resnests.config.schema import config_from
 from resnests.environment import RUN
-from resnests.errors import USER_ERROR, UserError, guarded
+from resnests.errors import USER_ERROR, UserError, guarded, run_command_line
 from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import protocol
@@ -58,6 +58,11 @@ def _refuse_sweeper(name: str | None) -> NoReturn:
 
 
 def main() -> None:
+    """Run the command line of run.py."""
+    run_command_line(_main)
+
+
+def _main() -> None:
     if platform.system() == "Windows":  # it lacks the locks and signals that sweeps rest on
         print("error: resnests trains on Linux and macOS; on Windows under WSL 2", file=sys.stderr)
         sys.exit(USER_ERROR)

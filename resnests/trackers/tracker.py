@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from resnests.errors import UserError
-from resnests.results.frame import flat, text
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import METRICS, Record
+from resnests.text import as_typed, flat
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # ours; the names of their packages and extras
 FINAL_METRICS = (
@@ -86,7 +86,7 @@ def describe(directory: RunDirectory, record: Record, rows: list[Row], id: str) 
     """Describe the run in `directory`, of which `rows` are the history so far."""
     group = f"{record.dataset}/{record.arch}/{record.variant}/{record.recipe}"
     keys = ("dataset", "arch", "variant", "recipe", "seed")
-    values = {key: text(value) for key, value in flat(record.config)}
+    values = {key: as_typed(value) for key, value in flat(record.config)}
     return TrackedRun(
         id=id,
         name=f"{group}/seed={record.seed}",

@@ -15,12 +15,12 @@ import trees
 from curves import EPOCHS, Training
 from helpers import REPOSITORY, TINY, make_config, run_command
 
+from resnests.commands import track as export_module
+from resnests.commands.track import export
 from resnests.config.recipe import recipe_hash
 from resnests.errors import UserError
 from resnests.runs.directory import find_runs
-from resnests.trackers import export as export_module
 from resnests.trackers import sync as sync_module
-from resnests.trackers.export import export
 from resnests.trackers.run_sync import RunSync
 from resnests.trackers.sync import TrackerThread, syncing
 from resnests.trackers.tracker import final_metrics, first_epoch_id, require_installed
@@ -249,11 +249,13 @@ def test_a_run_that_starts_afresh_while_it_is_open_is_another(tmp_path, mine):
 
 def test_ids_are_those_of_earlier_versions(tmp_path):
     rows = trees.history_rows(90.0, EPOCHS)
-    run = trees.add_run(tmp_path, history=rows, trainer__epochs=EPOCHS)
+    images = {"dataset__mean": [0.5] * 3, "dataset__std": [0.25] * 3}
+    run = trees.add_run(tmp_path, history=rows, trainer__epochs=EPOCHS, **images)
     record = run.read_record()
     assert first_epoch_id(record, run.history_rows()) == "72dfbded35b1f8a9"
     assert first_epoch_id(record, []) == "faee65cdeb73eb09"
     given = {"task": "evaluate", "weights": "x.pt", "record": {"weights_sha256": "ab"}}
+    given |= images
     assert first_epoch_id(trees.add_run(tmp_path, **given).read_record(), []) == "794a1a4a3942e806"
 
 
@@ -368,7 +370,7 @@ def test_finished_runs_are_exported_once_and_running_ones_are_not(tmp_path, monk
     ("arguments", "said"),
     [
         (["--to", "comet"], "--to comet: expected one of tensorboard, wandb, mlflow"),
-        (["--to", "wandb", "--statistic", "median"], "--to sends everything, and goes with no"),
+        (["--to", "wandb", "--statistic", "median"], "--to goes with no other option"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(tmp_path, arguments, said):

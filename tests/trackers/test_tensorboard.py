@@ -8,7 +8,7 @@ pytest.importorskip("tensorboard", reason="needs resnests[tensorboard]")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import PLUGIN_NAME, parse_session_start_info_plugin_data
 
-from resnests.trackers.export import export
+from resnests.commands.track import export
 
 TARGET = "resnests.trackers.tensorboard.TensorBoard"
 

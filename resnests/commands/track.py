@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 
 from resnests.config.compose import conf_dir
 from resnests.errors import UserError
+from resnests.results.frame import read_runs
+from resnests.results.select import select
 from resnests.runs.directory import find_runs
 from resnests.runs.record import Record
 from resnests.trackers.run_sync import RunSync, is_trained
@@ -35,14 +37,16 @@ def export(
     names: Sequence[str],
     watch: bool = False,
     is_queued: Callable[[], bool] = lambda: False,
+    query: Sequence[str] = (),
 ) -> None:
-    """Send to each tracker what it lacks of the runs below `root`, then the figures over them.
+    """Send to each tracker what it lacks of the runs below `root` that `query` chooses, then the
+    figures over all.
 
     Without `watch` these are the runs that are over. With it those that are trained are sent as
     they go, until all are over and `is_queued` says that no more will start, or until Ctrl-C.
     Raises a UserError where a tracker fails; with `watch` it is asked again.
     """
-    exports = [Export(root, name) for name in names]
+    exports = [Export(root, name, query) for name in names]
     try:
         while True:
             started = time.monotonic()
@@ -62,8 +66,9 @@ def export(
 class Export:
     """Sends to one tracker what it lacks of the runs below a folder."""
 
-    def __init__(self, root: str, name: str) -> None:
+    def __init__(self, root: str, name: str, query: Sequence[str] = ()) -> None:
         self.root, self.name, self.default = root, name, _settings(name)
+        self.query = query
         self.settings = self.default  # those of the latest run
         self.runs: dict[Path, RunSync] = {}
         self.running = 0
@@ -72,9 +77,10 @@ class Export:
     def sync(self, watch: bool) -> None:
         """Send what is new of the runs that are there by now."""
         self.running = 0
+        meant = self._meant(watch)
         for run in find_runs(self.root):
             record = run.sound_record()
-            if record is None:
+            if record is None or (meant is not None and str(run.path) not in meant):
                 continue
             trained = is_trained(run, record)
             self.running += trained
@@ -90,6 +96,17 @@ class Export:
             raise UserError(f"{self.root}: no run that is over; expected a directory of them")
         if watch:
             self._print_state()
+
+    def _meant(self, watch: bool) -> set[str] | None:
+        """Return the paths of the runs that the query chooses, None where that is all of them."""
+        if not self.query:
+            return None
+        try:
+            return set(select(read_runs(self.root)[0], self.query)["path"])
+        except UserError:
+            if watch:  # they may still start
+                return set()
+            raise
 
     def is_done(self) -> bool:
         return bool(self.runs) and all(sync.is_done for sync in self.runs.values())

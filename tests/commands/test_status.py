@@ -1,5 +1,8 @@
 """aggregate.py --status."""
 
+import dataclasses
+import io
+import json
 import os
 import socket
 from pathlib import Path
@@ -7,11 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import run_command
+from rich.console import Console
 from trees import add_run
 
-from resnests.results.status import Status
-from resnests.runs.directory import RunDirectory
-from resnests.text import duration
+from resnests.commands.status import Status
+from resnests.results import frame
+from resnests.runs.analysis import Analysis
 
 ME = {
     "host": socket.gethostname(),
@@ -99,19 +103,11 @@ def test_status_of_nothing_is_an_error(tmp_path):
     assert run_command("--watch", script="aggregate.py", cwd=tmp_path).returncode != 0
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(1.24, "1.2 s"), (59.4, "59.4 s"), (90, "1:30 min"), (3600, "1:00 h"), (93_600, "26:00 h")],
-)
-def test_durations_are_readable(seconds, text):
-    assert duration(seconds) == text
-
-
 def test_a_look_opens_only_what_has_changed_since_the_last_one(tmp_path, monkeypatch):
     opened = []
-    read = RunDirectory.read_record
+    decode = frame.decode
     monkeypatch.setattr(
-        RunDirectory, "read_record", lambda run: opened.append(run.path.name) or read(run)
+        frame, "decode", lambda text: opened.append(json.loads(text)["seed"]) or decode(text)
     )
     for seed in range(3):
         add_run(tmp_path, seed=seed)
@@ -120,9 +116,39 @@ def test_a_look_opens_only_what_has_changed_since_the_last_one(tmp_path, monkeyp
     assert status.look().renderables[0] == "3 of 4 done, 1 running"
     opened.clear()
     assert status.look().renderables[0] == "3 of 4 done, 1 running"
-    assert opened == ["seed=3"]
+    assert opened == [3]
     opened.clear()
     add_run(tmp_path, seed=1, status="failed")
     add_run(tmp_path, seed=3)
     assert status.look().renderables[0] == "3 of 4 done, 1 failed"
-    assert opened == ["seed=1", "seed=3"]
+    assert opened == [1, 3]
+
+
+def test_an_analysis_that_was_interrupted_is_not_done(tmp_path):
+    run = add_run(tmp_path)
+    run.analysis.path.mkdir()
+    run.analysis.write_analysis(Analysis(5e-4, 5e-4, "0" * 64))
+    started = dataclasses.replace(run.read_record(), task="analyze", status="interrupted")
+    run.analysis.write_record(started)
+    status = Status(str(tmp_path))
+    first, _, line = status.look().renderables
+    assert first == "1 of 1 done, 1 analysis not done"
+    assert line.startswith("analysis interrupted: cifar10/resnet20/standard seed=0; see ")
+    assert line.endswith("analysis/run.log")
+    run.analysis.write_record(dataclasses.replace(started, status="complete"))
+    assert status.look().renderables[0] == "1 of 1 done"
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_every_cell_can_be_read_on_a_narrow_terminal_too(tmp_path, width):
+    for variant in ("standard", "resnest", "bn_resnest", "a_resnest"):
+        for epochs in (10, 20):
+            add_run(tmp_path, variant=variant, status="interrupted", trainer__epochs=epochs)
+            add_run(tmp_path, variant=variant, seed=1, trainer__epochs=epochs)
+    console = Console(width=width, file=io.StringIO())
+    console.print(Status(str(tmp_path)).look().renderables[1])
+    shown = console.file.getvalue()
+    assert shown.count("1 done, 1 interrupted") == 8
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    assert ("  ResNEst: 1 done, 1 interrupted\n" in shown) == (width == 80)
