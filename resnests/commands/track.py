@@ -1,4 +1,4 @@
-"""Runs into a tracker from outside their sweep: `aggregate.py --to`.
+"""Send runs to a tracker from outside their sweep: `aggregate.py --to`.
 
 Nobody has to have thought of a tracker before the runs started, and what a sweep on a cluster
 trains by itself has curves too (`--watch`).
@@ -64,7 +64,7 @@ def export(
 
 
 class Export:
-    """What one tracker gets of the runs below a folder."""
+    """Sends to one tracker what it lacks of the runs below a folder."""
 
     def __init__(self, root: str, name: str, query: Sequence[str] = ()) -> None:
         self.root, self.name, self.default = root, name, _settings(name)

@@ -160,7 +160,7 @@ class Config:
     # export to: a folder
     weights: str | None = free(None)
     format: str = free("official")  # of task=export, one of FORMATS
-    # name -> _target_ and its arguments: what runs are echoed to (trackers/)
+    # name -> _target_ and its arguments: where runs are copied to (trackers/)
     logger: dict[str, Any] = field(default_factory=dict, metadata={"free": True})
     # No key of the user's: what was read from disk and changes the numbers, as runs/digests.py
     # found it when the sweep was planned. It is part of the recipe under keys of its own.

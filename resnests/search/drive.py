@@ -1,4 +1,4 @@
-"""From a space to a finished study: trials are taken, trained and told. No torch.
+"""Bring a study to its end: trials are taken, trained and told. No torch.
 
 The study and the run directories are the only truth, so that any death of any process leaves
 nothing to repair: the same command, here or beside this one, goes on.
@@ -62,7 +62,7 @@ def trial_runs(config: Config) -> list[Run]:
 
 
 class Search:
-    """The trials that this process has at work, each in a thread: see TrialAtWork.work.
+    """Holds the trials that this process has at work, each in a thread: see TrialAtWork.work.
 
     This thread takes them and composes their configurations, which goes one by one: the study is
     locked meanwhile, and Hydra is not made for several threads. So many trials are at work that

@@ -1,4 +1,4 @@
-"""Figures of a search: how it went, and which of its values matter."""
+"""Draw how a search went, and which of its values matter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search is to do, checked before it starts. No torch, and no Optuna yet."""
+"""Check and print what a search is to do, before it starts. No torch, and no Optuna yet."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What a study found: a table of its best trials, trials.csv, figures, and the line that trains
-the winner.
-"""
+"""Show what a study found: its best trials, trials.csv, figures, and what trains the winner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is searched, as Hydra's users write it, and the configurations that its values give.
+"""Read what is to be searched, as Hydra's users write it, and compose what its values give.
 
     optimizer.lr=tag(log, interval(1e-3, 1))     any number in between, evenly over its logarithm
     trainer.batch_size=interval(16, 128)         a whole number, as both ends and the value are
@@ -33,7 +33,7 @@ Value = float | int | str
 
 @dataclass(frozen=True)
 class Dimension:
-    """Numbers from `low` to `high`, or `choices` as they are typed."""
+    """Holds the values of one key: from `low` to `high`, or `choices` as they are typed."""
 
     low: float | int = 0
     high: float | int = 0
@@ -94,7 +94,7 @@ def trial_configs(config: Config) -> list[Config]:
 
 
 class Space:
-    """The dimensions by their keys, each checked at its ends, and what all trials share."""
+    """Holds the dimensions by their keys, each checked at its ends, and what all trials share."""
 
     def __init__(
         self, overrides: Sequence[Override], loader: ConfigLoader, master: DictConfig

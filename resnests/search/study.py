@@ -1,4 +1,4 @@
-"""The trials of a search in Optuna's own storage, from which every process takes its next one.
+"""Keep the trials of a search in Optuna's own storage, where all processes take their next one.
 
     <runs_dir>/study-<name>/
         study.db       Optuna's, an sqlite file: optuna-dashboard sqlite:///<this file>
@@ -36,7 +36,7 @@ WAIT_SECONDS = 60.0  # for another process to finish writing
 
 
 class Study:
-    """The study as one process sees it, and the trials that it has locked.
+    """Holds the study as one process sees it, and the trials that it has locked.
 
     Raises a UserError where the folder has another search in it.
     """

@@ -1,4 +1,4 @@
-"""One trial from its runs to what Optuna is told, in a thread of its own."""
+"""Bring one trial from its runs to what Optuna is told, in a thread of its own."""
 
 from __future__ import annotations
 

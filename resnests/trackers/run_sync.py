@@ -1,4 +1,4 @@
-"""One run in one tracker: what the tracker lacks is sent, again and again, by one process."""
+"""Send to one tracker what it lacks of one run, again and again, by one process at a time."""
 
 from __future__ import annotations
 

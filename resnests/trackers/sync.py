@@ -1,4 +1,4 @@
-"""The process beside a sweep that keeps its trackers at what the run directories have.
+"""Keep the trackers of a sweep at what its run directories have, in a process beside it.
 
     python -m resnests.trackers.sync FILE NAME...    # FILE has a run directory in each line, and
                                                      # grows; the trackers have these names
@@ -63,7 +63,7 @@ def syncing(config: Config, runs: Iterable[RunDirectory] = ()) -> Iterator[Add]:
 
 
 class _Process:
-    """The process as the sweep sees it. Nothing here raises what is a tracker's matter."""
+    """Is the process as the sweep sees it. Nothing here raises what is a tracker's matter."""
 
     def __init__(self, names: Sequence[str], folder: Path) -> None:
         self.names, self.runs = names, list[RunDirectory]()

@@ -1,4 +1,4 @@
-"""Copies runs into TensorBoard's event files: a folder a run, which holds nothing but its curve."""
+"""Copy runs to TensorBoard's event files: a folder a run, which holds nothing but its curve."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from resnests.trackers.tracker import Row, TrackedRun
 
 
 class TensorBoard:
-    """Scalars, figures and hyperparameters; seeds of a cell are one group of the latter."""
+    """Writes scalars, figures and hyperparameters; seeds of a cell are one group of the latter."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)

@@ -1,4 +1,4 @@
-"""What a tracker is, and what it gets of a run: all of it is read from the run directory."""
+"""Define what a tracker is, and read what it gets of a run from the run directory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Row = dict[str, float]
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker needs to find the curve of a run, or to begin one."""
+    """Holds what a tracker needs to find the curve of a run, or to begin one."""
 
     id: str  # 16 hexadecimal digits: of one training from its start on, resumed or not
     name: str  # <dataset>/<arch>/<variant>/<recipe>/seed=<n>
@@ -41,7 +41,7 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """What `_target_` of an entry of `logger` builds, from the other keys of that entry.
+    """Is what `_target_` of an entry of `logger` builds, from the other keys of that entry.
 
     Each run has a tracker of its own, and runs that are trained at the same time are open at the
     same time. All calls of a sweep come from one thread.

@@ -1,4 +1,4 @@
-"""Copies runs into Weights & Biases: a run a run, its cell as group."""
+"""Copy runs to Weights & Biases, where a cell is a group."""
 
 from __future__ import annotations
 

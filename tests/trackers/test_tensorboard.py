@@ -81,6 +81,7 @@ def test_what_starts_afresh_replaces_its_curve(tmp_path):
     assert curve(read(tmp_path / "tb"), "train_loss") == [(1, 3.5)]
 
 
+@pytest.mark.slow
 def test_figures_that_are_sent_twice_are_there_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     training = make_training(tmp_path)
