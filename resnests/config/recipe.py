@@ -46,8 +46,6 @@ def recipe_values(config: Config) -> dict[str, Any]:
     moved = moved_milestones(config.optimizer.milestones, config.trainer.epochs)
     if moved is not None:
         values["optimizer.milestone_epochs"] = moved
-    weights = values.pop(WEIGHTS, None)
-    values.pop(WEIGHTS_OF_SEED, None)  # all seeds of a folder share a recipe
     if config.task == "evaluate" or (config.task == "analyze" and config.weights is not None):
         unused = TRAINING_KEYS if config.dataset.mean is None else TRAINING_KEYS + MEASURING_KEYS
         values = {
@@ -56,7 +54,8 @@ def recipe_values(config: Config) -> dict[str, Any]:
             if key.startswith(EVALUATION_KEYS) and key not in unused
         }
         folder = {"weights": os.path.normpath(str(config.weights))}
-        given = folder if weights is None else {WEIGHTS: weights}
+        # All seeds of a folder share a recipe, although each has a digest of its own.
+        given = {WEIGHTS: config.digests[WEIGHTS]} if WEIGHTS in config.digests else folder
         values |= {"task": "evaluate"} | given
     return values
 
