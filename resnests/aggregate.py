@@ -78,8 +78,8 @@ def _aggregate() -> None:
     arguments = parser().parse_intermixed_args()  # words may stand behind options
     root, query = _runs_and_query(arguments.words)
     if arguments.to:
+        from resnests.commands.queue import queue_lines
         from resnests.commands.track import export
-        from resnests.sweep.executors.queue import queue_lines
 
         alone = parser().parse_intermixed_args(arguments.words)
         alone.to, alone.watch = arguments.to, arguments.watch

@@ -15,7 +15,7 @@ MAX_NAME = 200  # bytes: file systems take 255, and an export has more than one 
 
 
 class UserError(ValueError):
-    """Something the user can mend: shown as one line, without a traceback."""
+    """Says what the user can mend: shown as one line, without a traceback."""
 
 
 class Interrupted(Exception):
@@ -23,8 +23,8 @@ class Interrupted(Exception):
 
 
 class CaptureFailed(RuntimeError):
-    """A step that could not become a CUDA graph. The device is in an unknown state afterwards: only
-    another process, without a graph, may go on.
+    """Says that a step could not become a CUDA graph. The device is in an unknown state afterwards:
+    only another process, without a graph, may go on.
     """
 
 

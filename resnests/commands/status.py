@@ -15,6 +15,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.table import Table
 
+from resnests.commands.queue import queue_lines
 from resnests.errors import UserError
 from resnests.paper import dataset_label, variant_label
 from resnests.results import notes
@@ -22,7 +23,6 @@ from resnests.results.cells import CELL, ROW, Cell, drop_copies, label_rows, nam
 from resnests.results.frame import Reader
 from resnests.results.select import select
 from resnests.runs.directory import RunDirectory
-from resnests.sweep.executors.queue import queue_lines
 from resnests.text import duration
 
 INTERVAL = 2.0  # seconds between two looks of --watch

@@ -34,7 +34,7 @@ def register() -> None:
 
 
 def conf_dir() -> Path:
-    """conf/ inside an installed package, or beside it in a checkout."""
+    """Return the folder conf/: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
@@ -62,14 +62,14 @@ def require_words(words: Sequence[str]) -> None:
             continue  # Hydra says it
         if (conf_dir() / key).is_dir():
             chosen: list[Any] = value.list if isinstance(value, ChoiceSweep) else [value]
-            odd = [one for one in chosen if one is None or isinstance(one, bool | int | float)]
+            bad = [one for one in chosen if one is None or isinstance(one, bool | int | float)]
             expected = f"names of files in {key}/, in quotes where they could be numbers"
-            require(not odd, key, text, expected)
+            require(not bad, key, text, expected)
         elif key in _text_keys():
             items = re.split(r"[,()\s]+", text)
-            odd = [one for one in items if one and _is_read_as_number(one)]
+            numbers = [one for one in items if one and _is_read_as_number(one)]
             expected = f"text, which needs quotes as it could be a number: '{key}=\"{text}\"'"
-            require(not odd, key, text, expected)
+            require(not numbers, key, text, expected)
 
 
 def _is_read_as_number(text: str) -> bool:
@@ -98,8 +98,8 @@ def _keys_of_text(kind: Any, prefix: str) -> Iterator[str]:
 
 
 def in_one_line(error: Exception) -> str:
-    """What Hydra says of an override that cannot be, without the structure of our code, and which
-    key may have been meant.
+    """Return what Hydra says of an override that it refuses, without the structure of our code, and
+    which key may have been meant.
     """
     said = [line.strip() for e in (error, error.__cause__) if e for line in str(e).splitlines()]
     skipped = ["full_key:", "reference_type=", "object_type=", "Config search path:", "provider="]

@@ -62,8 +62,8 @@ def recipe_values(config: Config) -> dict[str, Any]:
 
 
 def recipe_hash(config: Config) -> str:
-    """Eight hexadecimal digits that two configurations share exactly when their numbers may be
-    averaged.
+    """Return eight hexadecimal digits that two configurations share exactly when their numbers may
+    be averaged.
     """
     text = json.dumps(recipe_values(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -95,8 +95,7 @@ def _default(item: dataclasses.Field) -> Any:
 
 
 def telling_keys(values: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The keys that tell recipes apart: in which not all `values` agree, without those that a name
-    implies.
+    """Return the keys in which not all `values` agree, without those that a name implies.
 
     optimizer.name=adamw says all about an optimizer.betas that all recipes with adamw share.
     """

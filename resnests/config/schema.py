@@ -126,7 +126,7 @@ class Sweep:
 
 @dataclass
 class AnalysisOptions:
-    """Of task=analyze; see docs/theory.md."""
+    """Holds the options of task=analyze; see docs/theory.md."""
 
     l2: float = 5e-4  # on the squared norm of a map of standardised features, halved; bias included
     tolerance: float = 5e-4  # nats that a minimum may at most be above the least value
@@ -200,8 +200,8 @@ class Config:
 
 
 def hydra_schema() -> type:
-    """What Hydra composes against: Config, but that the keys of the pieces that users bring are
-    open. config_from checks those.
+    """Return what Hydra composes against: Config, but with open keys in the components that users
+    bring. config_from checks those.
     """
     types = get_type_hints(Config)
     fields: list[tuple] = []
@@ -222,7 +222,7 @@ def hydra_schema() -> type:
 
 
 def _defaults(kind: type[Part]) -> dict[str, Any]:
-    """The values that a piece has where its YAML says nothing: overrides need them to be there."""
+    """Return the values of a component whose YAML says nothing: overrides need them to be there."""
     values = {}
     for item in dataclasses.fields(kind):
         if item.name not in ("_target_", "args"):
@@ -239,7 +239,9 @@ def _structured() -> DictConfig:
 
 
 def config_from(node: DictConfig | dict[str, Any]) -> Config:
-    """The checked Config of a composed or loaded tree; a UserError names what does not fit."""
+    """Return the checked Config of a composed or loaded tree; raise a UserError that names what
+    does not fit.
+    """
     try:
         composed = isinstance(node, DictConfig)
         tree: Any = OmegaConf.to_container(
@@ -261,7 +263,9 @@ def config_from(node: DictConfig | dict[str, Any]) -> Config:
 
 
 def part_from(group: str, values: dict[str, Any]) -> Any:
-    """One piece from what its YAML file holds; a UserError names what does not fit."""
+    """Return one component from what its YAML file holds; raise a UserError that names what does
+    not fit.
+    """
     tree = _with_args(group, PARTS[group], values)
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PARTS[group]), tree))
 
@@ -322,7 +326,7 @@ def _with_args(group: str, kind: type[Part], values: dict[str, Any]) -> dict[str
 
 
 def config_dict(config: Config) -> dict[str, Any]:
-    """The whole configuration as plain dicts, lists and scalars, as it is written in YAML."""
+    """Return the whole configuration as plain dicts, lists and scalars, as it is in YAML."""
     tree = dataclasses.asdict(config)
     for group in PARTS:
         part = tree[group]

@@ -29,7 +29,7 @@ ON_RECORD = ("torch", "torchvision", "numpy", "resnests")
 
 
 def build(group: str, part: Part, *args: Any, **offered: Any) -> Any:
-    """What part._target_ makes of `args`, of part.args, and of those `offered` that it takes.
+    """Return what part._target_ makes of `args`, part.args, and those `offered` that it takes.
 
     Nested `_target_`s among part.args are built before it. Raises a UserError.
     """
@@ -50,7 +50,7 @@ def build(group: str, part: Part, *args: Any, **offered: Any) -> Any:
 
 
 def broken(what: str, error: BaseException) -> UserError:
-    """`error` of a user's code as one line that says where in it."""
+    """Return an error of a user's code as one line that says where in it."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
@@ -58,7 +58,7 @@ def broken(what: str, error: BaseException) -> UserError:
 
 
 def takes(group: str, part: Part, key: str) -> bool:
-    """Whether part._target_ has a parameter `key`, by name or among any others (**kwargs)."""
+    """Return whether part._target_ has a parameter `key`, by name or by **kwargs."""
     found = find(group, part)
     try:
         parameters = inspect.signature(found).parameters
@@ -68,7 +68,7 @@ def takes(group: str, part: Part, key: str) -> bool:
 
 
 def find(group: str, part: Part) -> Callable[..., Any]:
-    """The callable that part._target_ names; raises a UserError."""
+    """Return the callable that part._target_ names; raise a UserError."""
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     what = f"{group}._target_={part.target}"
@@ -97,7 +97,7 @@ def code_digest(part: Part) -> str | None:
     """
     released: set[str] = set()
     files: dict[str, Path] = {}
-    for target in set(_targets(part)):
+    for target in set(targets(part)):
         release = _release(target)
         if release is not None:
             released.add(release)
@@ -182,7 +182,8 @@ def _release(target: str) -> str | None:
 _distributions = cache(metadata.packages_distributions)  # which reads all that is installed
 
 
-def _targets(part: Part) -> Iterator[str]:
+def targets(part: Part) -> Iterator[str]:
+    """Yield the import paths of all that `part` brings, those of its arguments included."""
     pending: list[Any] = [{"_target_": part.target}, part.args]
     while pending:
         value = pending.pop()

@@ -16,7 +16,7 @@ TRAINED, LAST_MAPS, PREFIX = "trained", "last_maps", "prefix"
 
 @dataclass
 class Solve:
-    """A linear map of some features: the network's own, or the best one.
+    """Describes a linear map of some features: the network's own, or the best one.
 
     Losses are mean cross-entropies in nats, accuracies in percent. `value` is the training loss
     plus l2/2 |map|^2 over standardised features, at most `gap` above its least value; value and
@@ -43,7 +43,7 @@ class Solve:
 
 @dataclass
 class Analysis(Document):
-    """The content of analysis.json."""
+    """Holds the content of analysis.json."""
 
     l2: float | int
     tolerance: float | int  # nats
@@ -72,8 +72,8 @@ class Analysis(Document):
         return next((s for s in self.solves if (s.quantity, s.family, s.group) == keys), None)
 
     def summary(self) -> dict[str, float | None]:
-        """Of training with penalty: trained (a), last_maps (b), bound (c), linear (e), eps =
-        (b) - (c) with eps_error, how far certificates leave it open to either side, and slack =
+        """Return, of training with penalty, trained (a), last_maps (b), bound (c), linear (e), eps
+        = (b) - (c) with eps_error, how far certificates leave it open to either side, and slack =
         (a) - (b); of squared error (b), (c) and eps; and the losses of (a), (b) and (c) on their
         own, as trained.test_loss. None where there is no such thing, no result, or not yet.
         """

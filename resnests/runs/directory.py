@@ -6,7 +6,7 @@ torch.
                        python run.py --config-path=<this directory> --config-name=config
         record.json    status, final metrics, configuration, timings, provenance
         history.csv    one row an epoch
-        progress.json  the latest sign of life of a running training, about once a second
+        progress.json  the latest heartbeat of a running training, about once a second
         checkpoint.pt  what resuming needs; checkpoint.previous.pt is the one before it
         model.pt       the final weights, a plain state dict under the official names
         model_epoch_<n>.pt   those after epoch n, of trainer.keep_epochs
@@ -101,12 +101,12 @@ class RunDirectory:
 
     @property
     def analysed(self) -> RunDirectory:
-        """The run that this directory, of task=analyze, is about."""
+        """Return the run that this directory, of task=analyze, is about."""
         return RunDirectory(self.path.parent)
 
     @property
     def analysis(self) -> RunDirectory:
-        """Where this run's analysis is, or would be."""
+        """Return where this run's analysis is, or would be."""
         return RunDirectory(self.path / ANALYSIS)
 
     def write_config(self, config: Config) -> None:
@@ -177,25 +177,25 @@ class RunDirectory:
         write_atomic(self.analysis_file, analysis.to_json().encode())
 
     def read_analysis(self) -> Analysis | None:
-        """The analysis so far, None where there is no sound one."""
+        """Return the analysis so far, None where there is no sound one."""
         try:
             return Analysis.from_json(self.analysis_file.read_bytes())
         except (OSError, BrokenRecord):
             return None
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
-        """Rows of HISTORY's columns; a value that was not measured stays empty."""
+        """Write rows of HISTORY's columns; a value that was not measured stays empty."""
         write_atomic(self.history_file, history.to_csv(rows))
 
     def read_history(self, columns: tuple[str, ...] = HISTORY) -> dict[str, list[float]]:
-        """The named columns, a value per epoch, nan where nothing was measured; raises
+        """Return the named columns, a value per epoch, nan where nothing was measured; raise
         BrokenRecord.
         """
         return history.read(self.history_file, columns)
 
     def history_rows(self) -> list[dict[str, float]]:
-        """The rows of history.csv so far, nan where nothing was measured; [] where there is no
-        sound file.
+        """Return the rows of history.csv so far, nan where nothing was measured; [] where there is
+        no sound file.
         """
         try:
             table = self.read_history()
@@ -206,11 +206,11 @@ class RunDirectory:
         ]
 
     def write_progress(self, progress: dict[str, Any]) -> None:
-        sign = progress | {"time": time.time(), "host": socket.gethostname()}
-        write_atomic(self.progress_file, json.dumps(sign).encode())
+        heartbeat = progress | {"time": time.time(), "host": socket.gethostname()}
+        write_atomic(self.progress_file, json.dumps(heartbeat).encode())
 
     def read_progress(self) -> dict[str, Any]:
-        """The latest sign of life ({} where there is none): state, device, epoch, loss, ...,
+        """Return the latest heartbeat ({} where there is none): state, device, epoch, loss, ...,
         time (Unix seconds), host.
         """
         try:
@@ -224,7 +224,7 @@ class RunDirectory:
         return self.path / f"model_epoch_{epoch}.pt"
 
     def unsent(self, tracker: str = "*") -> Path:
-        """Where it says why `tracker` has not all of the run."""
+        """Return the file that says why `tracker` has not all of the run."""
         return self.path / f"unsent.{tracker}"
 
     def sync_file(self, tracker: str = "*") -> Path:
@@ -308,7 +308,7 @@ class RunDirectory:
         return True
 
     def clear(self) -> None:
-        """Forget what an earlier attempt left, but for its log and the lock."""
+        """Remove what an earlier attempt left, but for its log and the lock."""
         gone = (self.record_file, self.history_file, self.progress_file, self.weights_file)
         of_these_weights = (self.analysis.record_file, self.analysis.analysis_file)
         unsent = self.path.glob(self.unsent().name)
@@ -325,7 +325,7 @@ class RunDirectory:
 
 
 def study_folder(config: Config) -> Path:
-    """Where the study of a search is, and below it the run directories of its trials."""
+    """Return where the study of a search is, and below it the run directories of its trials."""
     return Path(config.runs_dir) / f"study-{config.tune.study}"
 
 

@@ -26,11 +26,11 @@ T = TypeVar("T")
 
 
 class BrokenRecord(ValueError):
-    """A record.json that is torn, foreign or inconsistent."""
+    """Says that a record.json is torn, foreign or inconsistent."""
 
 
 class UnreadableRun(BrokenRecord, UserError):
-    """A run that is there and cannot be read: another user's, or on a disk that fails."""
+    """Says that a run is there and cannot be read: another user's, or on a disk that fails."""
 
     def __init__(self, path: Path, error: OSError) -> None:
         super().__init__(f"{path}: cannot be read ({error.strerror}); it belongs to {owner(path)}")
@@ -51,7 +51,7 @@ def owner(path: Path) -> str:
 
 
 class Document:
-    """A dataclass that is a JSON file of schema 1."""
+    """Makes a dataclass a JSON file of schema 1."""
 
     def to_json(self) -> str:
         """Return the text; raise a ValueError for numbers that are not finite, which JSON does not
@@ -74,7 +74,7 @@ class Document:
 
 @dataclass
 class Provenance:
-    """Where the numbers of a run come from; times are Unix seconds.
+    """Says where the numbers of a run come from; times are Unix seconds.
 
     A run that ended before it could say so itself has nothing but the host.
     """
@@ -82,6 +82,9 @@ class Provenance:
     git_commit: str | None = None  # of the code; None outside a checkout
     git_dirty: bool | None = None  # whether the code was changed since
     versions: dict = field(default_factory=dict)  # package -> version
+    # the user's own repositories, each {"repository", "commit", "dirty"}: those of the working
+    # directory and of the parts that were brought
+    own_code: list = field(default_factory=list)
     device: str | None = None
     device_name: str | None = None
     threads: int | None = None
@@ -97,7 +100,7 @@ class Provenance:
 
 @dataclass
 class Record(Document):
-    """The content of record.json. What was not measured is None."""
+    """Holds the content of record.json. What was not measured is None."""
 
     task: str  # train, evaluate or analyze
     status: str  # one of STATUSES
@@ -126,10 +129,12 @@ class Record(Document):
     peak_memory_bytes: int | None = None
     peak_device_memory_bytes: int | None = None
     arithmetic: str | None = None  # of convolutions and matrix products on the device, as fp32
+    classes: list | None = None  # their names in the order of their labels, where the data has any
+    images: dict = field(default_factory=dict)  # split -> number of images of each class
 
     @classmethod
     def of(cls, config: Config, provenance: Provenance) -> Record:
-        """The record of a run that starts now."""
+        """Return the record of a run that starts now."""
         return cls(
             task=config.task,
             status="running",
@@ -157,10 +162,10 @@ class Record(Document):
         return record
 
     def is_alive(self, progress: dict[str, Any]) -> bool:
-        """Whether the process of a running record still works.
+        """Return whether the process of a running record still works.
 
-        Asks the operating system on the host that the run is on, and elsewhere believes recent
-        signs of life.
+        Asks the operating system on the host that the run is on, and elsewhere believes a
+        recent heartbeat.
         """
         if self.provenance.host != socket.gethostname():
             return is_recent(progress)
@@ -203,7 +208,7 @@ def is_recent(progress: dict[str, Any], stale: float = 60.0) -> bool:
 
 
 def checked(kind: type[T], raw: Any) -> T:
-    """The dataclass `kind` of a JSON object; raises BrokenRecord where a type does not fit."""
+    """Return the dataclass `kind` of a JSON object; raise BrokenRecord where a type is wrong."""
     if not isinstance(raw, dict):
         raise BrokenRecord(f"{kind.__name__.lower()} is {raw!r}, not an object")
     hints = _hints(kind)

@@ -88,8 +88,8 @@ def test_a_word_that_hydra_takes_for_something_else_is_refused(word, said):
 
 
 def test_words_that_mean_what_they_say_pass():
-    words = ["-m", "arch=resnet8,resnet20", "seed=range(3)", "trainer.epochs=1_000",
-             "runs_dir=2024", 'weights="runs/seed=0/model.pt"', "arch.name='1_1'", "tune.study=my_1", "--cfg=job",
-             "optimizer.clip_norm=null,1.0", "logger=[tensorboard]", "arch=glob(*)",
-             "optimizer.lr=tag(log, interval(1e-3, 1))", "foo bar=("]  # fmt: skip
-    require_words(words)
+    text = "runs_dir=2024", 'weights="runs/seed=0/model.pt"', "arch.name='1_1'", "tune.study=my_1"
+    numbers = "trainer.epochs=1_000", "seed=range(3)", "optimizer.clip_norm=null,1.0"
+    choices = "arch=resnet8,resnet20", "logger=[tensorboard]", "arch=glob(*)"
+    words = ["-m", "--cfg=job", "optimizer.lr=tag(log, interval(1e-3, 1))", "foo bar=("]
+    require_words([*words, *text, *numbers, *choices])

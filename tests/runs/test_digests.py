@@ -159,6 +159,15 @@ def test_where_images_are_measured_what_measures_them_is_part_of_an_evaluation(h
     assert len({recipe(*given), recipe(*given, keep[0]), recipe(*given, keep[1])}) == 1
 
 
+def test_what_no_evaluation_uses_is_no_part_of_it(here):
+    (here / "m.pt").touch()
+    given = "task=evaluate", "weights=m.pt"
+    unused = "dataset.flip=true", "optimizer.lr=7", "trainer.epochs=9", "pipeline.crop_padding=1"
+    assert len({recipe(*given), *(recipe(*given, word) for word in unused)}) == 1
+    used = "dataset.test_limit=30", "trainer.precision=bf16", "arch.widths=[8,16]"
+    assert len({recipe(*given), *(recipe(*given, word) for word in used)}) == 4
+
+
 def test_weights_of_a_run_of_ours_are_evaluated_with_its_mean_and_std(here):
     run = RunDirectory("run")
     run.path.mkdir()

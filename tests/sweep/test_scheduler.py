@@ -143,7 +143,7 @@ def test_what_another_sweep_trains_is_waited_for_and_ours_if_it_gives_it_back(ru
 
     def move(queue, job, run):
         if queue.polls == 3:
-            other.lock.release()
+            other.release()
         if run.index == 0 or queue.polls > 3:
             finish(queue, job, run)
 
@@ -159,7 +159,7 @@ def test_a_run_whose_job_found_it_taken_is_settled_when_the_other_lets_go(runs):
             job.state = State.OVER
         elif run.index == 0 or queue.polls > 3:
             finish(queue, job, run)
-        if queue.polls == 2 and other.is_locked:
+        if queue.polls == 2 and other.is_held():
             put(runs[0], "interrupted", epochs=1)
             other.release()
 
