@@ -36,19 +36,6 @@ SGD = {
     "weight_decay": 5e-4,
     "milestones": [0.3, 0.6, 0.8],
 }
-# What the real collector writes, with what differs from machine to machine made equal.
-PROVENANCE = dataclasses.asdict(collect(torch.device("cpu"))) | {
-    "git_commit": "0123456789abcdef0123456789abcdef01234567",
-    "git_dirty": False,
-    "versions": {"python": "3.11.7", "torch": "2.5.0"},
-    "device_name": "CPU",
-    "host": "nowhere",
-    "pid": 1,
-    "process_started": 0.0,
-    "threads": 1,
-    "started": 1735689600.0,  # 2025-01-01, 0:00 UTC
-    "ended": 1735693200.0,
-}
 
 
 def make_config(
@@ -81,6 +68,21 @@ def make_config(
         else:
             tree[section] = value
     return config_from(tree)
+
+
+# What the real collector writes, with what differs from machine to machine made equal.
+PROVENANCE = dataclasses.asdict(collect(torch.device("cpu"), make_config(Path("runs")))) | {
+    "git_commit": "0123456789abcdef0123456789abcdef01234567",
+    "git_dirty": False,
+    "versions": {"python": "3.11.7", "torch": "2.5.0"},
+    "device_name": "CPU",
+    "host": "nowhere",
+    "pid": 1,
+    "process_started": 0.0,
+    "threads": 1,
+    "started": 1735689600.0,  # 2025-01-01, 0:00 UTC
+    "ended": 1735693200.0,
+}
 
 
 def history_rows(

@@ -15,6 +15,7 @@ import trees
 from curves import EPOCHS, Training
 from helpers import REPOSITORY, TINY, make_config, run_command
 
+from resnests.commands import track as export_module
 from resnests.commands.track import export
 from resnests.config.recipe import recipe_hash
 from resnests.errors import UserError
