@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import make_config
 
 from resnests.config.schema import Config, config_from
 from resnests.paper import PUBLISHED
@@ -35,6 +36,19 @@ SGD = {
     "nesterov": True,
     "weight_decay": 5e-4,
     "milestones": [0.3, 0.6, 0.8],
+}
+# What the real collector writes, with what differs from machine to machine made equal.
+PROVENANCE = dataclasses.asdict(collect(torch.device("cpu"), make_config())) | {
+    "git_commit": "0123456789abcdef0123456789abcdef01234567",
+    "git_dirty": False,
+    "versions": {"python": "3.11.7", "torch": "2.5.0"},
+    "device_name": "CPU",
+    "host": "nowhere",
+    "pid": 1,
+    "process_started": 0.0,
+    "threads": 1,
+    "started": 1735689600.0,  # 2025-01-01, 0:00 UTC
+    "ended": 1735693200.0,
 }
 
 
@@ -68,21 +82,6 @@ def make_config(
         else:
             tree[section] = value
     return config_from(tree)
-
-
-# What the real collector writes, with what differs from machine to machine made equal.
-PROVENANCE = dataclasses.asdict(collect(torch.device("cpu"), make_config(Path("runs")))) | {
-    "git_commit": "0123456789abcdef0123456789abcdef01234567",
-    "git_dirty": False,
-    "versions": {"python": "3.11.7", "torch": "2.5.0"},
-    "device_name": "CPU",
-    "host": "nowhere",
-    "pid": 1,
-    "process_started": 0.0,
-    "threads": 1,
-    "started": 1735689600.0,  # 2025-01-01, 0:00 UTC
-    "ended": 1735693200.0,
-}
 
 
 def history_rows(
