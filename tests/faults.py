@@ -85,7 +85,7 @@ def other_users_sweep(_sweep: Sweep, folder: Path) -> bool:
 def delete_lock(_sweep: Sweep, folder: Path) -> bool:
     """Of a run in training, and start a second sweep, which must leave it alone."""
     for run in find_runs(folder / "runs"):
-        if run.status() == "running" and run.is_owned():
+        if run.status() == "running" and run.is_locked():
             run.lock_file.unlink(missing_ok=True)
             SECOND_SWEEPS.append(Sweep(folder))
             return True
@@ -103,7 +103,7 @@ def damage_file(_sweep: Sweep, folder: Path) -> bool:
     runs = [
         run
         for run in find_runs(folder / "runs")
-        if run.status() != "complete" and not run.is_owned()
+        if run.status() != "complete" and not run.is_locked()
     ]
     names = [
         path
@@ -166,7 +166,7 @@ def hurt_until(folder: Path, faults: list[str]) -> None:
             time.sleep(random.uniform(1, 6))
         sweep.wait()
         for run in [] if hurt else find_runs(folder / "runs"):  # all done before: it starts anew
-            if not run.is_owned():
+            if not run.is_locked():
                 run.clear()
 
 
@@ -189,7 +189,9 @@ def _after(fault, sweep: Sweep, folder: Path) -> bool:
     if Sweep.cluster:
         injections.stop_all_jobs()
     deadline = time.monotonic() + 30
-    while any(run.is_owned() for run in find_runs(folder / "runs")) and time.monotonic() < deadline:
+    while (
+        any(run.is_locked() for run in find_runs(folder / "runs")) and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     return fault(sweep, folder)
 

@@ -272,7 +272,7 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number, u
     assert "interrupted: digits/tiny/standard seed=0" in errors
     run = only_run(tmp_path)
     assert run.read_record().status == "interrupted"
-    assert not run.is_owned()
+    assert not run.is_locked()
     done = run_command(*LONG, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming" in run.log_file.read_text()

@@ -130,7 +130,7 @@ def _delete(run: RunDirectory, sure: bool) -> str | None:
 def _differences(directory: RunDirectory, recipe: dict[str, object]) -> str:
     """Return the values in which a recipe differs from the others of its cell's folder."""
     beside = directory.path.parent.parent.glob("*/seed=*")
-    records = {path.parent: RunDirectory(path).sound_record() for path in sorted(beside)}
+    records = {path.parent: RunDirectory(path).record_or_none() for path in sorted(beside)}
     others = [record.recipe_values for record in records.values() if record]
     keys = sorted(telling_keys([recipe, *others]))
     return ", ".join(f"{key}={as_typed(recipe.get(key, 'default'))}" for key in keys)

@@ -79,7 +79,7 @@ class Export:
         self.running = 0
         meant = self._meant(watch)
         for run in find_runs(self.root):
-            record = run.sound_record()
+            record = run.record_or_none()
             if record is None or (meant is not None and str(run.path) not in meant):
                 continue
             trained = is_trained(run, record)

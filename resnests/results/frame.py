@@ -145,7 +145,7 @@ def _analysis(run: RunDirectory) -> dict[str, Any]:
     analysis = run.analysis.read_analysis()
     if analysis is None:
         return {}
-    found = run.analysis.sound_record()
+    found = run.analysis.record_or_none()
     status = _status(run.analysis, found) if found else "killed"
     values = {"status": status} | analysis.summary()
     return {f"analysis.{key}": value for key, value in values.items()}

@@ -171,8 +171,6 @@ class RunDirectory:
         except OSError as error:
             raise UnreadableRun(self.path, error) from error
 
-    sound_record = record_or_none
-
     def write_analysis(self, analysis: Analysis) -> None:
         write_atomic(self.analysis_file, analysis.to_json().encode())
 
@@ -273,14 +271,10 @@ class RunDirectory:
             if not os.access(path, rights, effective_ids=effective):
                 raise UserError(f"{self.path}: cannot be written; it belongs to {owner(path)}")
 
-    owner, is_owned, shows_life = lock, is_locked, has_heartbeat  # names of before
-
     def remove_temporaries(self) -> None:
         """Remove the temporary files of writers that were killed; for the owner alone."""
         for path in self.path.glob(".*.tmp"):
             path.unlink(missing_ok=True)
-
-    tidy = remove_temporaries
 
     def remove_if_not_begun(self) -> bool:
         """Remove the directory of a run that left nothing but a log; return whether it is gone.

@@ -56,7 +56,7 @@ def trials_frame(study: Study) -> pd.DataFrame:
 
 def _row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     runs = [RunDirectory(path) for path in trial.user_attrs.get("runs", [])]
-    records = [record for run in runs if (record := run.sound_record())]
+    records = [record for run in runs if (record := run.record_or_none())]
     return {
         "trial": trial.number,
         "state": trial.state.name.lower(),

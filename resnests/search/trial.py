@@ -160,7 +160,7 @@ def outcome_of_failure(run: Run) -> Ending:
 
     One that diverged says as much as a pruned one; any other failure says nothing of the values.
     """
-    record = run.directory.sound_record()
+    record = run.directory.record_or_none()
     if record and record.status == "diverged":
         return TrialState.PRUNED, f"diverged: {record.error}"
     reason = record.error if record and record.error else last_log_line(run.directory)
@@ -173,7 +173,7 @@ def _pruned(epoch: int) -> Ending:
 
 def _record_reason(directory: RunDirectory, reason: str) -> None:
     """Put on record why the run was interrupted."""
-    with suppress(Timeout, OSError, BrokenRecord), directory.owner().acquire(blocking=False):
+    with suppress(Timeout, OSError, BrokenRecord), directory.lock().acquire(blocking=False):
         record = directory.read_record()
         if record and record.status == "interrupted" and record.error is None:
             record.error = reason

@@ -71,7 +71,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
         require_locks(runs_dir)
     for run in todo:
         reason = "cannot start afresh, as it is being trained right now"
-        if run.replaces is not None and run.directory.is_owned():
+        if run.replaces is not None and run.directory.is_locked():
             raise UserError(f"{run.directory.path}: {reason}")
     if allocation is None:
         return _train_on_cluster(runs, todo)

@@ -103,8 +103,8 @@ def record_exit(run: Run, code: int) -> None:
     if code in (0, BUSY, INTERRUPTED, NO_GRAPH):
         return
     directory = run.directory
-    with suppress(Timeout, OSError), directory.owner().acquire(blocking=False):
-        record = directory.sound_record()
+    with suppress(Timeout, OSError), directory.lock().acquire(blocking=False):
+        record = directory.record_or_none()
         if record is None:
             if code == USER_ERROR:
                 return
@@ -134,8 +134,8 @@ def record_lost_job(run: Run, job: str | None, reason: str) -> None:
     directory = run.directory
     if job and directory.read_progress().get("job") == job:
         directory.progress_file.unlink(missing_ok=True)
-    record = directory.sound_record()
-    with suppress(Timeout, OSError), directory.owner().acquire(blocking=False):
+    record = directory.record_or_none()
+    with suppress(Timeout, OSError), directory.lock().acquire(blocking=False):
         if record is not None and record.status == "running":
             record.status, record.error = "killed", reason
             directory.write_record(record)

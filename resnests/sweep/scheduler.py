@@ -161,7 +161,7 @@ class Scheduler:
     def _fill(self) -> None:
         """Submit jobs for the idle runs that nobody else trains."""
         # The locks are asked first: their holders release them after the end is on record.
-        locked = {run for run in self.idle if run.directory.is_owned()}
+        locked = {run for run in self.idle if run.directory.is_locked()}
         self.idle = [run for run in self.idle if run.status() not in FINAL]
         free = [run for run in self.idle if run not in locked]
         busy = [run for run in self.idle if run in locked]
@@ -207,7 +207,7 @@ class Scheduler:
             status = run.status()
             if status in FINAL:
                 self._fail_fast(status == "diverged")
-            elif run.directory.is_owned():  # by a process that is dying, or of another sweep
+            elif run.directory.is_locked():  # by a process that is dying, or of another sweep
                 if job.outcomes.get(run) == BUSY:
                     self.idle.append(run)
                 else:
@@ -276,5 +276,5 @@ def _ended(job: Job, how: str) -> str:
 
 
 def _epochs(run: Run) -> int:
-    record = run.directory.sound_record()
+    record = run.directory.record_or_none()
     return record.epochs if record else 0

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 
-from resnests.runs.directory import RunDirectory
 from resnests.sweep.plan import Run
 from resnests.sweep.process import last_log_line
 from resnests.sweep.protocol import INTERRUPTED
@@ -60,25 +58,12 @@ def print_unsent(runs: Sequence[Run]) -> None:
 def _failure_line(run: Run) -> str:
     """Return one line that says how `run` stands, and why."""
     directory = run.directory
-    record = directory.sound_record() if run.status() else None
+    record = directory.record_or_none() if run.status() else None
     if record:
         reason = f": {record.error}" if record.error else ""
         return f"{record.status}: {run.label}{reason}; see {directory.log_file}"
     reason = ""
     if directory.log_file.exists():
         reason = f": {last_log_line(directory)}"
-        _remove_unstarted(directory)
+        directory.remove_if_not_begun()
     return f"not started: {run.label}{reason}"
-
-
-def _remove_unstarted(directory: RunDirectory) -> None:
-    """Remove the directory of a run that never began."""
-    checkpoints = (directory.checkpoint_file, directory.previous_checkpoint_file)
-    if any(path.exists() for path in (directory.record_file, *checkpoints)):
-        return  # it did begin, and its record was damaged since
-    with suppress(OSError):
-        for path in directory.path.iterdir():
-            path.unlink()
-        directory.path.rmdir()
-        for parent in list(directory.path.parents)[:4]:
-            parent.rmdir()

@@ -21,6 +21,7 @@ from filelock import Timeout
 from resnests.config.schema import Config
 from resnests.environment import JOB
 from resnests.errors import CaptureFailed, UserError
+from resnests.runs.digests import require_unchanged
 from resnests.runs.directory import RunDirectory
 from resnests.runs.files import require_locks
 from resnests.runs.record import FINAL
@@ -45,7 +46,7 @@ class Worker:
         self.config, self.allocation, self.stop = config, allocation, stop
         self.replaces = replaces  # the digest of the record to clear, see sweep/plan.py
         self.directory = RunDirectory.of(config)
-        self.owner = self.directory.owner()
+        self.lock = self.directory.lock()
         self.progress: dict[str, Any] = {"state": "waiting", "pid": os.getpid()}
         self.progress["job"] = os.environ.get(JOB)
         self._over, self._writing = threading.Event(), threading.Lock()
@@ -54,12 +55,12 @@ class Worker:
         """The exit status."""
         require_locks(self.config.runs_dir)
         try:
-            self.owner.acquire(blocking=False)
+            self.lock.acquire(blocking=False)
         except Timeout:
             return BUSY
         if self._is_done():
             return 0
-        self.directory.tidy()
+        self.directory.remove_temporaries()
         self._show_progress()
         heart = threading.Thread(target=self._heartbeat, daemon=True)
         heart.start()
@@ -96,8 +97,13 @@ class Worker:
         if self.held is None:
             print("interrupted while it waited for a device", flush=True)
             return INTERRUPTED
+        if not self.lock.is_held():
+            raise UserError(
+                f"{self.directory.path}: was removed while this run waited for a device"
+            )
         if self._is_done():
             return 0
+        require_unchanged(config)
         self._clear_for_rerun()
         self.report({"state": "starting", "device": " ".join(self.held.names)})
         self._show_progress()
@@ -135,7 +141,7 @@ class Worker:
         config = dataclasses.replace(self.config, task="train")
         directory = RunDirectory.of(config)
         try:
-            with directory.owner().acquire(blocking=False):
+            with directory.lock().acquire(blocking=False):
                 if (status := directory.status()) in FINAL:
                     return status
                 return run_experiment(config, device, self.stop.requested, self.report)

@@ -24,7 +24,7 @@ def analyze(run: Run) -> None:
     record.weights, record.weights_sha256 = str(path), digest(path)
     if config.trainer.precision == "bf16":  # of the training: nothing here is by autocast
         record.arithmetic = "fp32"
-    trained = run.directory.analysed.sound_record()
+    trained = run.directory.analysed.record_or_none()
     record.epochs = trained.epochs if trained else 0
     move(model, run.device, config.trainer)
     images = {

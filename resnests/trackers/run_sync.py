@@ -98,7 +98,7 @@ class RunSync:
                 yield None
 
     def _send(self, closing: bool) -> None:
-        record = self.directory.sound_record()
+        record = self.directory.record_or_none()
         if record is None:
             return
         rows = self.directory.history_rows()

@@ -206,7 +206,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _any_trained(runs: Iterable[RunDirectory]) -> bool:
-    return any((record := run.sound_record()) and is_trained(run, record) for run in runs)
+    return any((record := run.record_or_none()) and is_trained(run, record) for run in runs)
 
 
 if __name__ == "__main__":

@@ -91,11 +91,11 @@ def test_code_that_a_folder_names_runs_only_with_trust(tmp_path, monkeypatch):
     pytest.importorskip("safetensors", reason="needs resnests[hub]")
     folder = export(finished(tmp_path, "standard", "safetensors")[0])
     code = "import pathlib\npathlib.Path('ran').touch()\nfrom resnests import build_model\n"
-    (tmp_path / "nets.py").write_text(code)
+    (tmp_path / "shared_nets.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     written = str(tmp_path / "written")
     for arch in (
-        {"_target_": "nets.build_model"},
+        {"_target_": "shared_nets.build_model"},
         {"_target_": "resnests.runs.files.write_atomic", "path": written, "data": ""},
         {
             "_target_": "resnests.models.single_stage.SingleStage",
@@ -110,7 +110,7 @@ def test_code_that_a_folder_names_runs_only_with_trust(tmp_path, monkeypatch):
             torch.hub.load(str(REPOSITORY), "load_model", folder, source="local")
     assert not (tmp_path / "ran").exists()
     assert not Path(written).exists()
-    edit(folder, arch={"name": "mine", "_target_": "nets.build_model", "arch": "resnet8"})
+    edit(folder, arch={"name": "mine", "_target_": "shared_nets.build_model", "arch": "resnet8"})
     strip(folder)
     assert torch.is_tensor(load_model(folder, trust=True)(IMAGES))
 

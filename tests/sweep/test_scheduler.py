@@ -139,7 +139,7 @@ def test_one_cancelled_job_among_others_is_a_loss_and_a_waiting_one_is_unwanted(
 
 
 def test_what_another_sweep_trains_is_waited_for_and_ours_if_it_gives_it_back(runs):
-    other = runs[0].directory.owner().acquire()
+    other = runs[0].directory.lock().acquire()
 
     def move(queue, job, run):
         if queue.polls == 3:
@@ -151,7 +151,7 @@ def test_what_another_sweep_trains_is_waited_for_and_ours_if_it_gives_it_back(ru
 
 
 def test_a_run_whose_job_found_it_taken_is_settled_when_the_other_lets_go(runs):
-    other = runs[0].directory.owner()
+    other = runs[0].directory.lock()
 
     def move(queue, job, run):
         if job.name == "1_0":
@@ -224,7 +224,7 @@ def test_a_recent_sign_of_life_does_not_hold_up_a_run_whose_job_is_gone(runs):
             text = run.directory.progress_file.read_text()
             text = text.replace(f'"{socket.gethostname()}"', '"elsewhere"')
             run.directory.progress_file.write_text(text)
-            assert run.directory.is_owned()
+            assert run.directory.is_locked()
             job.state = State.OVER
         else:
             finish(queue, job, run)

@@ -534,11 +534,11 @@ def test_what_somebody_finished_meanwhile_is_not_trained_again(runs, monkeypatch
     directory.path.mkdir(parents=True)
     one = worker.Worker(runs[0].config, allocate(runs[0].config, 1), Stop())
     monkeypatch.setattr(worker, "lease", lambda *_: ended(runs[0], "complete") and lease(*_))
-    monkeypatch.setattr("resnests.training.experiment.run_experiment", None)
+    monkeypatch.setattr("resnests.tasks.experiment.run_experiment", None)
     before = one.work()
     assert (before, directory.status()) == (0, "complete")
     record = directory.record_file.read_bytes()
-    one.owner.release()
+    one.lock.release()
     monkeypatch.setattr(worker, "lease", None)
     other = worker.Worker(runs[0].config, allocate(runs[0].config, 1), Stop())
     assert other.work() == 0

@@ -170,6 +170,6 @@ save_checkpoint(RunDirectory(sys.argv[1]), {"identity": identity, "model": {"w":
         )
         assert done.returncode == -9
         assert load(directory) is not None
-        directory.tidy()
+        directory.remove_temporaries()
         left = {path.name for path in directory.path.iterdir()}
         assert left <= {"checkpoint.pt", "checkpoint.previous.pt"}

@@ -13,7 +13,6 @@ from test_step import Recorder as Recorder
 from test_step import batches, emulated_cuda, train_steps  # noqa: F401
 
 from resnests.config.schema import Trainer, config_dict, config_from
-from resnests.config.targets import source_files
 from resnests.errors import UserError
 from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory
@@ -55,7 +54,6 @@ def _module(tmp_path, monkeypatch):
     (tmp_path / "draws.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "draws", raising=False)
-    source_files.cache_clear()
 
 
 def drawing(runs, draws, *overrides):

@@ -10,7 +10,6 @@ import torch
 from helpers import REPOSITORY, tiny
 
 from resnests.config.schema import config_dict, config_from
-from resnests.config.targets import source_files
 from resnests.data import splits as data
 from resnests.runs.directory import RunDirectory
 from resnests.tasks import run as tasks_run
@@ -37,9 +36,7 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "net_of_mine", raising=False)
-    source_files.cache_clear()
     yield folder
-    source_files.cache_clear()
 
 
 TARGETS = ["net_of_mine.net"]

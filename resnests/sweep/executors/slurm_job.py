@@ -63,7 +63,9 @@ def _train(configs: dict[int, Config], numbers: list[int]) -> None:
 
 def _unfinished(configs: dict[int, Config]) -> dict[int, int | None]:
     """Return the runs that are not at their end, with their epochs, None without a record."""
-    records = {number: RunDirectory.of(config).sound_record() for number, config in configs.items()}
+    records = {
+        number: RunDirectory.of(config).record_or_none() for number, config in configs.items()
+    }
     return {
         number: record.epochs if record else None
         for number, record in records.items()
