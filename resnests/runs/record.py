@@ -42,7 +42,7 @@ def owner(path: Path) -> str:
     """
     for place in (path, *path.absolute().parents):
         try:
-            return place.lock()
+            return place.owner()
         except KeyError:  # a user without a name
             return f"user {place.stat().st_uid}"
         except OSError:
