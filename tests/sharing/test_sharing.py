@@ -220,6 +220,7 @@ torch.save(logits.detach(), {str(tmp_path / "logits.pt")!r})"""
 
 
 def test_an_export_whose_logits_are_off_is_not_written(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors", reason="needs resnests[hub]")
     config, _ = finished(tmp_path, "standard", "torchscript")
     monkeypatch.setattr("resnests.sharing.export.TOLERANCE", -1.0)
     for form in ("torchscript", "safetensors"):
