@@ -539,6 +539,7 @@ def test_what_somebody_finished_meanwhile_is_not_trained_again(runs, monkeypatch
     assert (before, directory.status()) == (0, "complete")
     record = directory.record_file.read_bytes()
     one.lock.release()
+    one.held.release()
     monkeypatch.setattr(worker, "lease", None)
     other = worker.Worker(runs[0].config, allocate(runs[0].config, 1), Stop())
     assert other.work() == 0

@@ -36,7 +36,7 @@ def repository(tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, "net_of_mine", raising=False)
-    yield folder
+    return folder
 
 
 TARGETS = ["net_of_mine.net"]
