@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from pathlib import Path
 
-from resnests.errors import USER_ERROR, UserError
+from resnests.errors import USER_ERROR, UserError, run_command_line
 from resnests.results import output
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import read_runs
@@ -85,18 +83,21 @@ def _aggregate() -> None:
 
 
 def main() -> None:
-    """The command line: exit status 2 and one line where the user must mend something."""
+    """Run the command line: exit status 2 and one line where the user must mend something."""
+    run_command_line(_main)
+
+
+def _main() -> None:
     try:
         _aggregate()
-        sys.stdout.flush()
     except UserError as error:
         print(f"aggregate.py: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # as in: python aggregate.py | head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        sys.exit(f"aggregate.py: {Path(error.filename or '')}: {error.strerror}")
+        place = error.filename or "standard output"
+        sys.exit(f"aggregate.py: {place}: {error.strerror}")
 
 
 if __name__ == "__main__":

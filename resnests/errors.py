@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 USER_ERROR = 2  # exit status
 
@@ -47,3 +49,42 @@ def guarded(work: Callable[[], int]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+
+
+def run_command_line(main: Callable[[], None]) -> None:
+    """Run `main`; end quietly with exit status 1 where nobody reads its output any more, as in
+    `python run.py --help | head -1`.
+    """
+    sys.stdout, sys.stderr = _opened(1, sys.stdout), _opened(2, sys.stderr)
+    try:
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_unread(1):  # a pipe of ours broke, to another process
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python flushes once more
+        sys.exit(1)
+
+
+def _opened(number: int, stream: IO[str] | None) -> Any:
+    """Return `stream`, or where it was closed (`>&-`) one to nowhere.
+
+    Python has None for a closed one, on which whatever prints would fail; and the next file that
+    is opened would get its number, and everything that is printed by others.
+    """
+    if stream is not None:
+        return stream
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    return open(number, "w", closefd=False)
+
+
+def _is_unread(number: int) -> bool:
+    """Return whether a pipe has lost its reader."""
+    watched = select.poll()
+    watched.register(number, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0))

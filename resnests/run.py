@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from resnests.config.compose import conf_dir, in_one_line, register
 from resnests.config.schema import config_from
-from resnests.errors import USER_ERROR, guarded
+from resnests.errors import USER_ERROR, guarded, run_command_line
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import protocol
 
@@ -55,6 +55,11 @@ def _refuse_sweeper(name: str | None) -> NoReturn:
 
 
 def main() -> None:
+    """Run the command line of run.py."""
+    run_command_line(_main)
+
+
+def _main() -> None:
     if platform.system() == "Windows":  # it lacks the locks and signals that sweeps rest on
         print("error: resnests trains on Linux and macOS; on Windows under WSL 2", file=sys.stderr)
         sys.exit(USER_ERROR)

@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
 
 from resnests.paper import variant_label
 from resnests.results.analysis import Analyses
@@ -21,13 +20,13 @@ from resnests.results.style import (
     STYLE,
     WIDTH,
     Drawing,
-    Look,
-    entry,
+    VariantStyle,
     figure_key,
     figure_name,
-    finish,
-    looks,
+    legend_entry,
     plain_numbers,
+    title_and_legend,
+    variant_styles,
 )
 from resnests.runs.analysis import PREFIX
 
@@ -95,19 +94,18 @@ def _curves(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
     axes = figure.subplots(2, 1, sharex=True)
     labels = ("Training risk + penalty", "Test cross-entropy")
     tables = []
-    variants = looks(prefixes["variant"])
+    variants = variant_styles(prefixes["variant"])
     names = _longest(_over_seeds(prefixes, "value"))
     for panel, column, label in zip(axes, ("value", "test_loss"), labels, strict=True):
         data = _over_seeds(prefixes, column)
         tables.append(data.assign(quantity=column))
-        for look in variants:
-            _line(panel, data[data["variant"] == look.variant], look, names)
+        for style in variants:
+            _line(panel, data[data["variant"] == style.variant], style, names)
         panel.set(ylabel=label, yscale="log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         plain_numbers(panel.yaxis)
     axes[1].set_xlabel("Blocks of features")
     axes[1].set_xticks(range(len(names)), names, rotation=45, ha="right")
-    finish(figure, title, [entry(look, look.line) for look in variants])
+    title_and_legend(figure, title, [legend_entry(style, style.line) for style in variants])
     several = tables[0]["n"].max() > 1
     seeds = "band of one sample standard deviation over seeds; " if several else ""
     words = (
@@ -131,11 +129,11 @@ def _places(groups: pd.Series, names: list[str]) -> np.ndarray:
     return first + np.arange(len(groups))
 
 
-def _line(axes: Axes, data: pd.DataFrame, look: Look, names: list[str]) -> None:
+def _line(axes: Axes, data: pd.DataFrame, style: VariantStyle, names: list[str]) -> None:
     x, spread = _places(data["group"], names), data["std"].fillna(0)
-    axes.plot(x, data["mean"], **look.line)
+    axes.plot(x, data["mean"], **style.line)
     axes.fill_between(
-        x, data["mean"] - spread, data["mean"] + spread, color=look.line["color"], alpha=0.2, lw=0
+        x, data["mean"] - spread, data["mean"] + spread, color=style.line["color"], alpha=0.2, lw=0
     )
 
 
@@ -144,27 +142,27 @@ def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
     ordered = prefixes.sort_values(["path", "position"], kind="stable")
     drop = -ordered.groupby("path")["value"].diff()
     data = _over_seeds(ordered.assign(drop=drop).dropna(subset=["drop"]), "drop")
-    variants = looks(data["variant"])
+    variants = variant_styles(data["variant"])
     names = _longest(data)
     figure = Figure(figsize=(WIDTH, 2.6))
     axes = figure.subplots()
     thickness = 0.8 / len(variants)
-    for place, look in enumerate(variants):
-        mine = data[data["variant"] == look.variant]
+    for place, style in enumerate(variants):
+        mine = data[data["variant"] == style.variant]
         x = np.array([names.index(g) if g in names else i for i, g in enumerate(mine["group"])])
         offset = (place - (len(variants) - 1) / 2) * thickness
         axes.bar(
             x + offset, mine["mean"].clip(lower=1e-5), thickness * 0.9,
-            color=look.line["color"], yerr=mine["std"], error_kw={"elinewidth": 0.6},
-            hatch=("", "////", "....", "xxxx", "++", "\\\\\\\\", "oo")[look.index % 7],
+            color=style.line["color"], yerr=mine["std"], error_kw={"elinewidth": 0.6},
+            hatch=("", "////", "....", "xxxx", "++", "\\\\\\\\", "oo")[style.index % 7],
             edgecolor="white", linewidth=0.3,
         )  # fmt: skip
     axes.set(yscale="log", ylabel="Drop of training risk", xlabel="Block")
     plain_numbers(axes.yaxis)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    handles = [Line2D([], [], marker="s", linestyle="none", color=look.line["color"],
-                      label=variant_label(look.variant)) for look in variants]  # fmt: skip
-    finish(figure, title, handles)
+    handles = [Line2D([], [], marker="s", linestyle="none", color=style.line["color"],
+                      label=variant_label(style.variant)) for style in variants]  # fmt: skip
+    title_and_legend(figure, title, handles)
     words = f"What each block adds, {title}: drop of the least training risk (with penalty; "
     words += "logarithmic axis), mean"
     words += " and one sample standard deviation over seeds" if data["n"].max() > 1 else ""
@@ -175,20 +173,24 @@ def _depth(runs: pd.DataFrame, key: str, name: str) -> Drawing:
     """ε over the number of blocks of architectures of the same widths."""
     figure = Figure(figsize=(WIDTH, 3.4))
     panels = figure.subplots(2, 1, sharex=True)
-    variants = looks(runs["variant"])
+    variants = variant_styles(runs["variant"])
     for axes, column, label in zip(
         panels, ("eps", "squared_eps"), ("ε, cross-entropy", "ε, squared error"), strict=True
     ):
-        for look in variants:
-            mine = runs[runs["variant"] == look.variant]
-            axes.plot(mine["blocks"], mine[column], **look.point, alpha=0.5, markersize=3)
+        for style in variants:
+            mine = runs[runs["variant"] == style.variant]
+            axes.plot(mine["blocks"], mine[column], **style.point, alpha=0.5, markersize=3)
             means = mine.groupby("blocks")[column].mean()
-            axes.plot(means.index, means, **look.line | {"marker": ""})
+            axes.plot(means.index, means, **style.line | {"marker": ""})
         axes.set(ylabel=label, ylim=(0, None))
     depths = runs.drop_duplicates("blocks").sort_values("blocks")
     panels[1].set_xlabel("Blocks")
     panels[1].set_xticks(depths["blocks"], [f"{blocks}" for blocks in depths["blocks"]])
-    finish(figure, f"{name}: depth and the gap", [entry(look, look.line) for look in variants])
+    title_and_legend(
+        figure,
+        f"{name}: depth and the gap",
+        [legend_entry(style, style.line) for style in variants],
+    )
     archs = ", ".join(depths["arch"].astype(str))
     words = (
         f"ε over the number of blocks, {name} ({archs}): the gap between the best last two maps "
@@ -228,7 +230,7 @@ def _width(runs: pd.DataFrame, dataset: str, arch: str, setting: str) -> Drawing
     point = Line2D([], [], marker=MARKERS[0], linestyle="none", color=COLORS[2], label="a run")
     line = Line2D([], [], color=COLORS[4], linestyle="--", label=f"N_in + ΣK_i = {needed:g}")
     name = figure_name(dataset, row_name(arch, setting))
-    finish(figure, f"{name}: width and the gap to the bound", [point, line])
+    title_and_legend(figure, f"{name}: width and the gap to the bound", [point, line])
     words = (
         f"Width test, {name}: ε, the gap between the best last two maps and the best map of all "
         "features, and the smallest singular value of [W_0 .. W_{L-1}]. That ε = 0 right of the "

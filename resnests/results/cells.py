@@ -33,10 +33,12 @@ ROW = ["dataset", "arch", "row"]
 
 _FIRST = {"dataset": ("cifar10", "cifar100"), "arch": ARCHS, "row": (), "variant": VARIANTS}
 _GIVEN = "given weights"
+IMAGES = "digests.dataset"  # of images that have no checksum of their own; earlier runs lack it
+NO_DIGEST = "images not on record"
 # What the variants of one row may differ in.
 _OF_VARIANT = ("variant.", "weights", "task", "optimizer.lr")
 # What matters to the numbers of given weights.
-_OF_EVALUATION = ("dataset.", "arch.", "trainer.precision", "pipeline.")
+_OF_EVALUATION = ("dataset.", "arch.", "trainer.precision", "pipeline.", IMAGES)
 # What no note on the common recipe needs to say: rows, columns and titles do.
 _SAID = (
     "arch.", "variant.", "optimizer.lr",
@@ -57,10 +59,14 @@ def label_rows(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs.assign(given=runs["weights"].notna())
     identity = ["dataset", "arch", "variant", "recipe", "given"]
     recipes = runs.drop_duplicates(identity).reset_index(drop=True)
+    recipes["single"] = [_is_single(recipe) for recipe in recipes.to_dict("records")]
+    same = recipes[recipes["single"]].duplicated(["dataset", "arch", "variant", "seed"], keep=False)
+    recipes["several"] = same.reindex(recipes.index, fill_value=False)
     labels = pd.Series("", index=recipes.index)
     for _, group in recipes.groupby(["dataset", "given"], sort=False):
         labels[group.index] = _labels(group)
-    runs = runs.merge(recipes[identity].assign(row=labels), how="left", on=identity)
+    place = runs.groupby(identity, sort=False).ngroup()  # in the order of `recipes`
+    runs = runs.assign(row=labels.take(place).to_numpy())
     return runs.assign(**{name: _ordered(runs[name], [*first]) for name, first in _FIRST.items()})
 
 
@@ -79,18 +85,18 @@ def drop_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     started = runs.get("provenance.started", pd.Series("", runs.index)).astype(str)
     best_first = pd.DataFrame({"complete": runs["status"] == "complete", "started": started})
     best_first = best_first.sort_values(["complete", "started"], ascending=False, kind="stable")
-    runs = runs.loc[best_first.index]
+    left = runs.loc[best_first.index, [*CELL, "seed", "weights_sha256", "path"]]
     lines = []
     for key, what in (("seed", "seed"), ("weights_sha256", "weights")):
-        known = runs[runs[key].notna()]
+        known = left[left[key].notna()]
         kept = known.groupby([*CELL, key], sort=False, observed=True)["path"].transform("first")
         copies = known.loc[known["path"] != kept, "path"]
         lines += [
             f"{path}: left out, the same {what} of the same cell as {kept[index]}"
             for index, path in copies.items()
         ]
-        runs = runs.drop(copies.index)
-    return runs.sort_index(), lines
+        left = left.drop(copies.index)
+    return (runs.loc[left.index.sort_values()] if lines else runs), lines
 
 
 def row_name(arch: str, row: str) -> str:
@@ -176,10 +182,17 @@ def _row_values(recipe: dict[str, Any]) -> dict[str, Any]:
     if recipe["given"]:
         # How given weights were trained is not on record; two folders of them are two rows.
         values = {key: value for key, value in values.items() if key.startswith(_OF_EVALUATION)}
-        folder = recorded.get("weights")
-        single = folder is None or Path(folder).name == Path(recipe["weights"]).name
-        values["weights"] = "single files" if single else folder
+        file = recipe["weights"] if recipe["several"] else "single files"
+        values["weights"] = file if recipe["single"] else recorded["weights"]
     return values
+
+
+def _is_single(recipe: dict[str, Any]) -> bool:
+    """Return whether weights were given as a file, not in a folder that has one for each seed."""
+    if not recipe["given"]:
+        return False
+    folder = json.loads(recipe["recipe_values"]).get("weights")
+    return folder is None or Path(folder).name == Path(recipe["weights"]).name
 
 
 def _rates(recipes: pd.DataFrame, values: list[dict[str, Any]]) -> dict[int, list[str]]:
@@ -205,7 +218,9 @@ def _rates(recipes: pd.DataFrame, values: list[dict[str, Any]]) -> dict[int, lis
 
 
 def _told(key: str, value: Any) -> str:
-    """What a label says of one value."""
+    """Return what a label says of one value."""
+    if key == IMAGES:
+        return NO_DIGEST if value == "default" else f"images {value[:8]}"
     piece, _, name = key.rpartition(".")
     return f"source of {piece} changed ({value})" if name == "code" else f"{key}={value}"
 

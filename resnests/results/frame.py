@@ -4,8 +4,7 @@ torch.
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,12 @@ from typing import Any
 import pandas as pd
 
 from resnests.errors import UserError
-from resnests.runs.directory import RunDirectory, find_runs
-from resnests.runs.record import METRICS, BrokenRecord, Record
-from resnests.text import as_typed, flat
+from resnests.results.columns import COLUMNS as COLUMNS
+from resnests.results.columns import Columns, Row, decode
+from resnests.runs.directory import ANALYSIS, RunDirectory, find_runs
+from resnests.runs.record import BrokenRecord, Record
 
-# What a run is, how it ended, and what it measured: the columns that every frame has, in this
-# order.
-COLUMNS = (
-    "path", "dataset", "arch", "variant", "seed", "recipe", "status", "weights", "weights_sha256",
-    "parameters", "epochs", "epoch", *METRICS, "seconds", "images_per_second", "error",
-    "recipe_values",
-)  # fmt: skip
-# Keys of the configuration that are columns already.
-_LABELS = ("dataset.name", "arch.name", "variant.name", "seed", "task", "weights")
+_Stamp = tuple[tuple[int, ...] | None, ...]
 
 
 def load_runs(root: Path | str = "runs", trials: bool = False) -> pd.DataFrame:
@@ -54,6 +46,8 @@ def load_runs(root: Path | str = "runs", trials: bool = False) -> pd.DataFrame:
                       the configuration under its dotted keys, lists as one would type them
     provenance.git_commit, provenance.started, ...
                       code, versions, device and times (Unix seconds) of the run
+    val_accuracy      where images were held out: percent of those, after the epoch that the other
+                      metrics are of
     analysis.status, analysis.bound, analysis.eps, ...
                       where runs were analysed: see runs.analysis.Analysis.summary
     """
@@ -73,12 +67,13 @@ class Reader:
 
     def __init__(self, root: Path | str, trials: bool = False) -> None:
         self.root, self.trials = root, trials
-        self.known: dict[Path, tuple[tuple[Any, ...], dict[str, Any]]] = {}  # stamp and row
-        self.rows: list[dict[str, Any]] = []
+        self.columns = Columns()
+        self.known: dict[str, tuple[_Stamp, Row]] = {}
+        self.rows: list[Row] = []
         self.frame = pd.DataFrame()
 
     def read(self) -> tuple[pd.DataFrame, list[str]]:
-        """See read_runs; the very frame of the last time where nothing has changed."""
+        """See read_runs; return the very frame of the last time where nothing has changed."""
         root = self.root
         if not Path(root).is_dir():
             expected = "expected one with runs, which run.py makes (default: runs)"
@@ -86,8 +81,9 @@ class Reader:
         rows, broken = [], []
         for run in find_runs(root, self.trials):
             try:
-                if (row := self._row(run)) is not None:
-                    rows.append(row)
+                rows.append(self._row(run))
+            except FileNotFoundError:  # it was removed meanwhile
+                continue
             except (BrokenRecord, OSError) as error:
                 broken.append(f"{run.record_file}: left out, {error}")
         if not rows:
@@ -97,54 +93,63 @@ class Reader:
             expected = f"{root}: {found}; expected a directory that run.py trained runs in"
             raise UserError("\n".join([*broken, expected]))
         if rows != self.rows:
-            types = {"parameters": "Int64"} | dict.fromkeys(METRICS, float)
-            self.rows, self.frame = rows, pd.DataFrame(rows).astype(types)
+            self.rows, self.frame = rows, self.columns.frame(rows)
         return self.frame, broken
 
-    def _row(self, run: RunDirectory) -> dict[str, Any] | None:
-        analysis = run.analysis
-        files = (run.record_file, analysis.record_file, analysis.analysis_file)
-        stamp = tuple(map(_stamp, files))
-        before, row = self.known.get(run.path, ((), {}))
-        statuses = (row.get("status"), row.get("analysis.status"))
-        if before == stamp and not {"running", "killed"} & {*statuses}:  # which ask a process
-            return row
-        record = run.read_record()
-        if record is None:
-            return None
-        row = _row(run, record)
-        self.known[run.path] = stamp, row
+    def _row(self, run: RunDirectory) -> Row:
+        path = str(run.path)
+        # A file that is replaced changes its folder too: so does each step of an analysis.
+        stamp = _stamp(f"{path}/record.json"), _stamp(f"{path}/{ANALYSIS}")
+        before, row = self.known.get(path, (None, None))
+        if row is None or before != stamp or _asks_a_process(row):
+            row = self._read(run, path, analysed=stamp[1] is not None)
+            self.known[path] = stamp, row
+        return row
+
+    def _read(self, run: RunDirectory, path: str, analysed: bool) -> Row:
+        with open(f"{path}/record.json", "rb") as file:
+            text = file.read()
+        record = decode(text)
+        status = record.status
+        if status == "running":
+            status = _status(run, Record.from_json(text))
+        row = self.columns.row(record, path, status, _analysis(run) if analysed else {})
+        if status == "complete" and self.columns.config(row).get("dataset.val_fraction"):
+            row = row._replace(more=row.more | {"val_accuracy": _val_accuracy(run)})
         return row
 
 
-def _stamp(file: Path) -> tuple[int, ...] | None:
+def _stamp(file: str) -> tuple[int, ...] | None:
     """Return what changes with every new version of `file`, None where there is none."""
     try:
-        found = file.stat()
+        found = os.stat(file)
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _row(run: RunDirectory, record: Record) -> dict[str, Any]:
-    row = {name: getattr(record, name, None) for name in COLUMNS}
-    row["path"] = str(run.path)
-    row["epoch"] = record.epochs
-    row["recipe_values"] = json.dumps(record.recipe_values, sort_keys=True)
-    row["status"] = _status(run, record)
-    if record.task == "evaluate" and not record.weights:
-        row["weights"] = "unnamed file"
-    row |= {key: as_typed(value) for key, value in flat(record.config) if key not in _LABELS}
-    for key, value in flat(dataclasses.asdict(record.provenance)):
-        row[f"provenance.{key}"] = None if value is None else as_typed(value)
+def _asks_a_process(row: Row) -> bool:
+    """Return whether a status depends on a process, beside what is on disk."""
+    return bool({row.status, row.more.get("analysis.status")} & {"running", "killed"})
+
+
+def _analysis(run: RunDirectory) -> dict[str, Any]:
+    """Return the columns of the analysis of `run`, none where there is no sound one."""
     analysis = run.analysis.read_analysis()
-    if analysis is not None:
-        made_with = {"l2": analysis.l2, "tolerance": analysis.tolerance}
-        found = run.analysis.sound_record()
-        status = {"status": _status(run.analysis, found) if found else "killed"}
-        values = made_with | status | analysis.summary()
-        row |= {f"analysis.{key}": value for key, value in values.items()}
-    return row
+    if analysis is None:
+        return {}
+    found = run.analysis.sound_record()
+    status = _status(run.analysis, found) if found else "killed"
+    values = {"status": status} | analysis.summary()
+    return {f"analysis.{key}": value for key, value in values.items()}
+
+
+def _val_accuracy(run: RunDirectory) -> float | None:
+    """Return the accuracy on the held-out images after the last epoch, None where it is unknown."""
+    try:
+        return run.read_history(("val_accuracy",))["val_accuracy"][-1]
+    except (BrokenRecord, IndexError):
+        return None
 
 
 def _status(run: RunDirectory, record: Record) -> str:

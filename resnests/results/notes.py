@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.api.typing import DataFrameGroupBy
 
 from resnests.paper import variant_label
-from resnests.results.cells import CELL, Cell, common_recipe, row_name
+from resnests.results.cells import CELL, NO_DIGEST, Cell, common_recipe, row_name
 from resnests.results.stats import LEVEL, POWER, t_quantile
 
 # Statuses in the order in which a cell and the list below the table name them; complete runs need
@@ -74,6 +74,11 @@ def lines(
         notes.append(f"Recipe: {recipe}.")
     if runs["given"].any():
         notes.append("† evaluated from given weights; how they were trained is not on record here.")
+    if runs["row"].astype(str).str.contains(NO_DIGEST).any():
+        notes.append(
+            f"{NO_DIGEST.capitalize()}: runs of an earlier version, which may have had others than "
+            "the runs beside them."
+        )
     notes += [f"‡ {cell_name(cell)} {line}." for cell, facts in mixed.items() for line in facts]
     alike: dict[tuple[str, str, str, str], list[str]] = {}
     for cell, trouble in troubles.items():
@@ -106,6 +111,16 @@ def intervals(cells: pd.DataFrame) -> list[str]:
     return notes
 
 
+def deviations(cells: pd.DataFrame) -> list[str]:
+    """Name the `cells` of against_paper that are no reproduction, with what is not the paper's."""
+    differing = cells[cells["deviations"] != ""]
+    return [
+        f"No reproduction: {what} ({', '.join(cell_name(Cell(*cell)) for cell in keys)})."
+        for what, some in differing.groupby("deviations", sort=False)
+        for keys in [some[CELL].assign(row="").itertuples(index=False)]
+    ]
+
+
 def power(differences: pd.DataFrame) -> list[str]:
     """What the numbers of pairs in `differences` can show at all, per number of pairs."""
     notes = []
@@ -134,6 +149,20 @@ def power(differences: pd.DataFrame) -> list[str]:
             "No row has complete runs of Standard and of another variant with the same seed."
         )
     return notes
+
+
+def of_epoch(epoch: str) -> str:
+    """Say which epoch the numbers are of: "last", or "best" by validation accuracy."""
+    best = "of the epoch with the best validation accuracy"
+    return best if epoch == "best" else "after the last epoch"
+
+
+def seeds(n: pd.Series) -> str:
+    """Return how many seeds are behind the means of cells, such as "3 seeds" or "2 to 3 seeds"."""
+    low, high = n.min(), n.max()
+    if low != high:
+        return f"{low} to {high} seeds"
+    return "one seed" if high == 1 else f"{high} seeds"
 
 
 def cell_name(cell: Cell) -> str:

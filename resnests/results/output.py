@@ -4,6 +4,7 @@ are needed.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("markdown", "csv", "latex", "html")
 COMPARISONS = ("standard", "paper")
+FILES = "files.txt"  # of a folder with everything: the names in it
 _ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html"}
 
 
@@ -50,9 +52,9 @@ class Results:
             return analysis_tables(self._require_analyses())
         tables = accuracy_tables(self.runs, self.plan.statistic, self.plan.epoch)
         if "standard" in self.plan.compare:
-            tables.append(comparison_table(self.runs))
+            tables.append(comparison_table(self.runs, self.plan.epoch))
         if "paper" in self.plan.compare:
-            table = paper_table(self.runs)
+            table = paper_table(self.runs, self.plan.epoch)
             if table.rows:
                 tables.append(table)
             elif self.plan.asked:
@@ -80,7 +82,7 @@ class Results:
         from resnests.results import analysis_plots, plots
 
         if not self.analysis_only:
-            yield from plots.drawings(self.runs, self.problems)
+            yield from plots.drawings(self.runs, self.problems, self.plan.epoch)
         yield from analysis_plots.drawings(self.analyses)
 
     def csv(self) -> str:
@@ -146,35 +148,63 @@ def write(results: Results) -> None:
 
 
 def _write_all(results: Results, folder: Path) -> None:
-    """Every format and every figure, with the numbers behind tables and figures as CSV."""
+    """Write every format and every figure, with the numbers behind tables and figures as CSV.
+
+    What an earlier call wrote there and this one does not, such as a figure of runs that are gone,
+    is removed: files.txt says what is ours.
+    """
     from resnests.results import report
 
-    figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    tables, pictures = results.tables(), []
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    before = _written_before(folder)
+    tables, pictures, written = results.tables(), [], []
+
+    def write(name: str, data: bytes) -> None:
+        write_atomic(folder / name, data)
+        written.append(name)
+
     for drawing in results.drawings():
         png = drawing.render("png")
-        write_atomic(figures / f"{drawing.key}.png", png)
-        write_atomic(figures / f"{drawing.key}.pdf", drawing.render("pdf"))
-        write_atomic(figures / f"{drawing.key}.csv", _csv(drawing.data))
+        write(f"figures/{drawing.key}.png", png)
+        write(f"figures/{drawing.key}.pdf", drawing.render("pdf"))
+        write(f"figures/{drawing.key}.csv", _csv(drawing.data))
         pictures.append((drawing.title, png))
-    cells = with_interval(cell_statistics(results.runs))
+    page = report.page(results.runs, tables, pictures, results.problems)
     files = {
         "tables.md": render.markdown(tables).encode(),
         "tables.tex": render.latex(tables).encode(),
         "runs.csv": results.csv().encode(),
-        "cells.csv": _csv(cells.reset_index()),
-        "differences.csv": _csv(against_baseline(results.runs)),
-        "report.html": report.page(results.runs, tables, pictures, results.problems).encode(),
+        **_numbers(results),
+        "report.html": page.encode(),
     }
-    beside = against_paper(cells)
-    if len(beside):
-        files["paper.csv"] = _csv(beside)
-    if not results.analyses.empty:
-        files["analysis.csv"] = _csv(results.analyses.solves)
     for name, data in files.items():
-        write_atomic(folder / name, data)
+        write(name, data)
+    write_atomic(folder / FILES, "\n".join([*written, ""]).encode())
+    for name in before - {*written}:
+        (folder / name).unlink(missing_ok=True)
     print(f"wrote {', '.join(files)} and {len(pictures)} figures below {folder}")
+
+
+def _numbers(results: Results) -> dict[str, bytes]:
+    """Return what is behind the tables, as CSV under the names of their files."""
+    epoch, runs = results.plan.epoch, results.runs
+    frames = {
+        "cells.csv": with_interval(cell_statistics(runs)).reset_index().assign(epoch=epoch),
+        "differences.csv": against_baseline(runs).assign(epoch=epoch),
+        "paper.csv": against_paper(runs).assign(epoch=epoch),
+        "analysis.csv": results.analyses.solves,
+    }
+    always = ("cells.csv", "differences.csv")
+    return {name: _csv(frame) for name, frame in frames.items() if name in always or len(frame)}
+
+
+def _written_before(folder: Path) -> set[str]:
+    """Return the files in `folder` that an earlier call wrote; no other place is believed."""
+    try:
+        names = (folder / FILES).read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return set()
+    return {name for name in names if re.fullmatch(r"(figures/)?[\w=-][\w.=-]*", name)}
 
 
 def _page(results: Results) -> str:

@@ -9,7 +9,9 @@ nan. scipy is imported only where a quantile is needed.
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -110,27 +112,45 @@ def holm(p: pd.Series) -> pd.Series:
     return corrected.reindex(p.index)
 
 
-def against_paper(cells: pd.DataFrame) -> pd.DataFrame:
-    """Cells that the paper has a number for, beside it.
+def against_paper(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of labelled `runs` that the paper has a number for, beside it.
 
     predicted_low, predicted_high (where the mean of as many seeds as the paper's is predicted from
-    ours), published, difference (our mean less it), inside (whether it lies there, NA where nothing
-    tells our spread), published_parameters (text), same_parameters.
+    ours), published, difference (our mean less it), deviations ("", or what is not the paper's
+    recipe), inside (whether it lies there, NA where nothing tells our spread or the recipe is
+    another), published_parameters (text), same_parameters.
     """
     published = pd.DataFrame(
         [(*key, *numbers) for key, numbers in paper.PUBLISHED.items()],
         columns=["dataset", "arch", "variant", "published", "published_parameters"],
     )
-    cells = with_interval(cells, paper.SEEDS, "predicted_").reset_index()
+    cells = with_interval(cell_statistics(runs))
+    cells = with_interval(cells, paper.SEEDS, "predicted_")
+    cells = cells.join(_deviations(runs)).reset_index()
     table = cells.merge(published, how="left", on=["dataset", "arch", "variant"])
     table = table.dropna(subset="published")
     low, high = table["predicted_low"], table["predicted_high"]
-    inside = table["published"].between(low, high).astype("boolean").mask(low.isna())
+    inside = table["published"].between(low, high).astype("boolean")
     return table.assign(
         difference=table["mean"] - table["published"],
-        inside=inside,
+        inside=inside.mask(low.isna() | (table["deviations"] != "")),
         same_parameters=table["parameters"].map(millions) == table["published_parameters"],
     )
+
+
+def _deviations(runs: pd.DataFrame) -> pd.Series:
+    """Return for each cell what is not the paper's recipe; "" where all is, or it has none."""
+
+    def of(run: dict[str, Any]) -> str:
+        cell = (run["dataset"], run["arch"], run["variant"])
+        if run["given"]:
+            return "given weights, of unknown training"
+        known = cell in paper.PUBLISHED
+        return ", ".join(paper.deviations(json.loads(run["recipe_values"]), *cell)) if known else ""
+
+    first = runs.drop_duplicates(CELL)
+    found = [of(run) for run in first.to_dict("records")]
+    return pd.Series(found, pd.MultiIndex.from_frame(first[CELL]), name="deviations", dtype=object)
 
 
 def at_best_epoch(runs: pd.DataFrame) -> pd.DataFrame:
@@ -160,6 +180,6 @@ def at_best_epoch(runs: pd.DataFrame) -> pd.DataFrame:
                 f"--epoch best: {path}: history.csv has no epoch with validation and test accuracy"
             )
         best = epochs.loc[epochs["val_accuracy"].idxmax()]
-        for column in columns:
+        for column in (*columns, "val_accuracy"):
             runs.loc[index, column] = best[column]
     return runs

@@ -59,21 +59,28 @@ hydra:
 """
 
 
+def _file(name: str) -> Any:
+    """Return the property of a RunDirectory that is the path of its file `name`."""
+    return property(lambda run: run.path / name)
+
+
 class RunDirectory:
     """Reads and writes the files of one run."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.config_file = self.path / "config.yaml"
-        self.record_file = self.path / "record.json"
-        self.history_file = self.path / "history.csv"
-        self.progress_file = self.path / "progress.json"
-        self.checkpoint_file = self.path / "checkpoint.pt"
-        self.previous_checkpoint_file = self.path / "checkpoint.previous.pt"
-        self.weights_file = self.path / "model.pt"
-        self.log_file = self.path / "run.log"
-        self.lock_file = self.path / "run.lock"
-        self.analysis_file = self.path / "analysis.json"
+
+    # A tree of runs has many directories, of which few files are asked for.
+    config_file = _file("config.yaml")
+    record_file = _file("record.json")
+    history_file = _file("history.csv")
+    progress_file = _file("progress.json")
+    checkpoint_file = _file("checkpoint.pt")
+    previous_checkpoint_file = _file("checkpoint.previous.pt")
+    weights_file = _file("model.pt")
+    log_file = _file("run.log")
+    lock_file = _file("run.lock")
+    analysis_file = _file("analysis.json")
 
     @classmethod
     def of(cls, config: Config) -> RunDirectory:

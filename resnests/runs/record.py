@@ -117,14 +117,7 @@ class Record:
         raw.setdefault("task", "train")  # the first records did not say
         raw["provenance"] = checked(Provenance, raw.get("provenance"))
         record = checked(cls, raw)
-        if record.status not in STATUSES:
-            raise BrokenRecord(f"unknown status {record.status!r}")
-        if record.status == "complete":
-            given = record.task == "evaluate"  # given weights have no training of ours
-            for name in (*(METRICS[2:] if given else METRICS), "parameters"):
-                value = getattr(record, name)
-                if value is None or not math.isfinite(value):
-                    raise BrokenRecord(f"{name} of a complete run is {value!r}")
+        require_sound(record)
         return record
 
     def is_alive(self, progress: dict[str, Any]) -> bool:
@@ -145,6 +138,20 @@ class Record:
             return same and process.status() != psutil.STATUS_ZOMBIE
         except (psutil.Error, ValueError, OverflowError):  # no process can have such a number
             return False
+
+
+def require_sound(record: Any) -> None:
+    """Raise BrokenRecord unless what has the fields of Record has a known status, and a complete
+    run its numbers.
+    """
+    if record.status not in STATUSES:
+        raise BrokenRecord(f"unknown status {record.status!r}")
+    if record.status == "complete":
+        given = record.task == "evaluate"  # given weights have no training of ours
+        for name in (*(METRICS[2:] if given else METRICS), "parameters"):
+            value = getattr(record, name)
+            if value is None or not math.isfinite(value):
+                raise BrokenRecord(f"{name} of a complete run is {value!r}")
 
 
 # Finding them takes longer than all else of reading a record.

@@ -39,12 +39,15 @@ def require_analysable(config: Config) -> None:
     file = weights_file(config)
     run = RunDirectory.of(config).analysed
     status = run.status()
-    if status != "complete" or not file.is_file():
+    if status != "complete":
         found = f"its status is {status}" if status else "there is no such run"
         mend = "task=evaluate" if config.weights else "analysis.train=true or task=train"
         raise UserError(
             f"task=analyze: {run.path}: expected a complete run, but {found}; first {mend}"
         )
+    if not file.is_file():
+        mend = "trainer.overwrite=true trains the run afresh"
+        raise UserError(f"task=analyze: {file}: expected the weights of the run; {mend}")
 
 
 def _official_name(config: Config) -> str:

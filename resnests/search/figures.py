@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-from resnests.results.style import COLORS, STYLE, WIDTH, Drawing, finish
+from resnests.results.style import COLORS, STYLE, WIDTH, Drawing, title_and_legend
 from resnests.search.study import Study
 
 _COMPLETE: dict[str, Any] = {"color": COLORS[2], "marker": "o", "linestyle": "none"}
@@ -51,7 +51,7 @@ def _history(study: Study, trials: pd.DataFrame) -> Drawing:
         handles.append(Line2D([], [], label="best so far", color=COLORS[4]))
     axes.set(xlabel="Trial", ylabel="Validation accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    finish(figure, study.folder.name, handles)
+    title_and_legend(figure, study.folder.name, handles)
     title = f"Validation accuracy of the trials of {study.folder.name}"
     return Drawing("history", title, figure, trials)
 

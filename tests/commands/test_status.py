@@ -1,6 +1,7 @@
 """aggregate.py --status."""
 
 import dataclasses
+import json
 import os
 import socket
 from pathlib import Path
@@ -11,9 +12,8 @@ from helpers import run_command
 from trees import add_run
 
 from resnests.commands.status import Status
+from resnests.results import frame
 from resnests.runs.analysis import Analysis
-from resnests.runs.directory import RunDirectory
-from resnests.text import duration
 
 ME = {
     "host": socket.gethostname(),
@@ -101,19 +101,11 @@ def test_status_of_nothing_is_an_error(tmp_path):
     assert run_command("--watch", script="aggregate.py", cwd=tmp_path).returncode != 0
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(1.24, "1.2 s"), (59.4, "59.4 s"), (90, "1:30 min"), (3600, "1:00 h"), (93_600, "26:00 h")],
-)
-def test_durations_are_readable(seconds, text):
-    assert duration(seconds) == text
-
-
 def test_a_look_opens_only_what_has_changed_since_the_last_one(tmp_path, monkeypatch):
     opened = []
-    read = RunDirectory.read_record
+    decode = frame.decode
     monkeypatch.setattr(
-        RunDirectory, "read_record", lambda run: opened.append(run.path.name) or read(run)
+        frame, "decode", lambda text: opened.append(json.loads(text)["seed"]) or decode(text)
     )
     for seed in range(3):
         add_run(tmp_path, seed=seed)
@@ -122,12 +114,12 @@ def test_a_look_opens_only_what_has_changed_since_the_last_one(tmp_path, monkeyp
     assert status.look().renderables[0] == "3 of 4 done, 1 running"
     opened.clear()
     assert status.look().renderables[0] == "3 of 4 done, 1 running"
-    assert opened == ["seed=3"]
+    assert opened == [3]
     opened.clear()
     add_run(tmp_path, seed=1, status="failed")
     add_run(tmp_path, seed=3)
     assert status.look().renderables[0] == "3 of 4 done, 1 failed"
-    assert opened == ["seed=1", "seed=3"]
+    assert opened == [1, 3]
 
 
 def test_an_analysis_that_was_interrupted_is_not_done(tmp_path):
