@@ -72,7 +72,8 @@ def analyze(
 def new_analysis(options: Options, digest: str, epoch: int | None = None) -> Analysis:
     """Return an analysis of the weights of SHA-256 `digest` in which nothing is solved yet."""
     path = [] if epoch else options.l2_path
-    return Analysis(options.l2, options.tolerance, digest, METHOD, epoch, l2_path=path)
+    l2, tolerance = options.l2, options.tolerance
+    return Analysis(l2, tolerance, digest, method=METHOD, epoch=epoch, l2_path=path)
 
 
 def kept_weights(run: Path) -> list[tuple[int, Path]]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from resnests.analysis.features import Family
-from resnests.analysis.risk import Minimum, Risk, cross_entropy, losses, minimise, penalty
+from resnests.analysis.risk import Minimum, Risk, cross_entropy, minimise, penalty
 from resnests.analysis.rows import Rows
 from resnests.analysis.squares import Squares, least_squares, squared_error, triangle_of
 from resnests.runs.analysis import LAST_BLOCK, LAST_MAPS, PREFIX, TRAINED, Analysis, Solve
@@ -113,7 +113,8 @@ class Problem:
         for i in range(max(0, first - 1), len(groups)):
             end = 1 + self.family.ends[i]
             more = weights.new_zeros((end - len(weights), self.classes))
-            found = self.minimum(torch.cat((weights, more)))
+            rows = None if end == 1 + self.family.ends[-1] else (self.train, None)
+            found = self.minimum(torch.cat((weights, more)), rows=rows)
             if wanted[i]:
                 solve = Solve(PREFIX, self.name, groups[i], end - 1)
                 self._fill(solve, found, self.train, self.test, self.squares[i])
@@ -153,19 +154,22 @@ class Problem:
         return solve
 
     def minimum(
-        self, start: Tensor, l2: float | None = None, rows: tuple[Rows, Rows] | None = None
+        self,
+        start: Tensor,
+        l2: float | None = None,
+        rows: tuple[Rows, Rows | None] | None = None,
     ) -> Minimum:
-        """Minimise the penalised cross-entropy, until the test losses have settled too."""
+        """Minimise the penalised cross-entropy, until the test loss has settled too."""
         train, test = rows or (self.train, self.test)
         risk = Risk(train, l2 or self.l2)
-        return minimise(risk, start, self.tolerance, partial(losses, test), self.should_stop)
+        return minimise(risk, start, self.tolerance, test, self.should_stop)
 
     def _fill(
         self, solve: Solve, found: Minimum, train: Rows, test: Rows, square: Squares
     ) -> Solve:
         solve.gap, solve.evaluations, solve.rank = found.gap, found.evaluations, square.rank - 1
         if found.reached:
-            solve.value, solve.test_error = found.value, found.moved
+            solve.value, solve.test_error = found.value, found.error
             solve.train_loss, solve.train_accuracy = cross_entropy(train, found.weights)
             solve.test_loss, solve.test_accuracy = cross_entropy(test, found.weights)
         solve.train_squared = square.value

@@ -46,7 +46,7 @@ class Solve:
     train_loss: float | int | None = None
     train_accuracy: float | int | None = None
     test_loss: float | int | None = None
-    # how far the last Newton step moved the losses of test images, in the mean
+    # how far the test loss may be from the minimiser's; None of a prefix before the last
     test_error: float | int | None = None
     test_accuracy: float | int | None = None
     # of a prefix: by how much its last group certainly lowers the least value, and at most
@@ -96,8 +96,6 @@ class Analysis:
     l2: float | int
     tolerance: float | int  # nats
     weights_sha256: str  # of the weights that were analysed
-    method: int = 1  # METHOD of the version that made it
-    epoch: int | None = None  # of the training, where these are kept weights of an earlier one
     # whether the W_i of its features also shape the features after them, as in a ResNEst: else the
     # last maps are free, and their best is the bound; None where no features are exact
     coupled: bool | None = None
@@ -113,6 +111,8 @@ class Analysis:
     smallest_singular_value: float | int | None = None
     smallest_singular_value_of_the_last: float | int | None = None
     solves: list = field(default_factory=list)
+    method: int = 1  # METHOD of the version that made it
+    epoch: int | None = None  # of the training, where these are kept weights of an earlier one
     points: list = field(default_factory=list)  # SecondOrder
     descents: list = field(default_factory=list)
     l2_path: list = field(default_factory=list)  # the penalties of over_l2
@@ -156,25 +156,25 @@ class Analysis:
         bound, last = (None, None) if crowded else (bound, last)
         values = {
             "crowded": crowded,
-            "trained": _get(own, "value"),
-            "last_maps": _get(last, "value"),
-            "bound": _get(bound, "value"),
-            "linear": _get(linear, "value"),
-            "eps": _less(last, bound, "value"),
+            "trained": get(own, "value"),
+            "last_maps": get(last, "value"),
+            "bound": get(bound, "value"),
+            "linear": get(linear, "value"),
+            "eps": less(last, bound, "value"),
             "eps_error": None,
-            "eps.train_loss": _less(last, bound, "train_loss"),
-            "eps.test_loss": _less(last, bound, "test_loss"),
-            "slack": _less(own, last, "value"),
-            "squared_last_maps": _get(last, "train_squared"),
-            "squared_bound": _get(bound, "train_squared"),
-            "squared_eps": _less(last, bound, "train_squared"),
+            "eps.train_loss": less(last, bound, "train_loss"),
+            "eps.test_loss": less(last, bound, "test_loss"),
+            "slack": less(own, last, "value"),
+            "squared_last_maps": get(last, "train_squared"),
+            "squared_bound": get(bound, "train_squared"),
+            "squared_eps": less(last, bound, "train_squared"),
         }
         if last is not None and bound is not None and values["eps"] is not None:
             values["eps_error"] = 0.0 if last is bound else max(last.gap or 0, bound.gap or 0)
         for name, solve in (("trained", own), ("last_maps", last), ("bound", bound)):
             for metric in ("train_loss", "test_loss", "test_error", "test_accuracy"):
-                values[f"{name}.{metric}"] = _get(solve, metric)
-        return values | self._selectivity(last, bound) | self._second_order(_get(last, "value"))
+                values[f"{name}.{metric}"] = get(solve, metric)
+        return values | self._selectivity(last, bound) | self._second_order(get(last, "value"))
 
     def _selectivity(self, last: Solve | None, bound: Solve | None) -> dict[str, float | None]:
         """Return how squared eps compares with chance.
@@ -188,14 +188,14 @@ class Analysis:
         alone = next((s for s in self.solves if s.quantity == LAST_BLOCK), None)
         if last is None or bound is None or alone is None or last is bound:
             return values
-        lost, r = _less(bound, last, "rank") or 0, _less(bound, alone, "rank") or 0
+        lost, r = less(bound, last, "rank") or 0, less(bound, alone, "rank") or 0
         values["lost"] = lost
-        values["floor"] = (_get(last, "train_squared") or 0) * lost / max(1, self.train_images - 1)
-        random = lost / max(1, r) * (_less(alone, bound, "train_squared") or 0)
+        values["floor"] = (get(last, "train_squared") or 0) * lost / max(1, self.train_images - 1)
+        random = lost / max(1, r) * (less(alone, bound, "train_squared") or 0)
         if random > 0:
             values |= {
                 "random_eps": random,
-                "rho": (_less(last, bound, "train_squared") or 0) / random,
+                "rho": (less(last, bound, "train_squared") or 0) / random,
             }
         return values
 
@@ -243,10 +243,12 @@ class Analysis:
         return analysis
 
 
-def _get(solve: Solve | None, name: str) -> float | None:
+def get(solve: Solve | None, name: str) -> float | None:
+    """Return a value of `solve`, None where there is none."""
     return None if solve is None else getattr(solve, name)
 
 
-def _less(one: Solve | None, other: Solve | None, name: str) -> float | None:
-    a, b = _get(one, name), _get(other, name)
+def less(one: Solve | None, other: Solve | None, name: str) -> float | None:
+    """Return by how much a value of `one` is above that of `other`, None where one is missing."""
+    a, b = get(one, name), get(other, name)
     return None if a is None or b is None else a - b
