@@ -16,6 +16,10 @@ class UserError(ValueError):
     """Something the user can mend: shown as one line, without a traceback."""
 
 
+class Interrupted(Exception):
+    """Work that was asked to stop. It ended where the same command can go on from."""
+
+
 class CaptureFailed(RuntimeError):
     """A step that could not become a CUDA graph. The device is in an unknown state afterwards: only
     another process, without a graph, may go on.

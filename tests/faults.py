@@ -3,6 +3,7 @@ undisturbed sweep is.
 
     python tests/faults.py --faults 60      # the long form: faults injected, survived, results lost
     python tests/faults.py --faults 30 --launcher slurm     # or ray: on a cluster of one's own
+    python tests/faults.py --faults 30 --dropout      # a network that draws random numbers
 
 A fault is SIGKILL of a training, of the launcher's process above it, of the fork server, of the
 whole sweep; a flipped bit in or the loss of the end of a checkpoint or record; a second sweep over
@@ -29,10 +30,10 @@ import injections
 import psutil
 import torch
 from helpers import history
-from sweeps import Leases, Sweep
+from sweeps import DROPOUT, Leases, Sweep
 
+from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory, find_runs
-from resnests.training.checkpoint import read_torch
 
 SECOND_SWEEPS: list[Sweep] = []
 BOOM = "[/opt/pytorch/x.cc:3] boom"
@@ -262,7 +263,9 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--launcher", choices=("slurm", "ray"))
+    parser.add_argument("--dropout", action="store_true", help="train a network that draws")
     options = parser.parse_args()
+    Sweep.network = DROPOUT if options.dropout else ()
     random.seed(options.seed)
     if options.launcher:
         for name in ONE_MACHINES:

@@ -21,13 +21,12 @@ from resnests.analysis.second_order import second_order
 from resnests.config.schema import Analysis as Options
 from resnests.config.schema import Config
 from resnests.data.pipelines import Images
-from resnests.errors import UserError
+from resnests.errors import Interrupted, UserError
 from resnests.models.single_stage import ResNEst, SingleStage
+from resnests.models.weights import load_weights
 from resnests.runs.analysis import LAST_BLOCK, METHOD, TRAINED, Analysis, SecondOrder, Solve
 from resnests.runs.directory import RunDirectory
 from resnests.runs.weights import digest as digest_of
-from resnests.training.checkpoint import load_weights
-from resnests.training.loop import Interrupted
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]

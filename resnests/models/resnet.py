@@ -8,10 +8,12 @@ H x W pixels, K classes.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from resnests.config.schema import part_from
 from resnests.config.targets import build, takes
 from resnests.errors import UserError, require, require_one_of
 from resnests.models.norm_relu import norm_relu
+from resnests.models.weights import load_weights
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
@@ -208,8 +211,6 @@ def build_model(
         variant = Variant(name=variant, head=variant)
     network = build_network(arch, variant, num_classes)
     if weights is not None:
-        from resnests.training.checkpoint import load_weights
-
         load_weights(Path(weights), network)
     return network
 
@@ -228,6 +229,12 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def initial_model(arch: Arch, variant: Variant, num_classes: int, seed: int) -> nn.Module:
-    """The network of `seed`, drawn on the CPU so that every device starts from the same weights."""
+    """Return the network of `seed`, drawn on the CPU so that every device starts from the same
+    weights.
+
+    Networks of a user's may draw from numpy and Python's random, too.
+    """
     torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
     return build_network(arch, variant, num_classes)

@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from resnests.config.schema import Config, config_dict, config_from
 from resnests.errors import UserError, guarded
 from resnests.models.resnet import build_network
+from resnests.models.weights import load_weights
 from resnests.runs.directory import RunDirectory, write_atomic
 from resnests.runs.record import Record
 from resnests.runs.weights import export_target, finished
 from resnests.sharing.card import card
-from resnests.training.checkpoint import load_weights
 
 FILES = {
     "safetensors": "model.safetensors",

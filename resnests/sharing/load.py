@@ -20,7 +20,7 @@ def load_model(folder: Path | str) -> nn.Module:
     Raises a UserError where the folder is not what it says of itself: the digest of the weights,
     names and shapes, the number of parameters.
     """
-    from resnests.training.checkpoint import load_weights
+    from resnests.models.weights import load_weights
 
     place = Path(folder)
     try:

@@ -36,7 +36,7 @@ def prepare(runs: Sequence[Run]) -> None:
         if any(part.target is not None for part in parts):
             tried[repr(parts)] = config_dict(run.config)
     if tried:
-        _run_module("resnests.training.preflight", given=json.dumps(list(tried.values())))
+        _run_module("resnests.tasks.preflight", given=json.dumps(list(tried.values())))
 
 
 def _warn_of_missing(logger: dict[str, Any]) -> None:

@@ -23,6 +23,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from resnests.config.schema import Config, config_dict, config_from
+from resnests.environment import COMMAND as COMMAND
+from resnests.environment import JOB as JOB
+from resnests.environment import RUN as RUN
+from resnests.environment import SWEEP
+from resnests.environment import command_line as command_line
+from resnests.environment import python_path as python_path
 from resnests.errors import USER_ERROR as USER_ERROR  # said by a worker, too
 from resnests.sweep.devices import Allocation
 
@@ -30,9 +36,6 @@ from resnests.sweep.devices import Allocation
 # NO_GRAPH asks for a new process that trains without a CUDA graph.
 BUSY, NO_GRAPH, INTERRUPTED = 75, 76, 130
 
-RUN = "RESNESTS_RUN"
-JOB = "RESNESTS_JOB"  # the number that a batch system gave the job of this process
-_SWEEP, COMMAND = "RESNESTS_SWEEP", "RESNESTS_COMMAND"
 _MARK = "begun-"
 
 # What this process exits with once Hydra is through: it must return for users' callbacks to fire.
@@ -71,7 +74,7 @@ def announce(configs: Sequence[Config], allocation: Allocation | None, folder: P
         print(json.dumps({"local": allocation is not None, "allocation": shared}), file=lines)
         for config in configs:
             print(json.dumps(config_dict(config)), file=lines)
-    os.environ[_SWEEP] = str(file)
+    os.environ[SWEEP] = str(file)
     tell_children()
     return file
 
@@ -83,12 +86,12 @@ def tell_children() -> None:
 
 def token_path() -> Path:
     """The file with the orders of the sweep that this process works for."""
-    return Path(os.environ[_SWEEP])
+    return Path(os.environ[SWEEP])
 
 
 def environment() -> dict[str, str]:
     """What jobs of the sweep that was announced last must find, where they do not inherit it."""
-    return {name: os.environ[name] for name in (_SWEEP, COMMAND, "PYTHONPATH")}
+    return {name: os.environ[name] for name in (SWEEP, COMMAND, "PYTHONPATH")}
 
 
 def begun(folder: Path) -> set[int]:
@@ -112,18 +115,7 @@ def at_work(token: Path, index: int) -> Iterator[None]:
 
 def is_ordered() -> bool:
     """Whether this process works for a sweep of ours."""
-    return _SWEEP in os.environ and RUN in os.environ
-
-
-def command_line() -> str:
-    """What the user typed."""
-    return os.environ.get(COMMAND, " ".join(sys.argv))
-
-
-def python_path() -> str:
-    """Where other processes find this package."""
-    here = str(Path(__file__).parents[2])
-    return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+    return SWEEP in os.environ and RUN in os.environ
 
 
 def send_job(pipe: IO[bytes], config: Config, allocation: Allocation) -> None:

@@ -92,7 +92,7 @@ class Worker:
         import torch
 
         from resnests.models.norm_relu import keep_freed_memory
-        from resnests.training.experiment import run_experiment
+        from resnests.tasks.experiment import run_experiment
 
         if allocation.kind == "cpu":
             keep_freed_memory()
@@ -107,7 +107,7 @@ class Worker:
 
     def _train_first(self, device: str) -> str | None:
         """The status of the run that is to be analysed, which is trained where it is not."""
-        from resnests.training.experiment import run_experiment
+        from resnests.tasks.experiment import run_experiment
 
         config = dataclasses.replace(self.config, task="train")
         directory = RunDirectory.of(config)

@@ -17,6 +17,8 @@ from typing import Any
 import psutil
 import torch
 
+from resnests.cpuinfo import cpu_info
+from resnests.environment import JOB, command_line
 from resnests.runs.record import Provenance
 
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
@@ -38,8 +40,8 @@ def collect(device: torch.device) -> Provenance:
         threads=torch.get_num_threads(),
         host=socket.gethostname(),
         platform=platform.platform(),
-        command=os.environ.get("RESNESTS_COMMAND", " ".join(sys.argv)),
-        job=os.environ.get("RESNESTS_JOB", os.environ.get("SLURM_JOB_ID")),
+        command=command_line(),
+        job=os.environ.get(JOB, os.environ.get("SLURM_JOB_ID")),
         pid=os.getpid(),
         process_started=psutil.Process().create_time(),
         started=time.time(),
@@ -74,8 +76,6 @@ def code_version() -> tuple[str | None, bool | None]:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    if device.type == "cpu" and Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+    if device.type == "cpu" and (name := cpu_info().get("model name")):
+        return name
     return platform.processor() or device.type

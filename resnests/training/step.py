@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -10,7 +11,9 @@ from torch.nn import functional as F
 
 from resnests.config.schema import Trainer
 from resnests.errors import CaptureFailed, UserError
+from resnests.training.generators import drawn_on_host, generator_states, restore_generators
 
+log = logging.getLogger(__name__)
 WARM_UP = 3  # steps before a capture: in them kernels are chosen and workspaces allocated
 
 Network = Callable[[Tensor], Tensor]  # images (B, 3, H, W) -> logits (B, K)
@@ -97,12 +100,17 @@ class Step:
             raise CaptureFailed(f"{wanted}: {_reason(first)}") from error
 
     def _capture(self, images: Tensor, labels: Tensor) -> None:
-        """Make the graph, on inputs of its own; weights, statistics and totals are as before after
-        it. Where it fails they are lost.
+        """Make the graph, on inputs of its own; weights, statistics, totals and random generators
+        are as before after it. Where it fails they are lost.
+
+        Each replay draws from the device's default generator, which a capture registers, as the
+        operations would. Were the draws of the warm-up not undone, a resumed run, which warms up
+        once more, would go on with other numbers than the run that was never interrupted.
         """
         self.images, self.labels = images.clone(), labels.clone()
         changed = (*self.model.buffers(), self.totals)
         before = [value.clone() for value in changed]
+        drawn = generator_states(self.device)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -111,13 +119,25 @@ class Step:
                 self._run(self.network, self.images, self.labels)
         torch.cuda.current_stream().wait_stream(side)
         self.model.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: a data loader's thread may pin memory meanwhile
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._run(self.network, self.images, self.labels)
-        self.graph = graph
+        if drawn_on_host(drawn, self.device):
+            self._refuse_host_draws()
+        else:
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: a data loader's thread may pin memory meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._run(self.network, self.images, self.labels)
+            self.graph = graph
         for value, old in zip(changed, before, strict=True):
             value.copy_(old)
+        restore_generators(drawn, self.device)
+
+    def _refuse_host_draws(self) -> None:
+        """Go on without a graph, which would repeat the numbers that were drawn on the host."""
+        reason = "the network draws random numbers on the host, which a graph would repeat"
+        if self.trainer.cuda_graph:
+            raise UserError(f"trainer.cuda_graph=true: expected null, as {reason}")
+        log.info("trains without a CUDA graph: %s", reason)
+        self.captures = False
 
 
 def _first(error: RuntimeError) -> RuntimeError:

@@ -13,8 +13,8 @@ from helpers import REPOSITORY, TINY, run_command
 from resnests import build_model, load_model
 from resnests.errors import UserError
 from resnests.models.resnet import count_parameters
+from resnests.models.weights import save_weights
 from resnests.sharing.export import export
-from resnests.training.checkpoint import save_weights
 
 IMAGES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 

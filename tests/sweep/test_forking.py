@@ -16,6 +16,7 @@ import pytest
 from helpers import REPOSITORY, history, tiny
 
 from resnests.errors import USER_ERROR
+from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import child, forking
 from resnests.sweep.child import run_child
@@ -24,7 +25,6 @@ from resnests.sweep.forkserver import receive
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import INTERRUPTED
 from resnests.sweep.stop import Stop
-from resnests.training.checkpoint import read_torch
 
 pytestmark = [
     pytest.mark.slow,  # the server imports torch

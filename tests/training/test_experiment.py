@@ -9,10 +9,10 @@ from helpers import history, tiny
 
 from resnests import build_model
 from resnests.config.parts import HEADS
+from resnests.models.weights import read_torch
 from resnests.runs.directory import HISTORY, RunDirectory
 from resnests.runs.record import Record
-from resnests.training.checkpoint import read_torch
-from resnests.training.experiment import run_experiment
+from resnests.tasks.experiment import run_experiment
 
 SLOW_TORCHVISION = pytest.param("torchvision", marks=pytest.mark.slow)
 

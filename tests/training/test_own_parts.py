@@ -15,8 +15,8 @@ from resnests.errors import UserError
 from resnests.models.resnet import build_network
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Record
-from resnests.training import preflight
-from resnests.training.experiment import run_experiment
+from resnests.tasks import preflight
+from resnests.tasks.experiment import run_experiment
 from resnests.training.optim import build_optimizer
 
 HEADS = """

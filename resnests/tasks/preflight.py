@@ -1,6 +1,6 @@
 """Whether the pieces that a user brought fit together, seen before the first run of a sweep.
 
-    python -m resnests.training.preflight < configs.json      # a list of configurations
+    python -m resnests.tasks.preflight < configs.json      # a list of configurations
 
 Each data set is read, and each network, head and optimizer built and trained on a batch of two
 images. The first that fails is one line on standard error, and exit status 2.
