@@ -23,8 +23,9 @@ class Analyses:
     """What the analysed complete runs have: `solves` has a row per solve, `runs` one per run.
 
     All have CELL, setting, seed, path and the values that the run was analysed with; `solves` the
-    fields of Solve, `runs` status, optimizer.lr, arch.widths, blocks and Analysis.summary;
-    `epochs` has Analysis.summary of kept weights and of the last ones, `penalties` a row per l2.
+    fields of Solve, `runs` status, optimizer.lr, arch.widths, blocks, eigenvalues (a list, of the
+    Hessian at the trained point) and Analysis.summary; `epochs` has Analysis.summary of kept
+    weights and of the last ones, `penalties` a row per l2.
     """
 
     solves: pd.DataFrame
@@ -57,7 +58,7 @@ def read_analyses(runs: pd.DataFrame) -> Analyses:
         # l2 of a solve is of other penalties alone, and would hide that of the analysis
         solves += [named | {"position": i} | solve | {"l2": analysis.l2}
                    for i, solve in enumerate(own)]  # fmt: skip
-        blocks = len({solve["group"] for solve in own if "." in solve["group"]})
+        blocks = _blocks(analysis)
         more = {"status": run.get("analysis.status"), "optimizer.lr": run.get("optimizer.lr")}
         spectrum: dict[str, Any] = {
             "eigenvalues": next((p.eigenvalues for p in analysis.points), [])
@@ -66,6 +67,16 @@ def read_analyses(runs: pd.DataFrame) -> Analyses:
         epochs += [named | row for row in _epochs(analysis, run)]
         penalties += [named | row for row in _penalties(analysis)]
     return Analyses(*(_by_setting(rows, runs) for rows in (solves, analysed, epochs, penalties)))
+
+
+def _blocks(analysis: Analysis) -> int:
+    """Return the number of blocks that have exact features: of a ResNEst, those of its last stage;
+    of all blocks where none has.
+    """
+    families = {solve.family for solve in analysis.solves}
+    family = "exact" if "exact" in families else "pooled"
+    groups = {solve.group for solve in analysis.solves if solve.family == family}
+    return sum("." in group for group in groups)
 
 
 def _epochs(analysis: Analysis, run: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -132,6 +143,15 @@ def interval(values: pd.Series, digits: int = 4, percent: bool = False) -> str:
     if percent:
         low, high = max(low, 0.0), min(high, 100.0)
     return f"{text} [{shown(low)} to {shown(high)}]"
+
+
+def scientific(values: pd.Series) -> str:
+    """Return the mean, and the least and largest of several, such as "1.2e-05 [1e-05 to 3e-05]"."""
+    known = values.dropna().astype(float)
+    if known.empty:
+        return NONE
+    text = f"{known.mean():.1e}"
+    return text if len(known) < 2 else f"{text} [{known.min():.0e} to {known.max():.0e}]"
 
 
 def digits_of(error: float | None) -> int:
