@@ -124,7 +124,8 @@ class Optimizer(Part):
 
     The rate of epoch e (from 1) is lr * gamma ** (number of milestones passed), with `cosine` that
     times half a cosine from 1 to 0, and with `warmup` that times a ramp from 0 to 1, step by step.
-    Milestones and warmup are fractions of the epochs, so that a shortened run keeps its shape.
+    Milestones and warmup are fractions of the epochs, so that a shortened run keeps its shape. The
+    first milestone is at the end of the first epoch or later, the next an epoch later or more.
     `_target_(parameters, lr=, **args)` is a class of torch.optim, or one like them; weight_decay,
     momentum, nesterov and betas are among its arguments unless they are null.
     """

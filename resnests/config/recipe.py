@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resnests.config.parts import Part
+from resnests.config.schedule import moved_milestones
 from resnests.config.schema import Config
 from resnests.config.targets import code_digest
 
@@ -33,6 +34,9 @@ def recipe_values(config: Config) -> dict[str, Any]:
     values = _identifying(config, "")
     for key in ("seed", "dataset.name", "arch.name", "variant.name"):
         del values[key]
+    moved = moved_milestones(config.optimizer.milestones, config.trainer.epochs)
+    if moved is not None:
+        values["optimizer.milestone_epochs"] = moved
     if config.task == "evaluate" or (config.task == "analyze" and config.weights is not None):
         values = {
             key: value

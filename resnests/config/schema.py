@@ -75,6 +75,8 @@ class Trainer:
     # wrn16_8 takes half a second (benchmarks/RESULTS.md), its epoch on a fast GPU only seconds
     checkpoint_every: int | None = free(None)
     eval_every: int = free(1)  # epochs; the last one is always evaluated
+    # epochs whose weights are kept, as model_epoch_<n>.pt
+    keep_epochs: list[int] = field(default_factory=list, metadata={"free": True})
     overwrite: bool = free(False)
 
     def __post_init__(self) -> None:
@@ -82,6 +84,9 @@ class Trainer:
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "at least 1")
         every, expected = self.checkpoint_every, "at least 1, or null"
         require(every is None or every >= 1, "trainer.checkpoint_every", every, expected)
+        ok = all(1 <= epoch <= self.epochs for epoch in self.keep_epochs)
+        expected = f"epochs from 1 to trainer.epochs={self.epochs}, such as [1,3]"
+        require(ok, "trainer.keep_epochs", self.keep_epochs, expected)
         require_one_of("trainer.precision", self.precision, PRECISIONS)
         inside = 0 <= self.label_smoothing < 1
         require(inside, "trainer.label_smoothing", self.label_smoothing, "at least 0 and below 1")

@@ -9,6 +9,7 @@ torch.
         progress.json  the latest sign of life of a running training, about once a second
         checkpoint.pt  what resuming needs; checkpoint.previous.pt is the one before it
         model.pt       the final weights, a plain state dict under the official names
+        model_epoch_<n>.pt   those after epoch n, of trainer.keep_epochs
         run.log        the output of the training process
         run.lock       held by the process that owns the directory
         unsent.<name>  why a tracker has not all of the run; there only where it has not
@@ -182,6 +183,10 @@ class RunDirectory:
             return {}
         return progress if isinstance(progress, dict) else {}
 
+    def kept_weights_file(self, epoch: int) -> Path:
+        """Return where the weights after `epoch` are, if trainer.keep_epochs has it."""
+        return self.path / f"model_epoch_{epoch}.pt"
+
     def unsent(self, tracker: str = "*") -> Path:
         """Where it says why `tracker` has not all of the run."""
         return self.path / f"unsent.{tracker}"
@@ -221,7 +226,8 @@ class RunDirectory:
         gone = (self.record_file, self.history_file, self.progress_file, self.weights_file)
         of_these_weights = (self.analysis.record_file, self.analysis.analysis_file)
         unsent = self.path.glob(self.unsent().name)
-        for path in (*gone, self.analysis_file, *of_these_weights, *unsent):
+        kept = self.path.glob("model_epoch_*.pt")
+        for path in (*gone, self.analysis_file, *of_these_weights, *unsent, *kept):
             path.unlink(missing_ok=True)
         self.clear_checkpoints()
 

@@ -44,9 +44,12 @@ def train(run: Run) -> None:
         directory.write_history(state.history)
         log.info("%s", epoch_line(state.history[-1], config.trainer.epochs))
         done = state.epoch - 1
+        if done in config.trainer.keep_epochs:  # before the checkpoint: it says that this is done
+            save_weights(directory.kept_weights_file(done), model)
         if checkpoints.is_due(done) or done == config.trainer.epochs:
             save(state)
 
+    _warn_of_past_epochs(run, state)
     _note(run.record, state)
     directory.write_history(state.history)
     directory.write_record(run.record)  # after it, as its parameters say whose history that is
@@ -85,6 +88,14 @@ def _resume(
     state = State(**checkpoint["state"])
     log.info("resuming in epoch %d after step %d", state.epoch, state.step)
     return state
+
+
+def _warn_of_past_epochs(run: Run, state: State) -> None:
+    """Log which of trainer.keep_epochs were over before anybody asked for their weights."""
+    for epoch in run.config.trainer.keep_epochs:
+        if epoch < state.epoch and not run.directory.kept_weights_file(epoch).is_file():
+            reason = "it was over when this was asked for; trainer.overwrite=true starts again"
+            log.warning("the weights of epoch %d are not kept: %s", epoch, reason)
 
 
 def _note(record: Record, state: State) -> None:

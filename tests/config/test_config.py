@@ -69,6 +69,7 @@ def test_what_does_not_change_the_numbers_does_not_change_the_recipe():
         "trainer.channels_last=false",
         "trainer.checkpoint_every=7",
         "trainer.eval_every=5",
+        "trainer.keep_epochs=[1,30]",
         "trainer.overwrite=true",
         "dataset.root=/elsewhere",
         "dataset.download=false",
@@ -97,6 +98,8 @@ def test_a_configuration_survives_the_way_through_plain_values():
     ("override", "key"),
     [
         ("trainer.epochs=0", "trainer.epochs=0"),
+        ("trainer.keep_epochs=[0,3]", "trainer.keep_epochs=[0, 3]"),
+        ("trainer.keep_epochs=[201]", "trainer.keep_epochs=[201]"),
         ("trainer.batch_size=-1", "trainer.batch_size=-1"),
         ("trainer.precision=fp64", "trainer.precision=fp64"),
         ("trainer.device=tpu", "trainer.device=tpu"),
@@ -157,5 +160,6 @@ def test_every_value_is_part_of_the_recipe_or_declared_free(path, free):
     changed = node
     for name in path[:-1]:
         node = getattr(node, name)
-    setattr(node, path[-1], {"depth": 3} if path[-1] == "args" else "another value")
+    others = {"args": {"depth": 3}, "milestones": [0.9], "epochs": 9}
+    setattr(node, path[-1], others.get(path[-1], "another value"))
     assert (recipe_hash(changed) == before) == (free or path in LABELS)
