@@ -124,17 +124,18 @@ class Problem:
             weights, begin, gap = found.weights, end, found.gap
 
     def _certify(self, solve: Solve, found: Minimum, begin: int, end: int, gap: float) -> None:
-        """Bound by how much the columns from `begin` on lower the least value, from the gradient g
-        at the optimum without them, which is within `gap`.
+        """Bound by how much the columns V from `begin` on lower the least value, from the gradient
+        g along them at the optimum without them, which is within `gap`.
 
-        A step along them gains |g|^2 / (2 beta), where beta bounds the curvature: a softmax's is
-        at most 1/2 of the features'. No step gains more than |g|^2 / (2 l2).
+        The Hessian of a softmax is at most 1/2, so that the curvature along V is at most
+        C = V'V / 2N + l2, and a step along them gains g'C^-1 g / 2 at least. No step gains more
+        than |g|^2 / (2 l2).
         """
-        slope = found.start.gradient[begin:].square().sum().item()
-        spread = torch.linalg.matrix_norm(self.triangle[:end, begin:end], 2).item() ** 2
-        beta = spread / len(self.train) / 2 + self.l2
-        solve.drop_at_least = max(0.0, slope / (2 * beta) - gap)
-        solve.drop_at_most = found.start.gap
+        slope, block = found.start.gradient[begin:], self.triangle[:end, begin:end]
+        curvature = block.T @ block / (2 * len(self.train))
+        curvature.diagonal().add_(self.l2)
+        gain = (slope * torch.linalg.solve(curvature, slope)).sum().item() / 2
+        solve.drop_at_least, solve.drop_at_most = max(0.0, gain - gap), found.start.gap
 
     def _bound(self, group: str, l2: float | None = None) -> Solve:
         """Solve (c) alone, from the network's own map."""

@@ -21,7 +21,8 @@ from resnests.analysis.risk import Point, Risk, minimise
 from resnests.runs.analysis import Descent, SecondOrder
 
 EXACT = 2000  # unknowns up to which the whole Hessian is made
-STEPS = 100  # of Lanczos, and of a descent, beyond that
+STEPS = 100  # of Lanczos beyond that, and of a descent at least
+WORK = 10**9  # values of features that a descent may pass over, up to 2000 times all
 TIGHT = 1e-20  # nats above the least value that leave no gradient for the Hessian to feel
 
 
@@ -91,9 +92,10 @@ class Place:
         (alpha a z', beta z b') curves as alpha^2 h + 2 alpha beta s: negative for some, as s > 0.
         """
         classes, width = self.a.shape
-        if width <= classes:
+        _, values, vectors = torch.linalg.svd(self.a)
+        if width <= classes and values[-1] > 1e-12:
             return None
-        z = torch.linalg.svd(self.a).Vh[-1]
+        z = vectors[-1]
         left, singular, right = torch.linalg.svd(self.point.gradient[1:].T @ self.maps.v)
         s = singular[0]
         zero_a, zero_w = torch.zeros_like(self.a), torch.zeros_like(self.w)
@@ -231,6 +233,6 @@ def descend(maps: TwoMaps, name: str, start: Tensor, should_stop: Callable[[], N
         best, used = min(best, place.point.value), used + 1
         return place.point.value, place.gradient.cpu().numpy()
 
-    limit = 2000 if maps.size <= EXACT else STEPS
+    limit = max(STEPS, min(2000, WORK // maps.risk.rows.values.numel()))
     fmin_l_bfgs_b(work, start.cpu().numpy(), m=20, maxfun=limit, maxiter=limit, pgtol=1e-9, factr=0)
     return Descent(name, best, used)

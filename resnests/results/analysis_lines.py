@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resnests.paper import variant_label
+from resnests.paper import arch_label, variant_label
 from resnests.results.analyses import Analyses
-from resnests.results.cells import row_name
 from resnests.results.style import (
     DASHES,
     MARKERS,
@@ -70,14 +69,14 @@ def _styles(frame: pd.DataFrame) -> list[tuple[pd.DataFrame, dict[str, Any]]]:
     if len(lines) > MOST:
         lines = [lines[i] for i in np.linspace(0, len(lines) - 1, MOST).round().astype(int)]
     colors = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(lines)))
-    variants = list(dict.fromkeys(name[2] for name, _ in lines))
+    columns = [list(dict.fromkeys(values)) for values in zip(*(n for n, _ in lines), strict=True)]
     result = []
     for (name, mine), color in zip(lines, colors, strict=True):
-        place = variants.index(name[2])
-        label = row_name(name[0], name[1])
-        label += f", {variant_label(name[2])}" if len(variants) > 1 else ""
+        place = columns[2].index(name[2])
+        words = (arch_label(name[0]), name[1].replace("arch.", ""), variant_label(name[2]))
+        told = [word for word, values in zip(words, columns, strict=True) if len(values) > 1]
         style = {"color": color, "marker": MARKERS[place % 7], "linestyle": DASHES[place % 7]}
-        result.append((mine, style | {"label": label}))
+        result.append((mine, style | {"label": ", ".join(told) or words[0]}))
     return result
 
 
@@ -121,6 +120,7 @@ def _epochs(frame: pd.DataFrame, dataset: str) -> Drawing:
     panels[-1].set_xlabel("Epoch")
     for axes in panels[1:]:
         axes.set_yscale("symlog", linthresh=1e-4)
+        axes.set_ylim(bottom=0)
     words = _EPOCHS.format(name=figure_name(dataset, ""))
     names = ["arch", "row", "variant", "seed", "epoch", *columns, "random_eps", "floor"]
     return Drawing(figure_key("epochs", dataset), words, figure, frame[names])

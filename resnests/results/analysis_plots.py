@@ -226,7 +226,7 @@ def _width(runs: pd.DataFrame, dataset: str, arch: str, setting: str) -> Drawing
             for name, color in (("random_eps", COLORS[1]), ("floor", COLORS[3])):
                 means = runs.dropna(subset=[name]).astype({name: float}).groupby("width")[name]
                 panel.plot(means.mean(), color=color, linewidth=0.9)
-        floor = {"eps": float(runs["tolerance"].max()), "squared_eps": 1e-9}.get(column, 1e-3)
+        floor = {"eps": float(runs["tolerance"].max()), "squared_eps": 1e-6}.get(column, 1e-3)
         panel.set_yscale("symlog", linthresh=floor)
         panel.axvline(needed, color=COLORS[4], linestyle="--", linewidth=0.9)
         panel.set_ylabel(label)
