@@ -42,7 +42,7 @@ POINTERS = {"forward": 7, "evaluate": 5, "backward": 9}
 
 
 def norm_relu(x: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """relu(bn(x)), and x for whoever else reads it: (N, C, H, W) -> twice (N, C, H, W).
+    """Return relu(bn(x)), and x for whoever else reads it: (N, C, H, W) -> twice (N, C, H, W).
 
     Use the returned x in place of x: its gradient is then added in the same pass over memory.
     """
@@ -73,7 +73,7 @@ def _fusible(x: Tensor, bn: nn.BatchNorm2d) -> bool:
 
 
 def _evaluate(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
-    """relu(bn(x)) with the running statistics, without a gradient."""
+    """Return relu(bn(x)) by the running statistics, without a gradient."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
     y = torch.empty_like(x)

@@ -37,6 +37,9 @@ class Provenance:
     git_commit: str | None = None  # of the code; None outside a checkout
     git_dirty: bool | None = None  # whether the code was changed since
     versions: dict = field(default_factory=dict)  # package -> version
+    # the user's own repositories, each {"repository", "commit", "dirty"}: those of the working
+    # directory and of the parts that were brought
+    own_code: list = field(default_factory=list)
     device: str | None = None
     device_name: str | None = None
     threads: int | None = None
@@ -80,6 +83,8 @@ class Record:
     peak_memory_bytes: int | None = None
     peak_device_memory_bytes: int | None = None
     arithmetic: str | None = None  # of convolutions and matrix products on the device, as fp32
+    classes: list | None = None  # their names in the order of their labels, where the data has any
+    images: dict = field(default_factory=dict)  # split -> number of images of each class
 
     @classmethod
     def of(cls, config: Config, provenance: Provenance) -> Record:

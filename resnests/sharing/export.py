@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from resnests.config.schema import Config, config_dict, config_from
+from resnests.config.targets import broken
 from resnests.errors import UserError, guarded
 from resnests.models.resnet import build_network
 from resnests.models.weights import load_weights
@@ -51,7 +52,13 @@ def export(config: Config) -> Path:
     model = build_network(config.arch, config.variant, config.dataset.num_classes)
     load_weights(directory.weights_file, model)
     model.eval()
-    data = _WRITERS[config.format](model, _images(config, 2))
+    images = _images(config, 2)
+    try:
+        data = _WRITERS[config.format](model, images)
+    except UserError:
+        raise
+    except Exception as error:  # of the format's own library, which knows not every network
+        raise broken(f"format={config.format}: the network cannot be exported", error) from error
     folder = export_target(config).parent
     about = _about(config, record, data)
     try:
@@ -90,7 +97,8 @@ def _about(config: Config, record: Record, data: bytes) -> dict[str, Any]:
 
 def _safetensors(model: nn.Module, _images: Tensor) -> bytes:
     save = _needs("safetensors.torch", "safetensors", "hub").save
-    return save({name: value.contiguous() for name, value in model.state_dict().items()})
+    # The format refuses tensors that share memory, as those of tied layers do.
+    return save({name: value.contiguous().clone() for name, value in model.state_dict().items()})
 
 
 def _torchscript(model: nn.Module, images: Tensor) -> bytes:

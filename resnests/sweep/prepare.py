@@ -32,9 +32,11 @@ def prepare(runs: Sequence[Run]) -> None:
         _warn_of_missing(logger)
     tried = {}
     for run in runs:
-        parts = [getattr(run.config, name) for name in PARTS]
-        if any(part.target is not None for part in parts):
-            tried[repr(parts)] = config_dict(run.config)
+        config = run.config
+        parts = [getattr(config, name) for name in PARTS]
+        if any(part.target is not None for part in parts) or config.dataset.source == "images":
+            key = repr([*parts, config.trainer, config.pipeline, config.task])
+            tried[key] = config_dict(config)
     if tried:
         _run_module("resnests.tasks.preflight", given=json.dumps(list(tried.values())))
 

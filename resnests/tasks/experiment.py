@@ -43,7 +43,7 @@ def run_experiment(
     device = torch.device(device)
     directory = RunDirectory.of(config)
     directory.write_config(config)
-    record = Record.of(config, collect(device))
+    record = Record.of(config, collect(device, config))
     directory.write_record(record)
     try:
         TASKS[config.task](Run(config, directory, device, record, should_stop, report))

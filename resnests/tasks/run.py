@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -42,8 +43,16 @@ class Run:
         record.arithmetic = arithmetic(config.trainer, self.device)
         splits = load(config.dataset)
         dataset = with_statistics(config.dataset, splits.train)
-        model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed)
+        size = splits.train.images.shape[1:3]
+        model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed, size)
         record.mean, record.std = dataset.mean, dataset.std
+        names = getattr(splits, "classes", None)
+        record.classes = list(names) if names else None
+        record.images = {
+            name: np.bincount(split.labels, minlength=dataset.num_classes).tolist()
+            for name in ("train", "val", "test")
+            if (split := getattr(splits, name)) is not None
+        }
         record.parameters = count_parameters(model)
         return splits, dataset, model
 

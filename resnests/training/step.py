@@ -20,17 +20,19 @@ Network = Callable[[Tensor], Tensor]  # images (B, 3, H, W) -> logits (B, K)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which a network computes in `precision`."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def zero_totals(device: torch.device) -> Tensor:
-    """Summed loss and correct predictions, (2,)."""
+    """Return a summed loss and a number of correct predictions, (2,), both 0."""
     return torch.zeros(
         2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
     )
 
 
 def add_totals(totals: Tensor, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
+    """Add a batch's summed loss and correct predictions, without waiting for the device."""
     totals += torch.stack((loss_sum, (logits.argmax(1) == labels).sum()))
 
 
@@ -54,8 +56,10 @@ class Step:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """Images (B, 3, H, W), labels (B,); raises a UserError where trainer.compile or
-        trainer.cuda_graph fails, and CaptureFailed where a graph was no more than tried.
+        """Work on images (B, 3, H, W) with labels (B,).
+
+        Raise a UserError where trainer.compile or trainer.cuda_graph fails, and CaptureFailed where
+        a graph was no more than tried.
         """
         full = len(labels) == self.trainer.batch_size
         if full and self.captures and self.graph is None:
@@ -69,6 +73,7 @@ class Step:
         self._run(self.network if full else self.model, images, labels)
 
     def _run(self, network: Network, images: Tensor, labels: Tensor) -> None:
+        """Compute the gradients, operation by operation."""
         try:
             with autocast(self.device, self.trainer.precision):
                 logits = network(images)
@@ -86,6 +91,7 @@ class Step:
         add_totals(self.totals, loss.detach() * len(labels), logits.detach(), labels)
 
     def _try_capture(self, images: Tensor, labels: Tensor) -> None:
+        """Capture the graph; raise what __call__ promises where that fails."""
         try:
             self._capture(images, labels)
         except RuntimeError as error:
@@ -141,12 +147,12 @@ class Step:
 
 
 def _first(error: RuntimeError) -> RuntimeError:
-    """What went wrong first: the end of a capture complains once more of whatever did."""
+    """Return what went wrong first: the end of a capture complains once more of whatever did."""
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__
     return error
 
 
 def _reason(error: Exception) -> str:
-    """Some of the errors say in their first line only who raised them."""
+    """Return two lines of the error as one, as the first may only say who raised it."""
     return " ".join(f"{type(error).__name__}: {error}".splitlines()[:2])

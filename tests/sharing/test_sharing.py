@@ -13,7 +13,8 @@ from helpers import REPOSITORY, TINY, run_command
 from resnests import build_model, load_model
 from resnests.errors import UserError
 from resnests.models.resnet import count_parameters
-from resnests.models.weights import save_weights
+from resnests.models.weights import load_weights, save_weights
+from resnests.sharing import export as writers
 from resnests.sharing.export import export
 
 IMAGES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -142,3 +143,28 @@ def test_torch_hub_has_the_networks(tmp_path):
     assert count_parameters(model) == 272_282
     with pytest.raises(UserError, match="expected a folder of task=export"):
         torch.hub.load(str(REPOSITORY), "load_model", tmp_path, source="local")
+
+
+def test_layers_that_share_a_weight_are_exported(tmp_path):
+    pytest.importorskip("safetensors", reason="needs resnests[hub]")
+
+    def tied():
+        network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+        network[1].weight = network[0].weight
+        return network
+
+    first, second = tied(), tied()
+    (tmp_path / "tied.safetensors").write_bytes(writers._WRITERS["safetensors"](first, IMAGES))
+    load_weights(tmp_path / "tied.safetensors", second)
+    assert torch.equal(second(torch.ones(1, 4)), first(torch.ones(1, 4)))
+
+
+def test_a_network_that_a_format_does_not_know_is_one_line(tmp_path, monkeypatch):
+    config, _ = finished(tmp_path, "standard", "torchscript")
+
+    def unknown(model, images):
+        raise RuntimeError("unsupported\nand how")
+
+    monkeypatch.setitem(writers._WRITERS, "torchscript", unknown)
+    with pytest.raises(UserError, match=r"^format=torchscript: the network cannot be exported: Ru"):
+        export(config)
