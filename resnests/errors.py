@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import select
@@ -10,10 +11,11 @@ from collections.abc import Callable
 from typing import IO, Any
 
 USER_ERROR = 2  # exit status
+MAX_NAME = 200  # bytes: file systems take 255, and an export has more than one name in a folder's
 
 
 class UserError(ValueError):
-    """Something the user can mend: shown as one line, without a traceback."""
+    """Says what the user can mend: shown as one line, without a traceback."""
 
 
 class Interrupted(Exception):
@@ -21,8 +23,8 @@ class Interrupted(Exception):
 
 
 class CaptureFailed(RuntimeError):
-    """A step that could not become a CUDA graph. The device is in an unknown state afterwards: only
-    another process, without a graph, may go on.
+    """Says that a step could not become a CUDA graph. The device is in an unknown state afterwards:
+    only another process, without a graph, may go on.
     """
 
 
@@ -33,21 +35,33 @@ def require(condition: bool, key: str, value: Any, expected: str) -> None:
 
 
 def require_one_of(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise a UserError unless `value` is one of `choices`."""
     require(value in choices, key, value, f"one of {', '.join(choices)}")
 
 
 def require_name(key: str, name: str) -> None:
-    """Names become folders of the run directory."""
-    require(
-        re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) is not None,
-        key,
-        repr(name),
-        "letters, digits, '_', '-' and '.'",
-    )
+    """Raise a UserError unless `name` can be a folder of the run directory."""
+    ok = re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) is not None
+    require(ok, key, repr(name), "letters, digits, '_', '-' and '.'")
+    short = name if len(name) < 40 else f"{name[:40]}..."
+    require(len(name.encode()) <= MAX_NAME, key, repr(short), f"at most {MAX_NAME} bytes")
+
+
+def require_extra(what: str, module: str, extra: str) -> Any:
+    """Return an optional module; raise a UserError that says how to install it where it is
+    missing.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UserError(f"{what}: needs {package}: pip install 'resnests[{extra}]'") from error
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """The exit status of `work`, or one line on stderr and USER_ERROR where the user must mend."""
+    """Return the exit status of `work`; print one line and return USER_ERROR where it raises a
+    UserError.
+    """
     try:
         return work()
     except UserError as error:

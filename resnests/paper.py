@@ -117,7 +117,7 @@ def deviations(values: Mapping[str, Any], dataset: str, arch: str, variant: str)
 
 
 def learning_rate(variant: str) -> float:
-    """The paper's initial learning rate of a variant, with SGD."""
+    """Return the paper's initial learning rate of a variant, with SGD."""
     return 0.01 if variant == "resnest" else 0.1
 
 
@@ -130,8 +130,8 @@ def variant_label(name: str) -> str:
 
 
 def arch_label(name: str) -> str:
-    """The paper's way to write an architecture, for others of the same families too: wrn28_10 is
-    WRN-28-10.
+    """Return the paper's way to write an architecture, for others of the same families too:
+    wrn28_10 is WRN-28-10.
     """
     name = re.sub(r"^wrn(\d+)_(\d+)$", r"WRN-\1-\2", name)
     if match := re.match(r"^dense(nest|net)(\d+)_(\d+)(_bc)?$", name):
@@ -141,7 +141,7 @@ def arch_label(name: str) -> str:
 
 
 def official_name(dataset: str, arch: str, variant: str, seed: int) -> str:
-    """The folder that holds a run's weights in the official scheme, such as
+    """Return the folder that holds a run's weights in the official scheme, such as
     CIFAR10_BNResNEst_ResNet_110_seed=3.
     """
     arch = re.sub(r"^resnet(\d+)$", r"ResNet_\1", re.sub(r"^wrn(\d+)_(\d+)$", r"WRN_\1_\2", arch))

@@ -77,7 +77,7 @@ def _role(process: psutil.Process) -> str | None:
         parent = process.parent()
         return "training" if parent and parent.cmdline() == process.cmdline() else "server"
     marks: dict[str, str | None] = {"resnests.sweep.worker": "training", "resource_tracker": None}
-    marks |= dict.fromkeys(("loky", "resnests.cluster.batch", "ray::_train"), "worker")
+    marks |= dict.fromkeys(("loky", "resnests.sweep.executors.slurm_job", "ray::_train"), "worker")
     return next((role for mark, role in marks.items() if mark in line), None)
 
 

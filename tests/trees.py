@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import make_config
 
 from resnests.config.schema import Config, config_from
 from resnests.paper import PUBLISHED
@@ -37,7 +38,7 @@ SGD = {
     "milestones": [0.3, 0.6, 0.8],
 }
 # What the real collector writes, with what differs from machine to machine made equal.
-PROVENANCE = dataclasses.asdict(collect(torch.device("cpu"))) | {
+PROVENANCE = dataclasses.asdict(collect(torch.device("cpu"), make_config())) | {
     "git_commit": "0123456789abcdef0123456789abcdef01234567",
     "git_dirty": False,
     "versions": {"python": "3.11.7", "torch": "2.5.0"},

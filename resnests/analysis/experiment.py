@@ -18,8 +18,7 @@ from resnests.analysis.features import Extractor, Family, bytes_needed, extracto
 from resnests.analysis.quantities import Problem
 from resnests.analysis.rows import Rows
 from resnests.analysis.second_order import second_order
-from resnests.config.schema import Analysis as Options
-from resnests.config.schema import Config
+from resnests.config.schema import AnalysisOptions, Config
 from resnests.data.pipelines import Images
 from resnests.errors import Interrupted, UserError
 from resnests.models.single_stage import ResNEst, SingleStage
@@ -68,7 +67,7 @@ def analyze(
     return done
 
 
-def new_analysis(options: Options, digest: str, epoch: int | None = None) -> Analysis:
+def new_analysis(options: AnalysisOptions, digest: str, epoch: int | None = None) -> Analysis:
     """Return an analysis of the weights of SHA-256 `digest` in which nothing is solved yet."""
     path = [] if epoch else options.l2_path
     l2, tolerance = options.l2, options.tolerance
@@ -117,7 +116,7 @@ class _Work:
         for name, family in known.families.items():
             train, test = (rows[split].pop(name) for split in SPLITS)
             problem = Problem(
-                name, family, train, test, self.config.dataset.num_classes,
+                name, family, train, test, self.config.dataset.class_count,
                 options.l2, options.tolerance, self.stop, files[name],
             )  # fmt: skip
             self._solve(problem, done)

@@ -1,22 +1,22 @@
-"""What waits in the queue of Slurm, for those who look at runs from outside their sweep."""
+"""List what waits in the queue of Slurm, for those who look at runs from outside their sweep."""
 
 from __future__ import annotations
 
 from collections import Counter
 
-from resnests.cluster.jobs import State
-from resnests.cluster.slurm import look_up
-from resnests.cluster.submission import find_submissions
 from resnests.errors import UserError
+from resnests.sweep.executors.slurm import query_queue
+from resnests.sweep.executors.submission import find_submissions
+from resnests.sweep.scheduler import State
 
 MOST = 20  # lines
 
 
 def queue_lines(runs_dir: str) -> list[str]:
-    """A line for each run below `runs_dir` that is in the queue, and first how many there are."""
+    """Return how many runs below `runs_dir` are in the queue, then a line for each."""
     submissions = find_submissions(runs_dir)
     try:
-        queue = look_up([submission.name for submission in submissions])
+        queue = query_queue([submission.name for submission in submissions])
     except UserError as error:
         return [str(error)]
     waiting = [

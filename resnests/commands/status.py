@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pandas as pd
-from rich.console import Console, Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.table import Table
 
@@ -18,20 +21,21 @@ from resnests.paper import dataset_label, variant_label
 from resnests.results import notes
 from resnests.results.cells import CELL, ROW, Cell, drop_copies, label_rows, names, row_name
 from resnests.results.frame import Reader
+from resnests.results.select import select
 from resnests.runs.directory import RunDirectory
 from resnests.text import duration
 
 INTERVAL = 2.0  # seconds between two looks of --watch
 
 
-def show(root: str, watch: bool = False, trials: bool = False) -> None:
-    """Print the status of the runs below `root`, and with `watch` again and again until
-    interrupted.
+def show(root: str, watch: bool = False, trials: bool = False, query: Sequence[str] = ()) -> None:
+    """Print the status of the runs below `root` that `query` chooses, and with `watch` again and
+    again until interrupted.
     """
     console = Console(highlight=False, markup=False, emoji=False)  # errors are shown as they are
     if not console.is_terminal:
         console.width = 200
-    status = Status(root, trials)
+    status = Status(root, trials, query)
     if not watch:
         console.print(status.look())
         return
@@ -54,16 +58,16 @@ def _when_there_are_runs(status: Status) -> Group | str:
 class Status:
     """How far the runs below `root` are, looked at again and again."""
 
-    def __init__(self, root: str, trials: bool = False) -> None:
-        self.root, self.reader = root, Reader(root, trials)
+    def __init__(self, root: str, trials: bool = False, query: Sequence[str] = ()) -> None:
+        self.root, self.reader, self.query = root, Reader(root, trials), query
         self.frame: pd.DataFrame | None = None  # of which there are:
-        self.parts: list[str | Table] = []
+        self.parts: list[str | CellTable] = []
         self.unfinished: list[dict] = []
         self.copies: list[str] = []
 
     def look(self) -> Group:
-        """Counts of all runs, a table of them by cell, and a line for each that runs or did not
-        finish.
+        """Return counts of all runs, a table of them by cell, and a line for each that runs or did
+        not finish.
         """
         frame, warnings = self.reader.read()
         if frame is not self.frame:
@@ -72,7 +76,7 @@ class Status:
         return Group(*self.parts, *lines, *warnings, *self.copies)
 
     def _summarize(self, frame: pd.DataFrame) -> None:
-        runs, self.copies = drop_copies(label_rows(frame))
+        runs, self.copies = drop_copies(label_rows(select(frame, self.query)))
         troubles = notes.troubles(runs)
         counts = runs["status"].value_counts().to_dict()
         missing = sum(len(trouble.get("missing", {})) for trouble in troubles.values())
@@ -92,18 +96,39 @@ class Status:
         self.frame = frame
 
 
-def _table(runs: pd.DataFrame, troubles: dict[Cell, notes.Troubles]) -> Table:
+@dataclass
+class CellTable:
+    """The cells as a table, or on a narrow terminal, where it would be cut, as lines."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        columns = zip(self.header, *self.rows, strict=True)
+        if sum(max(map(cell_len, column)) + 2 for column in columns) <= options.max_width:
+            table = Table(box=None, pad_edge=False, header_style="bold")
+            for name in self.header:
+                table.add_column(name, no_wrap=True)
+            for row in self.rows:
+                table.add_row(*row)
+            yield table
+            return
+        for label, *texts in self.rows:
+            yield label
+            for name, text in zip(self.header[1:], texts, strict=True):
+                yield f"  {name}: {text}"
+
+
+def _table(runs: pd.DataFrame, troubles: dict[Cell, notes.Troubles]) -> CellTable:
     variants = names(runs["variant"])
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("", *map(variant_label, variants)):
-        table.add_column(name, no_wrap=True)
     complete = runs[runs["status"] == "complete"]
     done = complete.groupby(CELL, observed=True).size().to_dict()
+    rows = []
     for (dataset, arch, row), _ in runs.groupby(ROW, observed=True):
         cells = [Cell(dataset, arch, row, variant) for variant in variants]
         texts = [_cell(done.get(cell, 0), troubles.get(cell, {})) for cell in cells]
-        table.add_row(f"{dataset_label(dataset)} {row_name(arch, row)}", *texts)
-    return table
+        rows.append([f"{dataset_label(dataset)} {row_name(arch, row)}", *texts])
+    return CellTable(["", *map(variant_label, variants)], rows)
 
 
 def _cell(done: int, trouble: notes.Troubles) -> str:
@@ -126,7 +151,7 @@ def _unfinished_analyses(runs: pd.DataFrame) -> list[dict]:
 
 
 def _line(run: dict) -> str:
-    """One run that is not complete: how far it is, or why it ended."""
+    """Return one run that is not complete: how far it is, or why it ended."""
     label = f"{run['status']}: {run['dataset']}/{run['arch']}/{run['variant']} seed={run['seed']}"
     if not run["status"].endswith("running"):
         reason = "" if pd.isna(run["error"]) else f": {run['error']}"

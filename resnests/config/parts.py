@@ -18,7 +18,7 @@ OPTIMIZERS = ("sgd", "adamw")
 
 
 def free(default: Any) -> Any:
-    """A field that does not change the numbers of a run, and so is no part of its identity."""
+    """Declare a field that does not change the numbers of a run: no part of its identity."""
     return field(default=default, metadata={"free": True})
 
 
@@ -28,7 +28,7 @@ def is_positive(value: float) -> bool:
 
 @dataclass(kw_only=True)
 class Part:
-    """What all pieces have. Its own values hold where there is no `_target_`."""
+    """Holds what all components have. Its own values hold where there is no `_target_`."""
 
     name: str
     _target_: str | None = None  # import path of a callable
@@ -41,22 +41,38 @@ class Part:
 
 @dataclass(kw_only=True)
 class Dataset(Part):
-    """Splits of uint8 images with labels.
+    """Describes a data set: splits of uint8 images with labels.
 
     `_target_(**args)`, with `root` too where it takes one, returns {"train": (images, labels),
     "test": (images, labels)}: images uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W), labels (N,).
+    It may add "classes": their names. A `size` is an argument of such a callable, as all keys are
+    that are not listed here.
     """
 
     source: str | None = None  # who reads the files: one of SOURCES
-    num_classes: int
+    num_classes: int | None = None  # null: counted, of data of one's own
     mean: list[float] | None = None  # per channel, of images scaled to [0, 1]; null: measured
     std: list[float] | None = None
     flip: bool = True  # whether a mirrored image keeps its label
-    train_limit: int | None = None  # only the first n images
+    # only so many images: the first, or as many of each class where the data are one's own
+    train_limit: int | None = None
     test_limit: int | None = None
     val_fraction: float = 0.0  # stratified part of the training images that is held out
+    # side of the square that images are scaled and cropped to; null: they stay as they are
+    size: int | None = None
     root: str = free("data")
     download: bool = free(True)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the images are a user's, of which nobody has a checksum."""
+        return self.target is not None or self.source == "images"
+
+    @property
+    def class_count(self) -> int:
+        """The number of classes, once they are counted."""
+        assert self.num_classes is not None
+        return self.num_classes
 
     def __post_init__(self) -> None:
         require_name("dataset.name", self.name)
@@ -64,7 +80,11 @@ class Dataset(Part):
             require_one_of("dataset.source", self.source, SOURCES)
         else:
             require(self.source is None, "dataset.source", self.source, "null beside a _target_")
-        require(self.num_classes >= 2, "dataset.num_classes", self.num_classes, "at least 2")
+        ok = self.is_own if self.num_classes is None else self.num_classes >= 2
+        expected = "at least 2 (null, to count them, is for images of one's own)"
+        require(ok, "dataset.num_classes", self.num_classes, expected)
+        ok = self.size is None or self.size >= 1
+        require(ok, "dataset.size", self.size, "at least 1 pixel, or null")
         for key, values in (("mean", self.mean), ("std", self.std)):
             expected = "three numbers, one per channel, or null to measure both"
             ok = (self.mean is None) == (self.std is None)
@@ -81,8 +101,8 @@ class Dataset(Part):
 
 @dataclass(kw_only=True)
 class Arch(Part):
-    """A network. `_target_(num_classes=, **args)`, with `head` (variant.head) too where it takes
-    one, returns a module from images (N, 3, H, W) to logits (N, num_classes).
+    """Describes a network. `_target_(num_classes=, **args)`, with `head` (variant.head) too where
+    it takes one, returns a module from images (N, 3, H, W) to logits (N, num_classes).
     """
 
     blocks: list[int] | None = None  # residual blocks per stage
@@ -103,7 +123,7 @@ class Arch(Part):
 
 @dataclass(kw_only=True)
 class Variant(Part):
-    """The head of a network.
+    """Describes the head of a network.
 
     `_target_(channels=, num_classes=, **args)` returns a module that is called with the images
     (N, 3, H, W), the features [v_1, ..., v_L] of all blocks (N, channels[i], H_i, W_i), and the
@@ -120,7 +140,7 @@ class Variant(Part):
 
 @dataclass(kw_only=True)
 class Optimizer(Part):
-    """Update rule and learning-rate schedule.
+    """Describes an update rule and a learning-rate schedule.
 
     The rate of epoch e (from 1) is lr * gamma ** (number of milestones passed), with `cosine` that
     times half a cosine from 1 to 0, and with `warmup` that times a ramp from 0 to 1, step by step.
@@ -166,7 +186,7 @@ class Optimizer(Part):
         require(ok, "optimizer.per_step", self.per_step, "false without optimizer.cosine")
 
     def _check_own_values(self) -> None:
-        """Of sgd and adamw: what the rule needs is there, and nothing that it would ignore."""
+        """Require of sgd and adamw what the rule needs, and nothing that it would ignore."""
         mine = ("momentum", "nesterov") if self.name == "sgd" else ("betas",)
         require(self.weight_decay is not None, "optimizer.weight_decay", "null", "0 or more")
         for key in ("momentum", "nesterov", "betas"):

@@ -1,1 +1,1 @@
-"""Images: splits and pipelines."""
+"""Reads images, splits them, and makes training batches of them."""

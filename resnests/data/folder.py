@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from resnests.config.parts import Dataset
-from resnests.data.arrays import Split, checked_split, stratified
+from resnests.data import cache
+from resnests.data.arrays import ContentDigest, Loaded, Split
+from resnests.data.listing import Listing, Picture, list_images, read_bytes, shown
+from resnests.data.npz import read_npz
 from resnests.errors import UserError, require
-
-# The names of the four arrays in an .npz, in either of two usual spellings.
-NAMES = (
-    ("train_images", "train_labels", "test_images", "test_labels"),
-    ("x_train", "y_train", "x_test", "y_test"),
-)
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
 class Folder:
@@ -32,71 +27,74 @@ class Folder:
         expected = "a folder with a sub-folder for each class, or an .npz file"
         require(self.is_ready(dataset), "dataset.root", dataset.root, expected)
 
-    def read(self, dataset: Dataset) -> tuple[Split, Split]:
+    def read(self, dataset: Dataset) -> Loaded:
         root = Path(dataset.root)
         if root.is_file():
-            return _read_npz(root)
-        if (root / "train").is_dir() and (root / "test").is_dir():
-            classes = _sub_folders(root / "train")
-            train, test = (_read_classes(root / part, classes) for part in ("train", "test"))
-            if train.images.shape[1:] != test.images.shape[1:]:
-                raise UserError(f"{root}: expected images of one size in train and test")
-            return train, test
-        everything = _read_classes(root, _sub_folders(root))
-        for_test = stratified(everything.labels, 0.2)
-        if not for_test.any():
-            raise UserError(f"{root}: expected at least five images in a class, to test with one")
-        return everything.take(~for_test), everything.take(for_test)
+            return read_npz(root)
+        listing = list_images(root)
+        if dataset.size is None:
+            return _decode(listing, None)
+        known = cache.read(digest_of_files(listing), dataset.size, listing)
+        if known is None:
+            known = _decode(listing, dataset.size)
+            cache.write(known, dataset.size)
+        return known
+
+    def digest(self, dataset: Dataset) -> str | None:
+        """Return the digest that read() would, without decoding a picture."""
+        self.prepare(dataset)
+        root = Path(dataset.root)
+        return read_npz(root).digest if root.is_file() else digest_of_files(list_images(root))
 
 
-def _read_npz(path: Path) -> tuple[Split, Split]:
+def digest_of_files(listing: Listing) -> str:
+    digest = _digest_of_names(listing)
+    for picture in (*listing.train, *listing.test):
+        digest.add(read_bytes(picture.path))
+    return digest.text()
+
+
+def _digest_of_names(listing: Listing) -> ContentDigest:
+    digest = ContentDigest()
+    for names in (listing.classes, *listing.labels()):
+        digest.add(list(names))
+    return digest
+
+
+def _decode(listing: Listing, size: int | None) -> Loaded:
+    """Read and decode all pictures, and digest the very bytes that were decoded."""
+    digest = _digest_of_names(listing)
+    first: tuple[Path, np.ndarray] | None = None
+    splits = []
+    for pictures, labels in zip((listing.train, listing.test), listing.labels(), strict=True):
+        images = np.empty(0, np.uint8)
+        for place, picture in enumerate(pictures):
+            data = read_bytes(picture.path)
+            digest.add(data)
+            image = _image(data, picture, size)
+            first = first or (picture.path, image)
+            _require_one_size(first, (picture.path, image))
+            if place == 0:
+                images = np.empty((len(pictures), *image.shape), np.uint8)
+            images[place] = image
+        splits.append(Split(images, np.array(labels, dtype=np.int64), listing.classes))
+    return Loaded(splits[0], splits[1], digest.text(), listing.notes)
+
+
+def _image(data: bytes, picture: Picture, size: int | None) -> np.ndarray:
+    from resnests.data.pictures import decode, fit
+
+    decoded = decode(data, picture.path)
     try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            found = [names for names in NAMES if set(names) <= set(file.files)]
-            if not found:
-                spellings = " or ".join(", ".join(names) for names in NAMES)
-                has = ", ".join(file.files)
-                raise UserError(f"{path}: expected arrays {spellings}, but it has {has}")
-            arrays = [file[name] for name in found[0]]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is cut short, corrupt or no .npz file ({error})") from error
-    arrays[1::2] = [labels.reshape(-1) for labels in arrays[1::2]]  # Keras has (N, 1)
-    train, test = (
-        checked_split(f"{path}: {name}", pair)
-        for name, pair in (("training images", arrays[:2]), ("test images", arrays[2:]))
-    )
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise UserError(f"{path}: expected images of one size in train and test")
-    return train, test
+        return np.asarray(fit(decoded, size) if size else decoded)
+    except UserError as error:
+        raise UserError(f"{shown(picture.path)}: {error}") from error
 
 
-def _sub_folders(folder: Path) -> list[str]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if len(names) < 2:
-        raise UserError(f"{folder}: expected a sub-folder for each of at least two classes")
-    return names
-
-
-def _read_classes(folder: Path, classes: list[str]) -> Split:
-    """All images below folder/CLASS, in the order of their names; labels count the classes."""
-    from PIL import Image, UnidentifiedImageError
-
-    images, labels = [], []
-    for label, name in enumerate(classes):
-        for path in sorted((folder / name).glob("*")):
-            if path.suffix.lower() not in ENDINGS:
-                continue
-            try:
-                with Image.open(path) as picture:
-                    images.append(np.asarray(picture.convert("RGB")))
-            except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-                raise UserError(f"{path} is cut short, corrupt or no image ({error})") from error
-            labels.append(label)
-            if images[-1].shape != images[0].shape:
-                sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (images[0], images[-1])]
-                raise UserError(f"{path}: expected {sizes[0]} like the first image, not {sizes[1]}")
-    if not images:
-        raise UserError(f"{folder}: expected images ({', '.join(ENDINGS)}) in its sub-folders")
-    return Split(np.stack(images), np.array(labels, dtype=np.int64))
+def _require_one_size(first: tuple[Path, np.ndarray], this: tuple[Path, np.ndarray]) -> None:
+    if first[1].shape != this[1].shape:
+        one, other = (
+            f"{shown(path)} is {image.shape[1]}x{image.shape[0]}" for path, image in (first, this)
+        )
+        expected = "expected images of one size, or dataset.size=64 to scale and crop them all"
+        raise UserError(f"{other}, but {one}: {expected}")

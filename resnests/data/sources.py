@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock
 
 from resnests.config.parts import Dataset
-from resnests.data.arrays import Split, grey_to_rgb, stratified
+from resnests.data.arrays import Loaded, Split, grey_to_rgb, stratified
 from resnests.data.folder import Folder
 from resnests.errors import UserError
 
@@ -27,20 +27,20 @@ IDX_FILES = (
 
 class Source(Protocol):
     def is_ready(self, dataset: Dataset) -> bool:
-        """Whether the files are known to be there without a look that takes torchvision."""
+        """Tell whether the files are known to be there without a look that takes torchvision."""
         ...
 
     def prepare(self, dataset: Dataset) -> None:
         """Download what is missing; raises a UserError that names the files and what to do."""
         ...
 
-    def read(self, dataset: Dataset) -> tuple[Split, Split]:
-        """What is for training and for testing; raises a UserError where it is unsound."""
+    def read(self, dataset: Dataset) -> Loaded:
+        """Return what is for training and for testing; raises a UserError where it is unsound."""
         ...
 
 
 class Digits:
-    """scikit-learn's 8x8 scans with values 0 to 16; every fifth image of a class is for testing."""
+    """Reads scikit-learn's 8x8 scans with values 0 to 16; every fifth of a class is for testing."""
 
     def is_ready(self, dataset: Dataset) -> bool:
         return True
@@ -48,7 +48,7 @@ class Digits:
     def prepare(self, dataset: Dataset) -> None:
         pass
 
-    def read(self, dataset: Dataset) -> tuple[Split, Split]:
+    def read(self, dataset: Dataset) -> Loaded:
         # The file itself: importing sklearn.datasets for it would take longer than everything else
         # at start-up but torch.
         spec = importlib.util.find_spec("sklearn")
@@ -60,11 +60,11 @@ class Digits:
         images = grey_to_rgb(grey.repeat(4, axis=1).repeat(4, axis=2))
         everything = Split(images, table[:, 64].astype(np.int64))
         test = stratified(everything.labels, 0.2)
-        return everything.take(~test), everything.take(test)
+        return Loaded(everything.take(~test), everything.take(test))
 
 
 class Torchvision:
-    """A data set of torchvision, which downloads it and knows its checksums."""
+    """Reads a data set of torchvision, which downloads it and knows its checksums."""
 
     def __init__(self, class_name: str, *, split: bool = False) -> None:
         self.class_name = class_name
@@ -98,12 +98,12 @@ class Torchvision:
             raise UserError(f"{missing}, and {reason}. {self._mend(dataset)}") from error
 
     def download(self, dataset: Dataset) -> None:
-        """torchvision leaves a sound archive alone, and fetches again what fails its MD5."""
+        """Have torchvision fetch what is missing or fails its MD5."""
         for train in (True, False):
             self._open(dataset, train, download=True)
 
     def problem(self, dataset: Dataset) -> str | None:
-        """What is wrong with the files, None where they are complete."""
+        """Return what is wrong with the files, None where they are complete."""
         try:
             for train in (True, False):
                 self._open(dataset, train)
@@ -115,7 +115,7 @@ class Torchvision:
         return f"Put {self.files()} into {dataset.root}, or set dataset.root to where it is"
 
     def files(self) -> str:
-        """What torchvision downloads, with checksums."""
+        """List what torchvision downloads, with checksums."""
         source = self._class()
         if hasattr(source, "tgz_md5"):
             return f"{source.filename} (MD5 {source.tgz_md5})"
@@ -124,9 +124,9 @@ class Torchvision:
             listed = [(name, md5) for _, name, md5 in map(source.split_list.get, ("train", "test"))]
         return ", ".join(f"{name} (MD5 {md5})" for name, md5 in listed)
 
-    def read(self, dataset: Dataset) -> tuple[Split, Split]:
+    def read(self, dataset: Dataset) -> Loaded:
         train, test = (self._split(self._open(dataset, train)) for train in (True, False))
-        return train, test
+        return Loaded(train, test)
 
     def _split(self, opened: Any) -> Split:
         labels, images = opened.labels if self.split else opened.targets, opened.data
@@ -140,7 +140,7 @@ class Torchvision:
 
 
 class Cifar(Torchvision):
-    """With a look at every unpacked file: torchvision's own says only that something is amiss."""
+    """Looks at every unpacked file, as torchvision says only that something is amiss."""
 
     def problem(self, dataset: Dataset) -> str | None:
         from torchvision.datasets.utils import check_integrity
@@ -158,7 +158,7 @@ class Cifar(Torchvision):
 
 
 class FashionMNIST(Torchvision):
-    """The four IDX files, also where torchvision or Debian put them, read without torchvision."""
+    """Reads the four IDX files, also where torchvision or Debian put them, without torchvision."""
 
     def folder(self, dataset: Dataset) -> Path | None:
         root = Path(dataset.root)
@@ -173,7 +173,7 @@ class FashionMNIST(Torchvision):
     def problem(self, dataset: Dataset) -> str | None:
         return None if self.is_ready(dataset) else f"no {', '.join(IDX_FILES)}"
 
-    def read(self, dataset: Dataset) -> tuple[Split, Split]:
+    def read(self, dataset: Dataset) -> Loaded:
         folder = self.folder(dataset) or Path(dataset.root)
         splits = []
         for image_file, label_file in (IDX_FILES[:2], IDX_FILES[2:]):
@@ -182,16 +182,16 @@ class FashionMNIST(Torchvision):
                 expected = "28x28 images, as many as there are labels"
                 raise UserError(f"{folder / image_file}: expected {expected}")
             splits.append(Split(padded(images), labels.astype(np.int64)))
-        return splits[0], splits[1]
+        return Loaded(splits[0], splits[1])
 
 
 def padded(images: np.ndarray) -> np.ndarray:
-    """Grey (N, 28, 28) -> RGB (N, 32, 32, 3) with a border of zeros."""
+    """Return grey (N, 28, 28) as RGB (N, 32, 32, 3) with a border of zeros."""
     return grey_to_rgb(np.pad(images, ((0, 0), (2, 2), (2, 2))))
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The uint8 array of a gzipped IDX file, whose CRC and sizes tell when it was cut short."""
+    """Return the uint8 array of a gzipped IDX file, whose CRC and sizes tell when it was cut."""
     try:
         with gzip.open(path) as file:
             data = file.read()

@@ -6,17 +6,17 @@ python -m resnests.data.splits '{"name": "cifar10", ...}'     # prepares it, as 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from resnests.config.parts import Dataset
 from resnests.config.targets import build
-from resnests.data.arrays import Split, checked_split, stratified
+from resnests.data.arrays import Loaded, Split, from_arrays, in_turn, stratified
 from resnests.data.sources import SOURCES
 from resnests.errors import UserError, require
 
@@ -26,27 +26,42 @@ class Splits:
     train: Split
     val: Split | None
     test: Split
+    notes: tuple[str, ...] = ()  # what the owner of the images should know of how they were read
 
 
-def load(dataset: Dataset) -> Splits:
-    """The splits that `dataset` asks for; raises a UserError that names what is missing or
-    unsound.
+def load(dataset: Dataset, digest: str | None = None) -> Splits:
+    """Return the splits that `dataset` asks for; raises a UserError that names what is missing or
+    unsound, or where the images are not those that had this `digest` when the sweep was planned.
     """
-    train, test = _read(dataset)
-    for split in (train, test):
-        expected = f"at least {int(split.labels.max()) + 1}, as labelled"
-        ok = split.labels.max() < dataset.num_classes
-        require(ok, "dataset.num_classes", dataset.num_classes, expected)
-    train, test = train.take(slice(dataset.train_limit)), test.take(slice(dataset.test_limit))
+    loaded = read(dataset)
+    if digest is not None and loaded.digest != digest:
+        now = f"their digest is {loaded.digest}, and was {digest}"
+        raise UserError(
+            f"dataset={dataset.name}: the images changed since the sweep was planned"
+            f" ({now}): the same command trains on those that there are now"
+        )
+    classes = _checked_classes(dataset, loaded)
+    train, test = (
+        replace(_resized(_limited(split, limit, dataset.is_own), dataset.size), classes=classes)
+        for split, limit in (
+            (loaded.train, dataset.train_limit),
+            (loaded.test, dataset.test_limit),
+        )
+    )
     held_out = stratified(train.labels, dataset.val_fraction)
     val = train.take(held_out) if held_out.any() else None
     ok = val is not None or dataset.val_fraction == 0
     require(ok, "dataset.val_fraction", dataset.val_fraction, "some images")
-    return Splits(train.take(~held_out), val, test)
+    return Splits(train.take(~held_out) if val else train, val, test, loaded.notes)
 
 
 def with_statistics(dataset: Dataset, train: Split) -> Dataset:
-    """`dataset` with mean and std measured on the training images, where it has none."""
+    """Return `dataset` with its classes counted, and mean and std measured on the training images,
+    where it does not say them.
+    """
+    if dataset.num_classes is None:
+        assert train.classes is not None
+        dataset = replace(dataset, num_classes=len(train.classes))
     if dataset.mean is not None:
         return dataset
     # In the square of integers nothing is lost, so that the order of summation does not matter.
@@ -58,7 +73,7 @@ def with_statistics(dataset: Dataset, train: Split) -> Dataset:
     std = [max(s - m * m, 0.0) ** 0.5 for s, m in zip(square, mean, strict=True)]
     if min(std) == 0:
         raise UserError(f"dataset={dataset.name}: all its images have one colour in a channel")
-    return dataclasses.replace(dataset, mean=mean, std=std)
+    return replace(dataset, mean=mean, std=std)
 
 
 def prepare(dataset: Dataset) -> None:
@@ -68,13 +83,14 @@ def prepare(dataset: Dataset) -> None:
 
 
 def is_ready(dataset: Dataset) -> bool:
-    """Whether the files are known to be there without a look at their checksums, which takes
+    """Tell whether the files are known to be there without a look at their checksums, which takes
     torchvision.
     """
     return dataset.target is not None or SOURCES[dataset.source].is_ready(dataset)
 
 
-def _read(dataset: Dataset) -> tuple[Split, Split]:
+def read(dataset: Dataset) -> Loaded:
+    """Return all images of `dataset`; raises a UserError."""
     if dataset.target is None:
         prepare(dataset)
         return SOURCES[dataset.source].read(dataset)
@@ -83,14 +99,95 @@ def _read(dataset: Dataset) -> tuple[Split, Split]:
     if not isinstance(parts, dict) or not {"train", "test"} <= parts.keys():
         form = '{"train": (images, labels), "test": (images, labels)}'
         raise UserError(f"{what}: expected it to return {form}, not {type(parts).__name__}")
-    train, test = (checked_split(f"{what}: {name}", parts[name]) for name in ("train", "test"))
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise UserError(f"{what}: expected images of one size in train and test")
-    return train, test
+    names, pairs = zip(
+        *((f"{what}: {name}", parts[name]) for name in ("train", "test")), strict=True
+    )
+    return from_arrays(names, pairs, parts.get("classes"))
+
+
+def described(dataset: Dataset) -> Iterator[str]:
+    """Yield in lines what a run reads, for its owner to see that it is what was meant."""
+    splits = load(dataset)
+    measured = with_statistics(dataset, splits.train)
+    parts = {"train": splits.train, "held out": splits.val, "test": splits.test}
+    there = {name: split for name, split in parts.items() if split is not None}
+    height, width = splits.train.images.shape[1:3]
+    counts = ", ".join(f"{len(split)} {name}" for name, split in there.items())
+    yield f"dataset={dataset.name}: {counts}; {width}x{height} pixels"
+    mean, std = (
+        " ".join(f"{value:.3f}" for value in values or [])
+        for values in (measured.mean, measured.std)
+    )
+    yield f"  mean {mean}, std {std}{'' if dataset.mean else ', measured'}"
+    names = splits.train.classes or ()
+    per_class = zip(
+        *(np.bincount(split.labels, minlength=len(names)) for split in there.values()), strict=True
+    )
+    shown = [f"{name} {'+'.join(map(str, n))}" for name, n in zip(names, per_class, strict=True)]
+    more = [f"and {len(shown) - 20} more"] if len(shown) > 20 else []
+    yield f"  {len(names)} classes ({' + '.join(there)}): {', '.join(shown[:20] + more)}"
+    yield from (f"  {note}" for note in splits.notes)
+
+
+def _limited(split: Split, limit: int | None, in_turns: bool) -> Split:
+    """Return the first images, or as many of each class: images of one's own are in the order of
+    their classes.
+    """
+    if limit is None:
+        return split
+    return split.take(in_turn(split.labels, limit) if in_turns else slice(limit))
+
+
+def _resized(split: Split, size: int | None) -> Split:
+    if size is None or split.images.shape[1:3] == (size, size):
+        return split
+    from PIL import Image
+
+    from resnests.data.pictures import fit
+
+    images = np.empty((len(split), size, size, 3), np.uint8)
+    for place, image in enumerate(split.images):
+        images[place] = np.asarray(fit(Image.fromarray(image), size))
+    return replace(split, images=images)
+
+
+def _checked_classes(dataset: Dataset, loaded: Loaded) -> tuple[str, ...] | None:
+    """Return the names of all classes: numbers where a user's own images have none, and None for
+    other images. Raises a UserError unless the labels fit dataset.num_classes, and each class of a
+    user's own images has some for training and some for testing.
+    """
+    names, asked = loaded.train.classes, dataset.num_classes
+    splits = {"training": loaded.train, "test": loaded.test}
+    highest = max(int(split.labels.max()) + 1 for split in splits.values())
+    if names is not None:
+        found = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        expected = f"{len(names)}, as there are {found}; or null, to count them"
+        require(asked in (None, len(names)), "dataset.num_classes", asked, expected)
+        ok = highest <= len(names)
+        require(ok, f"dataset={dataset.name}: label", highest - 1, f"one of {found}, from 0 up")
+    count = asked or len(names or range(highest))
+    expected = f"at least {highest}, as labelled"
+    require(count >= highest, "dataset.num_classes", count, expected)
+    for what, split in splits.items() if dataset.is_own else ():
+        present = np.unique(split.labels)
+        if len(present) < count:  # of any len + 1 labels one is missing
+            missing = np.setdiff1d(np.arange(len(present) + 1), present)[0]
+            expected = f"{what} images of each of {count} classes, but label {missing} has none"
+            raise UserError(f"dataset={dataset.name}: expected {expected}")
+    return names or (tuple(map(str, range(count))) if dataset.is_own else None)
+
+
+def main(text: str) -> None:
+    """Fetch the data set of `text`, or read it where it is a user's own, and print what it is."""
+    dataset = Dataset(**json.loads(text))
+    prepare(dataset)
+    if dataset.is_own:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        print("\n".join(described(dataset)))
 
 
 if __name__ == "__main__":
     try:
-        prepare(Dataset(**json.loads(sys.argv[1])))
+        main(sys.argv[1])
     except UserError as problem:
         sys.exit(str(problem))

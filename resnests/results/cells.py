@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from resnests.config.recipe import telling_keys
+from resnests.config.recipe import IMAGES, telling_keys
 from resnests.paper import ARCHS, VARIANTS, arch_label, learning_rate, variant_label
 from resnests.text import as_typed
 
@@ -33,12 +33,11 @@ ROW = ["dataset", "arch", "row"]
 
 _FIRST = {"dataset": ("cifar10", "cifar100"), "arch": ARCHS, "row": (), "variant": VARIANTS}
 _GIVEN = "given weights"
-IMAGES = "digests.dataset"  # of images that have no checksum of their own; earlier runs lack it
 NO_DIGEST = "images not on record"
 # What the variants of one row may differ in.
 _OF_VARIANT = ("variant.", "weights", "task", "optimizer.lr")
 # What matters to the numbers of given weights.
-_OF_EVALUATION = ("dataset.", "arch.", "trainer.precision", "pipeline.", IMAGES)
+_OF_EVALUATION = ("dataset.", "arch.", "trainer.precision", "pipeline.")
 # What no note on the common recipe needs to say: rows, columns and titles do.
 _SAID = (
     "arch.", "variant.", "optimizer.lr",
@@ -47,7 +46,7 @@ _SAID = (
 
 
 def label_rows(runs: pd.DataFrame) -> pd.DataFrame:
-    """`runs` with the columns `given` (weights were given, not trained) and `row`.
+    """Return `runs` with the columns `given` (weights were given, not trained) and `row`.
 
     `row` names what sets a recipe apart from the others of its data set: "" where there is only
     one, otherwise such as "optimizer.lr=0.05, trainer.epochs=10". Architectures keep their own
@@ -71,13 +70,13 @@ def label_rows(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def names(column: pd.Series) -> list[str]:
-    """The names that occur in a column of CELL, in their order."""
+    """Return the names that occur in a column of CELL, in their order."""
     return list(column.cat.remove_unused_categories().cat.categories)
 
 
 def drop_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Labelled `runs` with each seed, and each given file of weights, once in a cell; and a line
-    per one left out.
+    """Return labelled `runs` with each seed, and each given file of weights, once in a cell; and a
+    line per one left out.
 
     Of two runs with one seed (two trees that were read as one, say) a complete one is kept, and of
     those the later.
@@ -100,12 +99,12 @@ def drop_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def row_name(arch: str, row: str) -> str:
-    """The name of a row as tables show it."""
+    """Return the name of a row as tables show it."""
     return f"{arch_label(arch)}, {row}" if row else arch_label(arch)
 
 
 def common_recipe(runs: pd.DataFrame) -> str:
-    """What all trained runs of a data set share: the values that are no defaults, and the
+    """Return what all trained runs of a data set share: the values that are no defaults, and the
     learning rates.
     """
     trained = runs[~runs["given"]]
@@ -129,7 +128,7 @@ def common_recipe(runs: pd.DataFrame) -> str:
 
 
 def _ordered(column: pd.Series, first: list[str]) -> pd.Series:
-    """`column` as categories: `first`, then the others by name with numbers read as numbers,
+    """Return `column` as categories: `first`, then the others by name with numbers read as numbers,
     rows of given weights last.
     """
 
@@ -143,7 +142,7 @@ def _ordered(column: pd.Series, first: list[str]) -> pd.Series:
 
 
 def _learning_rates(row: pd.DataFrame) -> str:
-    """The learning rates of one row, such as "optimizer.lr=0.1 (0.01 for ResNEst)"."""
+    """Return the learning rates of one row, such as "optimizer.lr=0.1 (0.01 for ResNEst)"."""
     if "optimizer.lr" not in row:
         return ""
     rates = row.groupby("variant", observed=True)["optimizer.lr"].first()
@@ -155,7 +154,7 @@ def _learning_rates(row: pd.DataFrame) -> str:
 
 
 def _labels(recipes: pd.DataFrame) -> list[str]:
-    """The label of each recipe, of one data set and either all trained or all given."""
+    """Return the label of each recipe, of one data set and either all trained or all given."""
     values = [_row_values(recipe) for recipe in recipes.to_dict("records")]
     networks = [{k: v for k, v in value.items() if k.startswith("arch.")} for value in values]
     others = [{k: v for k, v in value.items() if not k.startswith("arch.")} for value in values]
@@ -176,7 +175,9 @@ def _labels(recipes: pd.DataFrame) -> list[str]:
 
 
 def _row_values(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What separates rows: the recipe's values without those in which variants differ by nature."""
+    """Return what separates rows: the recipe's values without those in which variants differ by
+    nature.
+    """
     recorded = json.loads(recipe["recipe_values"])
     values = {k: as_typed(value) for k, value in recorded.items() if not k.startswith(_OF_VARIANT)}
     if recipe["given"]:
@@ -196,8 +197,8 @@ def _is_single(recipe: dict[str, Any]) -> bool:
 
 
 def _rates(recipes: pd.DataFrame, values: list[dict[str, Any]]) -> dict[int, list[str]]:
-    """What tells recipes apart by index where one variant of a row, of which `values` are the
-    same, has several learning rates or heads; a head's source and arguments count.
+    """Return what tells recipes apart by index where one variant of a row, of which `values` are
+    the same, has several learning rates or heads; a head's source and arguments count.
     """
     parts: dict[int, list[str]] = {index: [] for index in recipes.index}
     if recipes["given"].any() or "optimizer.lr" not in recipes:

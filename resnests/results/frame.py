@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,21 @@ import pandas as pd
 from resnests.errors import UserError
 from resnests.results.columns import COLUMNS as COLUMNS
 from resnests.results.columns import Columns, Row, decode
+from resnests.results.select import select
 from resnests.runs.directory import ANALYSIS, RunDirectory, find_runs
 from resnests.runs.record import BrokenRecord, Record
 
 _Stamp = tuple[tuple[int, ...] | None, ...]
 
 
-def load_runs(root: Path | str = "runs", trials: bool = False) -> pd.DataFrame:
-    """Every run below `root`, one row each; warns of records that are broken, raises UserError
-    where there is no run. The `trials` of searches (docs/search.md) are no results, and come only
+def load_runs(
+    root: Path | str = "runs", trials: bool = False, query: str | Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return every run below `root`, one row each; warn of records that are broken, raise a
+    UserError where there is no run.
+
+    `query` chooses among them as the words of aggregate.py do, such as "arch=resnet20 seed=0,1"
+    (see results/select.py). The `trials` of searches (docs/search.md) are no results, and come only
     where asked for, or where `root` is in the folder of a study.
 
     path              the run directory
@@ -54,11 +61,11 @@ def load_runs(root: Path | str = "runs", trials: bool = False) -> pd.DataFrame:
     frame, broken = read_runs(root, trials)
     for line in broken:
         warnings.warn(line, stacklevel=2)
-    return frame
+    return select(frame, query.split() if isinstance(query, str) else query)
 
 
 def read_runs(root: Path | str, trials: bool = False) -> tuple[pd.DataFrame, list[str]]:
-    """The frame of load_runs, and one line for each record that could not be used."""
+    """Return the frame of load_runs, and one line for each record that could not be used."""
     return Reader(root, trials).read()
 
 

@@ -18,7 +18,7 @@ Troubles = dict[str, dict[int, str]]  # status -> seed -> why, "" where nothing 
 
 
 def troubles(runs: pd.DataFrame) -> dict[Cell, Troubles]:
-    """Per cell the seeds that its numbers lack.
+    """Return per cell the seeds that its numbers lack.
 
     A seed is missing in a cell where it has no run, and another cell of the same data set and
     recipe has one. A variant without any run counts as never meant to be run.
@@ -38,14 +38,14 @@ def troubles(runs: pd.DataFrame) -> dict[Cell, Troubles]:
 
 
 def marker(trouble: Troubles) -> str:
-    """What a cell shows of its troubles, such as " [1 failed, 2 missing]"."""
+    """Return what a cell shows of its troubles, such as " [1 failed, 2 missing]"."""
     parts = [f"{len(trouble[status])} {status}" for status in UNFINISHED if status in trouble]
     return f" [{', '.join(parts)}]" if parts else ""
 
 
 def mixed(runs: pd.DataFrame, epoch: str = "last") -> dict[Cell, list[str]]:
-    """Cells whose complete runs were not made alike, with what differs and in which seeds: code,
-    type of device, and how often there was a best epoch to choose, where one was.
+    """Return the cells whose complete runs were not made alike, with what differs and in which
+    seeds: code, type of device, and how often there was a best epoch to choose, where one was.
     """
     complete = runs[runs["status"] == "complete"]
     conditions = {"code": _code(complete), "devices": _device_type(complete)}
@@ -67,7 +67,7 @@ def mixed(runs: pd.DataFrame, epoch: str = "last") -> dict[Cell, list[str]]:
 def lines(
     runs: pd.DataFrame, troubles: dict[Cell, Troubles], mixed: dict[Cell, list[str]]
 ) -> list[str]:
-    """The notes below the accuracy table of one data set."""
+    """Return the notes below the accuracy table of one data set."""
     notes = []
     recipe = common_recipe(runs)
     if recipe:
@@ -99,7 +99,7 @@ def lines(
 
 
 def intervals(cells: pd.DataFrame) -> list[str]:
-    """What the intervals of `cells` with n and std cannot show, as there are few seeds."""
+    """Say what the intervals of `cells` with n and std cannot show, as there are few seeds."""
     notes = []
     if (cells["n"] == 2).any():
         notes.append(
@@ -122,7 +122,7 @@ def deviations(cells: pd.DataFrame) -> list[str]:
 
 
 def power(differences: pd.DataFrame) -> list[str]:
-    """What the numbers of pairs in `differences` can show at all, per number of pairs."""
+    """Say what the numbers of pairs in `differences` can show at all, per number of pairs."""
     notes = []
     for n, group in differences.groupby("n"):
         if n < 2:
@@ -166,13 +166,13 @@ def seeds(n: pd.Series) -> str:
 
 
 def cell_name(cell: Cell) -> str:
-    """How notes name a cell, such as "ResNet-20 A-ResNEst, trainer.epochs=10"."""
+    """Return how notes name a cell, such as "ResNet-20 A-ResNEst, trainer.epochs=10"."""
     name = f"{row_name(cell.arch, '')} {variant_label(cell.variant)}"
     return f"{name}, {cell.row}" if cell.row else name
 
 
 def seed_list(seeds: pd.Series | list[int]) -> str:
-    """ "seed 3", "seeds 0-2, 5"."""
+    """Return the words for seeds, such as "seed 3", "seeds 0-2, 5"."""
     ordered = sorted({int(seed) for seed in seeds})
     spans: list[list[int]] = []
     for seed in ordered:
@@ -199,6 +199,6 @@ def _code(runs: pd.DataFrame) -> list[str]:
 
 
 def _device_type(runs: pd.DataFrame) -> pd.Series:
-    """cpu, cuda or mps."""
+    """Return the type of each run's device: cpu, cuda or mps."""
     device = runs.reindex(columns=["provenance.device"])["provenance.device"]
     return device.astype("string").str.split(":").str[0]

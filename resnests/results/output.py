@@ -97,7 +97,9 @@ def plan(
     compare: list[str] | None,
     epoch: str,
 ) -> Plan:
-    """The checked wishes of a command line; raises UserError where they contradict each other."""
+    """Return the checked wishes of a command line; raise a UserError where they contradict each
+    other.
+    """
     path = Path(output) if output else None
     everything = path is not None and (
         path.is_dir() or str(output).endswith("/") or (not path.suffix and form is None)

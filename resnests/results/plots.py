@@ -60,7 +60,7 @@ def _published(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.Series:
 
 
 def _histories(runs: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
-    """Over the seeds of each cell: epoch, n, and mean and sample standard deviation of each
+    """Return, over the seeds of each cell, epoch, n, and mean and sample standard deviation of each
     metric per epoch.
     """
     frames = []
@@ -88,7 +88,7 @@ def _histories(runs: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
 
 
 def _curves(data: pd.DataFrame, styles: list[VariantStyle]) -> Drawing:
-    """Training loss and test accuracy of one architecture."""
+    """Draw training loss and test accuracy of one architecture."""
     cell = Cell(*data.loc[0, CELL])
     figure = Figure(figsize=(WIDTH, 3.9))
     loss, accuracy = figure.subplots(2, 1, sharex=True)
@@ -108,7 +108,7 @@ def _curves(data: pd.DataFrame, styles: list[VariantStyle]) -> Drawing:
 
 
 def _scale(loss: Axes, accuracy: Axes, data: pd.DataFrame) -> None:
-    """Axes that show the end of training; the first tenth of the epochs may leave the panel of
+    """Set axes that show the end of training; the first tenth of the epochs may leave the panel of
     accuracies.
     """
     loss.set(ylabel="Training loss")
@@ -125,7 +125,7 @@ def _scale(loss: Axes, accuracy: Axes, data: pd.DataFrame) -> None:
 
 
 def _curve(axes: Axes, curve: pd.DataFrame, metric: str, style: VariantStyle) -> None:
-    """A line with its band; markers stand at other epochs on each line, so that none hides
+    """Draw a line with its band; markers stand at other epochs on each line, so that none hides
     another.
     """
     curve = curve[curve[f"{metric}_mean"].notna()]
@@ -141,7 +141,7 @@ def _curve(axes: Axes, curve: pd.DataFrame, metric: str, style: VariantStyle) ->
 
 
 def _variants(cells: pd.DataFrame, epoch: str) -> Drawing:
-    """Accuracy of each variant, architecture by architecture, with intervals."""
+    """Draw accuracy of each variant, architecture by architecture, with intervals."""
     dataset, row = cells.loc[0, ["dataset", "row"]]
     archs, variants = names(cells["arch"]), variant_styles(cells["variant"])
     figure = Figure(figsize=(WIDTH, 1.1 + 0.45 * len(archs)))
@@ -172,7 +172,7 @@ def _variants(cells: pd.DataFrame, epoch: str) -> Drawing:
 
 
 def _parameters(cells: pd.DataFrame, epoch: str) -> Drawing:
-    """Accuracy over parameters, with the paper's points, hollow, where it has the cell."""
+    """Draw accuracy over parameters, with the paper's points, hollow, where it has the cell."""
     dataset, row = cells.loc[0, ["dataset", "row"]]
     sizes = cells["parameters"] / 1e6
     figure = Figure(figsize=(WIDTH, 3.3))

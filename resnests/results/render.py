@@ -17,7 +17,7 @@ _TEX = {
 
 
 def markdown(tables: list[Table]) -> str:
-    """Tables under headings, with columns padded so that the source reads as a table too."""
+    """Return tables under headings, with columns padded so that the source reads as a table too."""
     parts = []
     for table in tables:
         lines = [[_markdown_cell(cell) for cell in line] for line in (table.header, *table.rows)]
@@ -34,7 +34,7 @@ def markdown(tables: list[Table]) -> str:
 
 
 def latex(tables: list[Table]) -> str:
-    """A whole document; each table is shrunk to the line where it is wider."""
+    """Return a whole document; each table is shrunk to the line where it is wider."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -60,7 +60,9 @@ def tex(text: str) -> str:
 
 
 def pieces(cell: str) -> list[str]:
-    """The lines in which a narrow page sets a cell, such as "WRN-16-8," and "trainer.epochs=10"."""
+    """Return the lines in which a narrow page sets a cell, such as "WRN-16-8," and
+    "trainer.epochs=10".
+    """
     return re.split(r"(?<=,) | (?=\[\d+ [a-z])", cell) if len(cell) > 24 else [cell]
 
 

@@ -28,8 +28,8 @@ BASELINE = "standard"
 
 
 def millions(number: float, digits: int = 2) -> str:
-    """A count of parameters in millions with two significant digits, as in the paper: 11M, 8.7M,
-    9.0M, 0.27M.
+    """Return a count of parameters in millions with two significant digits, as in the paper: 11M,
+    8.7M, 9.0M, 0.27M.
     """
     rounded = float(f"{number / 1e6:.{digits - 1}e}")
     decimals = max(0, digits - 1 - math.floor(math.log10(rounded))) if rounded else 0
@@ -37,7 +37,7 @@ def millions(number: float, digits: int = 2) -> str:
 
 
 def cell_statistics(runs: pd.DataFrame) -> pd.DataFrame:
-    """Per cell with complete runs: n, mean, std (sample), median, min, max, and parameters;
+    """Return per cell with complete runs: n, mean, std (sample), median, min, max, and parameters;
     indexed by CELL.
     """
     groups = runs[runs["status"] == "complete"].groupby(CELL, observed=True)
@@ -47,22 +47,22 @@ def cell_statistics(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def t_quantile(n: pd.Series | int) -> np.ndarray:
-    """How many standard errors an interval of n values reaches to either side."""
+    """Return how many standard errors an interval of n values reaches to either side."""
     from scipy.special import stdtrit
 
     return stdtrit(np.maximum(n, 2) - 1, (1 + LEVEL) / 2)
 
 
 def standard_error(values: pd.DataFrame, seeds: float = math.inf) -> pd.Series:
-    """Of a mean, from its n, mean and std; or of its difference to the mean of `seeds` other
-    values with the same spread; nan where nothing tells the spread.
+    """Return the standard error of a mean, from its n, mean and std; or of its difference to the
+    mean of `seeds` other values with the same spread; nan where nothing tells the spread.
     """
     equal = values["std"] <= 1e-9 * values["mean"].abs().clip(lower=1)  # but for rounding
     return (values["std"] * np.sqrt(1 / values["n"] + 1 / seeds)).mask(equal)
 
 
 def with_interval(cells: pd.DataFrame, seeds: float = math.inf, prefix: str = "") -> pd.DataFrame:
-    """Cells with `low` and `high`, the ends of the interval of the mean.
+    """Return cells with `low` and `high`, the ends of the interval of the mean.
 
     With a finite number of `seeds`, of the interval in which the mean of as many other seeds is
     predicted (Hahn and Meeker, Statistical Intervals, chapter 4).
@@ -73,7 +73,8 @@ def with_interval(cells: pd.DataFrame, seeds: float = math.inf, prefix: str = ""
 
 
 def against_baseline(runs: pd.DataFrame) -> pd.DataFrame:
-    """Each variant less Standard in the same row, paired by seed; empty where no row holds both.
+    """Return each variant less Standard in the same row, paired by seed; empty where no row holds
+    both.
 
     n pairs, delta and std (mean and spread of the differences), the interval low to high of delta,
     detectable (the true difference that a test at 5% shows with 80% power), p of a two-sided paired
@@ -104,7 +105,7 @@ def against_baseline(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def holm(p: pd.Series) -> pd.Series:
-    """p values corrected by Holm's step-down method; a nan is no test, stays, and is not
+    """Return p values corrected by Holm's step-down method; a nan is no test, stays, and is not
     counted.
     """
     ordered = p.dropna().sort_values()
@@ -154,7 +155,8 @@ def _deviations(runs: pd.DataFrame) -> pd.Series:
 
 
 def at_best_epoch(runs: pd.DataFrame) -> pd.DataFrame:
-    """`runs` with the metrics of complete ones taken at the epoch of the best validation accuracy.
+    """Return `runs` with the metrics of complete ones taken at the epoch of the best validation
+    accuracy.
 
     Raises UserError where a complete run has no held-out split: the test set must not choose what
     is reported of it.

@@ -51,7 +51,7 @@ class Table:
 def accuracy_tables(
     runs: pd.DataFrame, statistic: str = "mean", epoch: str = "last"
 ) -> list[Table]:
-    """One table per data set of labelled `runs`: architectures and recipes by variants."""
+    """Return one table per data set of labelled `runs`: architectures and recipes by variants."""
     datasets = runs.groupby("dataset", observed=True)
     return [_accuracy_table(name, mine, statistic, epoch) for name, mine in datasets]
 
@@ -147,7 +147,7 @@ def _accuracy_table(dataset: str, runs: pd.DataFrame, statistic: str, epoch: str
 
 
 def _seeds(cells: pd.DataFrame, statistic: str) -> str:
-    """What a caption says of the numbers of seeds."""
+    """Return what a caption says of the numbers of seeds."""
     counts = cells["n"].unique()
     if len(counts) == 0:
         return "no run is complete"
@@ -157,7 +157,7 @@ def _seeds(cells: pd.DataFrame, statistic: str) -> str:
 
 
 def _cell(cell: dict[str, Any], statistic: str, same_n: bool) -> str:
-    """One cell's text, such as "95.56% ± 0.12 (11M)"."""
+    """Return one cell's text, such as "95.56% ± 0.12 (11M)"."""
     text = f"{cell['median' if statistic == 'median' else 'mean']:.2f}%"
     if cell["n"] > 1:
         known = statistic != "ci" or not pd.isna(cell["low"])
@@ -166,7 +166,7 @@ def _cell(cell: dict[str, Any], statistic: str, same_n: bool) -> str:
 
 
 def _name(cell: dict[str, Any]) -> list[str]:
-    """Data set, architecture and variant of a row that is one cell."""
+    """Return data set, architecture and variant of a row that is one cell."""
     row = row_name(cell["arch"], cell["row"])
     return [dataset_label(cell["dataset"]), row, variant_label(cell["variant"])]
 

@@ -6,15 +6,12 @@ It lies beside the record of the analysis, in the folder `analysis` of the run t
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from resnests.config.schema import Analysis as Options
-from resnests.runs.record import BrokenRecord, checked
+from resnests.config.schema import AnalysisOptions
+from resnests.runs.record import Document, checked
 
-SCHEMA = 1
 # Of how an analysis is made: those of an earlier method have other numbers, and are made again.
 METHOD = 2
 TRAINED, LAST_MAPS, PREFIX, LAST_BLOCK = "trained", "last_maps", "prefix", "last_block"
@@ -25,7 +22,7 @@ CROWDED = 0.9
 
 @dataclass
 class Solve:
-    """A linear map of some features: the network's own, or the best one.
+    """Describes a linear map of some features: the network's own, or the best one.
 
     Losses are mean cross-entropies in nats, accuracies in percent. `value` is the training loss
     plus l2/2 |map|^2 over standardised features, of the smallest map that gives the same logits on
@@ -61,7 +58,7 @@ class Solve:
 
 @dataclass
 class SecondOrder:
-    """The penalised risk over (W_L, W_{L+1}) and a bias, around one point.
+    """Holds the penalised risk over (W_L, W_{L+1}) and a bias, around one point.
 
     x_{L-1} and v_L are centred, in the network's own units. `least` is the least eigenvalue of the
     Hessian, up to `residual` = |Hv - least v|, and never below the true one; `eigenvalues` are all
@@ -82,7 +79,7 @@ class SecondOrder:
 
 @dataclass
 class Descent:
-    """Where L-BFGS over (W_L, W_{L+1}) and a bias came to after some evaluations."""
+    """Says where L-BFGS over (W_L, W_{L+1}) and a bias came to after some evaluations."""
 
     start: str  # trained, saddle (and its direction), random
     value: float | int
@@ -90,8 +87,8 @@ class Descent:
 
 
 @dataclass
-class Analysis:
-    """The content of analysis.json."""
+class Analysis(Document):
+    """Holds the content of analysis.json."""
 
     l2: float | int
     tolerance: float | int  # nats
@@ -119,7 +116,7 @@ class Analysis:
     over_l2: list = field(default_factory=list)  # (b) and (c) with other penalties: Solve
     kept: list = field(default_factory=list)  # Analysis of the weights of earlier epochs
 
-    def is_made_with(self, options: Options) -> bool:
+    def is_made_with(self, options: AnalysisOptions) -> bool:
         """Return whether `options` and this version would give the same numbers."""
         mine = (self.l2, self.tolerance, self.l2_path, self.method)
         return mine == (options.l2, options.tolerance, options.l2_path, METHOD)
@@ -216,21 +213,10 @@ class Analysis:
             values[f"above.{descent.start}"] = None if best is None else descent.value - best
         return values
 
-    def to_json(self) -> str:
-        """Raises a ValueError for numbers that are not finite, which JSON does not have."""
-        values = {"schema": SCHEMA} | dataclasses.asdict(self)
-        return json.dumps(values, indent=1, allow_nan=False) + "\n"
-
     @classmethod
     def from_json(cls, text: bytes) -> Analysis:
-        """Return the analysis in `text`, with its types checked; raises BrokenRecord."""
-        try:
-            raw: Any = json.loads(text)
-        except ValueError as error:
-            raise BrokenRecord(f"no JSON ({error})") from error
-        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-            raise BrokenRecord(f"no analysis of schema {SCHEMA}")
-        return cls._checked(raw)
+        """Return the analysis in `text`, with its types checked; raise BrokenRecord."""
+        return cls._checked(cls.object_of(text))
 
     @classmethod
     def _checked(cls, raw: Any) -> Analysis:

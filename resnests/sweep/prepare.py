@@ -10,23 +10,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from filelock import Timeout
-
 from resnests.config.schema import PARTS, config_dict
 from resnests.data.splits import is_ready
+from resnests.environment import python_path
 from resnests.errors import UserError
-from resnests.runs.record import FINAL
 from resnests.sweep.plan import Run
-from resnests.sweep.protocol import python_path
 
 
 def prepare(runs: Sequence[Run]) -> None:
     """What may take torch, once for all runs and before the first starts: each data set is fetched
-    and checked, and what users brought is tried.
+    and checked, a user's own is read and described, and what users brought is tried.
     """
     datasets = {json.dumps(asdict(run.config.dataset)): run.config.dataset for run in runs}
     for text, dataset in datasets.items():
-        if not is_ready(dataset):
+        if dataset.is_own or not is_ready(dataset):
             _run_module("resnests.data.splits", text)
     if runs and (logger := runs[0].config.logger):
         _warn_of_missing(logger)
@@ -43,26 +40,13 @@ def prepare(runs: Sequence[Run]) -> None:
 
 def _warn_of_missing(logger: dict[str, Any]) -> None:
     """Of trackers that cannot work, before hours of training that they would miss."""
-    from resnests.trackers.echo import require_installed
+    from resnests.trackers.tracker import require_installed
 
     for name, values in logger.items():
         try:
             require_installed(name, values)
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr)
-
-
-def clear_what_starts_afresh(runs: Sequence[Run]) -> None:
-    """Clear what was finished, or is to start again at the user's wish."""
-    for run in runs:
-        redo = run.config.trainer.overwrite or run.directory.status() in FINAL
-        if redo and run.directory.path.is_dir():
-            try:
-                with run.directory.owner().acquire(blocking=False):
-                    run.directory.clear()
-            except Timeout:
-                reason = "cannot start afresh, as it is being trained right now"
-                raise UserError(f"{run.directory.path}: {reason}") from None
 
 
 def _run_module(name: str, *arguments: str, given: str = "") -> None:
@@ -75,4 +59,5 @@ def _run_module(name: str, *arguments: str, given: str = "") -> None:
         env=os.environ | {"PYTHONPATH": python_path()},
     )
     if done.returncode:
-        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+        said = done.stderr.strip().splitlines() or [f"{name} ended with status {done.returncode}"]
+        raise UserError(said[-1].removeprefix("error: "))

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from filelock import Timeout
 
 from resnests.config.schema import Config
+from resnests.environment import JOB
 from resnests.errors import CaptureFailed, UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.files import require_locks
@@ -26,7 +27,7 @@ from resnests.runs.record import FINAL
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import lease
 from resnests.sweep.precision import emulation, used
-from resnests.sweep.protocol import BUSY, INTERRUPTED, JOB, NO_GRAPH, USER_ERROR, receive_job
+from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR, receive_job
 from resnests.sweep.stop import Stop
 
 HEARTBEAT = 1.0  # seconds
@@ -38,8 +39,11 @@ log = logging.getLogger(__name__)
 class Worker:
     """Trains one configuration, and shows in progress.json that it lives."""
 
-    def __init__(self, config: Config, allocation: Allocation, stop: Stop) -> None:
+    def __init__(
+        self, config: Config, allocation: Allocation, stop: Stop, replaces: str | None = None
+    ) -> None:
         self.config, self.allocation, self.stop = config, allocation, stop
+        self.replaces = replaces  # the digest of the record to clear, see sweep/plan.py
         self.directory = RunDirectory.of(config)
         self.owner = self.directory.owner()
         self.progress: dict[str, Any] = {"state": "waiting", "pid": os.getpid()}
@@ -53,7 +57,7 @@ class Worker:
             self.owner.acquire(blocking=False)
         except Timeout:
             return BUSY
-        if self.directory.status() in FINAL:
+        if self._is_done():
             return 0
         self.directory.tidy()
         self._show_progress()
@@ -66,6 +70,22 @@ class Worker:
             heart.join()
             self.directory.progress_file.unlink(missing_ok=True)  # other hosts would wait for it
 
+    def _is_done(self) -> bool:
+        """Return whether somebody has finished the run, unless that is what it starts afresh over.
+
+        Asked again after the lease, as waiting for a device may have taken hours.
+        """
+        final = self.directory.status() in FINAL
+        return final and self.directory.record_digest() != self.replaces
+
+    def _clear_for_rerun(self) -> None:
+        """Clear what the run starts afresh over, now that nothing can refuse any more.
+
+        Once it is cleared, and trains, its record is another: a job after this one resumes.
+        """
+        if self.replaces is not None and self.directory.record_digest() == self.replaces:
+            self.directory.clear()
+
     def report(self, progress: dict[str, Any]) -> None:
         self.progress = self.progress | progress
 
@@ -76,6 +96,9 @@ class Worker:
         if self.held is None:
             print("interrupted while it waited for a device", flush=True)
             return INTERRUPTED
+        if self._is_done():
+            return 0
+        self._clear_for_rerun()
         self.report({"state": "starting", "device": " ".join(self.held.names)})
         self._show_progress()
         os.environ.update(self.held.environment())
@@ -156,9 +179,9 @@ def main() -> NoReturn:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     stop = Stop()
     stop.__enter__()  # until the process ends
-    config, allocation = receive_job()
+    config, allocation, replaces = receive_job()
     threading.Thread(target=watch_parent, args=(stop,), daemon=True).start()
-    worker = Worker(config, allocation, stop)
+    worker = Worker(config, allocation, stop, replaces)
     code = exit_status(worker)
     logging.shutdown()
     sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from resnests.analysis import experiment
 from resnests.models.weights import load_weights
@@ -32,7 +33,10 @@ def analyze(run: Run) -> None:
     }
     started = time.perf_counter()
     sha256, should_stop = record.weights_sha256, run.should_stop
-    done = experiment.analyze(config, run.directory, model, images, sha256, should_stop, run.report)
+    counted = replace(config, dataset=dataset)  # with its number of classes
+    done = experiment.analyze(
+        counted, run.directory, model, images, sha256, should_stop, run.report
+    )
     own = next(solve for solve in done.solves if solve.quantity == TRAINED)
     for name in METRICS:
         setattr(record, name, getattr(own, name))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -38,8 +39,9 @@ def check(config: Config, splits: Splits, device: torch.device, quick: bool = Fa
     """
     set_numerics(config.trainer)
     dataset = with_statistics(config.dataset, splits.train)
+    config = replace(config, dataset=dataset)  # with its number of classes
     size = splits.train.images.shape[1:3]
-    model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed, size)
+    model = initial_model(config.arch, config.variant, dataset.class_count, config.seed, size)
     count_parameters(model)
     move(model, device, config.trainer)
     optimizer = build_optimizer(config.optimizer, model.parameters())
@@ -84,7 +86,7 @@ def _train(
     except Exception as error:
         size = "x".join(map(str, images.shape))
         raise broken(f"{what}: a batch of {size} fails", error) from error
-    expected = (len(images), config.dataset.num_classes)
+    expected = (len(images), config.dataset.class_count)
     shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != expected:
         raise UserError(f"{what}: expected logits of shape {expected}, not {shape}")

@@ -44,12 +44,13 @@ class Run:
         splits = load(config.dataset)
         dataset = with_statistics(config.dataset, splits.train)
         size = splits.train.images.shape[1:3]
-        model = initial_model(config.arch, config.variant, dataset.num_classes, config.seed, size)
+        model = initial_model(config.arch, config.variant, dataset.class_count, config.seed, size)
         record.mean, record.std = dataset.mean, dataset.std
+        record.num_classes = dataset.num_classes
         names = getattr(splits, "classes", None)
         record.classes = list(names) if names else None
         record.images = {
-            name: np.bincount(split.labels, minlength=dataset.num_classes).tolist()
+            name: np.bincount(split.labels, minlength=dataset.class_count).tolist()
             for name in ("train", "val", "test")
             if (split := getattr(splits, name)) is not None
         }

@@ -1,4 +1,6 @@
-"""Echo in MLflow: a run a run, found again by a tag; the folder of runs is its experiment."""
+"""Copies runs into MLflow: a run a run, found again by a tag; the folder of runs is its
+experiment.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-from resnests.trackers.echo import Row, TrackedRun
+from resnests.trackers.tracker import Row, TrackedRun
 
 ID = "resnests.id"
 STATUS = {"complete": "FINISHED", "interrupted": "KILLED", "killed": "KILLED"}  # else FAILED

@@ -19,8 +19,8 @@ import psutil
 import torch
 
 from resnests.config.schema import PARTS, Config
-from resnests.config.targets import _targets as targets_of
 from resnests.config.targets import source_files
+from resnests.config.targets import targets as targets_of
 from resnests.cpuinfo import cpu_info
 from resnests.environment import JOB, command_line
 from resnests.runs.record import Provenance

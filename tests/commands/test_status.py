@@ -1,6 +1,7 @@
 """aggregate.py --status."""
 
 import dataclasses
+import io
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from helpers import run_command
+from rich.console import Console
 from trees import add_run
 
 from resnests.commands.status import Status
@@ -135,3 +137,18 @@ def test_an_analysis_that_was_interrupted_is_not_done(tmp_path):
     assert line.endswith("analysis/run.log")
     run.analysis.write_record(dataclasses.replace(started, status="complete"))
     assert status.look().renderables[0] == "1 of 1 done"
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_every_cell_can_be_read_on_a_narrow_terminal_too(tmp_path, width):
+    for variant in ("standard", "resnest", "bn_resnest", "a_resnest"):
+        for epochs in (10, 20):
+            add_run(tmp_path, variant=variant, status="interrupted", trainer__epochs=epochs)
+            add_run(tmp_path, variant=variant, seed=1, trainer__epochs=epochs)
+    console = Console(width=width, file=io.StringIO())
+    console.print(Status(str(tmp_path)).look().renderables[1])
+    shown = console.file.getvalue()
+    assert shown.count("1 done, 1 interrupted") == 8
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    assert ("  ResNEst: 1 done, 1 interrupted\n" in shown) == (width == 80)

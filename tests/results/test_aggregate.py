@@ -220,7 +220,15 @@ def test_help_lists_every_option():
     text = aggregate("--help").stdout
     assert all(
         option in text
-        for option in ("--statistic", "--compare", "--output", "--epoch", "--status", "--watch")
+        for option in (
+            "--statistic",
+            "--compare",
+            "--output",
+            "--epoch",
+            "--status",
+            "--list",
+            "--best",
+        )
     )
 
 

@@ -13,7 +13,7 @@ import trees
 from helpers import make_config
 
 from resnests import load_runs
-from resnests.config.recipe import recipe_values
+from resnests.config.recipe import IMAGES, recipe_values
 from resnests.errors import UserError
 from resnests.paper import PUBLISHED, deviations
 from resnests.results import render
@@ -244,8 +244,8 @@ def test_runs_of_other_images_never_share_a_cell_and_those_of_unknown_ones_say_s
     for digest, accuracy in (("aaaa1111" * 8, 80.0), ("bbbb2222" * 8, 70.0)):
         run = trees.add_run(tmp_path / digest, accuracy)
         record = run.read_record()
-        values = record.recipe_values | {"digests.dataset": digest}
-        config = record.config | {"digests": {"dataset": digest}}
+        values = record.recipe_values | {IMAGES: digest}
+        config = record.config | {"digests": {IMAGES: digest}}
         changes = {"recipe": digest[:8], "recipe_values": values, "config": config}
         run.write_record(dataclasses.replace(record, **changes))
     made = table(tmp_path)

@@ -104,10 +104,10 @@ def test_infinite_numbers_never_reach_a_record(directory):
 
 
 def test_one_process_owns_a_directory_at_a_time(directory):
-    assert not directory.is_owned()
-    with directory.owner().acquire(blocking=False):
-        assert RunDirectory(directory.path).is_owned()
-    assert not directory.is_owned()
+    assert not directory.is_locked()
+    with directory.lock().acquire(blocking=False):
+        assert RunDirectory(directory.path).is_locked()
+    assert not directory.is_locked()
 
 
 @pytest.fixture
@@ -128,11 +128,11 @@ def running(directory):
 def is_free(directory) -> bool:
     """Both for those who look and for those who would take it."""
     try:
-        with directory.owner().acquire(blocking=False):
+        with directory.lock().acquire(blocking=False):
             owned = False
     except Timeout:
         owned = True
-    assert directory.is_owned() == owned
+    assert directory.is_locked() == owned
     return not owned
 
 

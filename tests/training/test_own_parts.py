@@ -11,7 +11,6 @@ import torch
 from helpers import REPOSITORY, history, tiny
 
 from resnests.config.schema import config_dict, config_from, part_from
-from resnests.config.targets import source_files
 from resnests.data.sources import SOURCES
 from resnests.data.splits import load
 from resnests.errors import UserError
@@ -63,7 +62,6 @@ def _module(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(HEADS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    source_files.cache_clear()
 
 
 def config(*overrides: str, **parts):

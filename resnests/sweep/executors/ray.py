@@ -7,6 +7,7 @@ checkpoint of the last epoch. A sweep that is to outlive its terminal is itself 
 from __future__ import annotations
 
 import fcntl
+import importlib
 import os
 import socket
 import tempfile
@@ -17,36 +18,37 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from resnests.cluster.jobs import Job, State
 from resnests.config.schema import Config, config_dict, config_from
+from resnests.environment import COMMAND, JOB, command_line, python_path
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
-from resnests.sweep.child import attempt, last_line
 from resnests.sweep.devices import CORES
 from resnests.sweep.plan import Run
-from resnests.sweep.protocol import COMMAND, JOB, command_line, python_path
-from resnests.sweep.stop import Stop, hold
+from resnests.sweep.process import run_on_host
+from resnests.sweep.scheduler import Job, State
+from resnests.sweep.stop import Stop, lock_until_exit
 
-LOOKED_AT = 50  # queued tasks at a look, whether they have begun: Ray takes the first ones first
-_TOKEN = ".sweep-ray-"
+SLOWEST_SECONDS = 10.0  # between two polls
+POLLED = 50  # queued tasks a poll, whether they began: Ray starts the first ones first
+_STOP_FILE = ".sweep-ray-"
 
 
 @dataclass(eq=False, kw_only=True)
 class Task(Job):
-    reference: Any = None  # None while cluster.jobs others are in Ray's queue
+    """A task of Ray."""
 
-    @property
-    def leaves_nothing(self) -> bool:
-        return False  # where Ray lost sight of its node
+    reference: Any = None  # None while cluster.jobs others are in Ray's queue
+    dies_as_one: bool = False  # where Ray lost sight of its node
 
     def begin(self, reference: Any) -> None:
+        """Note what Ray gave for the task when it was submitted."""
         self.reference, self.name = reference, reference.task_id().hex()
 
 
-class Ray:
-    """The System of `config`, on the Ray cluster at cluster.address."""
+class RayExecutor:
+    """Tasks for the runs of `config`, on the Ray cluster at cluster.address."""
 
-    say: Callable[[str], None] = staticmethod(print)
+    report: Callable[[str], None] = staticmethod(print)
 
     def __init__(self, config: Config) -> None:
         assert config.cluster is not None
@@ -59,12 +61,13 @@ class Ray:
         self.waits_for = "cores"
         if not any(n.get("CPU", 0) >= self.cpus and n.get("GPU", 0) >= self.gpus for n in nodes):
             self.waits_for = f"no node has {self.cpus} cores and {self.gpus:g} GPUs"
-            self.say(f"cluster=ray: {self.waits_for} (cluster.cpus, cluster.gpus)")
+            self.report(f"cluster=ray: {self.waits_for} (cluster.cpus, cluster.gpus)")
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": 0}
         self.train = self.ray.remote(**options)(_train)
-        self.token = _token(config.runs_dir)
+        self.stop_file = _stop_file(config.runs_dir)
 
-    def take(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
+    def submit(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
+        """Return a task for each of `runs`, of which Ray gets as many as cluster.jobs lets in."""
         tasks = [Task("not yet of Ray", [run]) for run in runs]
         limit = len(tasks) if self.cluster.jobs is None else self.cluster.jobs - open_jobs
         for task in tasks[: max(0, limit)]:
@@ -72,29 +75,31 @@ class Ray:
         return list(tasks)
 
     def _begin(self, task: Task) -> None:
-        order = self._order(task.runs[0].config)
-        task.begin(self.train.remote(order, os.getcwd(), self.cpus, str(self.token)))
+        (run,) = task.runs
+        given = self._task_config(run.config), run.replaces
+        task.begin(self.train.remote(*given, os.getcwd(), self.cpus, str(self.stop_file)))
 
-    def _order(self, config: Config) -> dict[str, Any]:
-        """What a task trains; runs that share a GPU lease a part of it each."""
+    def _task_config(self, config: Config) -> dict[str, Any]:
+        """Return what a task trains; runs that share a GPU lease a part of it each."""
         parts = int(1 / self.gpus) if self.gpus else 1
         devices = config.devices
         devices = replace(devices, runs_per_gpu=max(devices.runs_per_gpu, parts))
         return config_dict(replace(config, cluster=None, devices=devices))
 
-    def look(self, jobs: Sequence[Job]) -> None:
+    def poll(self, jobs: Sequence[Job]) -> None:
+        """See which tasks are over, submit those that there is room for, find those that began."""
         tasks = {t.reference: t for t in jobs if isinstance(t, Task) and t.reference is not None}
         for reference in self._over(list(tasks)):
-            self._conclude(tasks.pop(reference))
+            self._end(tasks.pop(reference))
         held = (t for t in jobs if isinstance(t, Task) and t.reference is None and not t.is_over)
         room = len(jobs) if self.cluster.jobs is None else self.cluster.jobs - len(tasks)
         for task in islice(held, max(0, room)):
             self._begin(task)
         queued = (t for t in tasks.values() if t.state is State.QUEUED)
-        for task in islice(queued, LOOKED_AT):
+        for task in islice(queued, POLLED):
             progress = task.runs[0].directory.read_progress()
             if progress.get("job") == task.name:
-                task.state, task.began, task.node = State.RUNNING, True, progress["host"]
+                task.state, task.started, task.node = State.RUNNING, True, progress["host"]
             else:
                 task.reason = self.waits_for
 
@@ -103,21 +108,24 @@ class Ray:
             return []
         return self.ray.wait(references, num_returns=len(references), timeout=0)[0]
 
-    def _conclude(self, task: Task) -> None:
+    def _end(self, task: Task) -> None:
         task.state = State.OVER
         try:
-            task.reason = self.ray.get(task.reference)
+            outcome = task.outcomes[task.runs[0]] = self.ray.get(task.reference)
+            task.reason = outcome
         except self.ray.exceptions.TaskCancelledError:
             task.state, task.reason = State.CANCELLED, "cancelled"
         except self.ray.exceptions.RayError as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             task.reason = said.partition(". ")[0]
 
-    def last_words(self, job: Job) -> str:
+    def last_log_line(self, job: Job) -> str:
+        """Return nothing: a task has no log but that of its run."""
         return ""
 
-    def stop(self, jobs: Sequence[Job], kill: bool) -> None:
-        self.token.unlink(missing_ok=True)
+    def cancel(self, jobs: Sequence[Job], kill: bool) -> None:
+        """Have tasks write their checkpoints and end, or kill them."""
+        self.stop_file.unlink(missing_ok=True)
         for task in jobs:
             assert isinstance(task, Task)
             if task.reference is None:
@@ -125,15 +133,20 @@ class Ray:
             else:
                 self.ray.cancel(task.reference, force=kill)
 
+    def pause(self, elapsed: float) -> float:
+        """Return the seconds until the next poll: more the longer the sweep takes."""
+        return min(SLOWEST_SECONDS, 1 + elapsed / 30)
+
     def close(self, jobs: Sequence[Job]) -> None:
-        self.token.unlink(missing_ok=True)
+        """Leave the cluster of Ray; it kills what goes on."""
+        self.stop_file.unlink(missing_ok=True)
         self.ray.shutdown()
 
 
 def _connected(given_address: str | None) -> Any:
-    """The module ray, connected to the cluster at that address."""
+    """Return the module ray, connected to the cluster at that address."""
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError:
         expected = "expected the package ray, which pip install 'resnests[ray]' adds"
         raise UserError(f"cluster=ray: {expected}") from None
@@ -153,34 +166,31 @@ def _connected(given_address: str | None) -> Any:
     return ray
 
 
-def _token(runs_dir: str) -> Path:
-    """A file that gives the tasks leave to go on: cancel() was seen to miss one that just began,
+def _stop_file(runs_dir: str) -> Path:
+    """Make the file that gives tasks leave to go on: cancel() was seen to miss one that just began,
     where the nodes of Ray ignored SIGINT, as all do that a script starts with &.
 
     This process holds it, so that those which killed sweeps left behind can be told, and go.
     """
     folder = Path(runs_dir).resolve()
-    for old in folder.glob(f"{_TOKEN}*"):
+    for old in folder.glob(f"{_STOP_FILE}*"):
         with suppress(OSError), open(old) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             old.unlink()
     with tempfile.NamedTemporaryFile(prefix=".", dir=folder, delete=False) as made:
         path = Path(made.name)
-    hold(path)
-    return path.rename(path.with_name(_TOKEN + path.name[1:]))
+    lock_until_exit(path)
+    return path.rename(path.with_name(_STOP_FILE + path.name[1:]))
 
 
-def _train(order: dict[str, Any], folder: str, cores: int, token: str) -> str:
-    """In a process of Ray's: one run, in what the task was given; the status on record, or why
-    there is none.
-    """
-    import ray
-
+def _train(
+    given: dict[str, Any], replaces: str | None, folder: str, cores: int, stop_file: str
+) -> str:
+    """Train one run in a process of Ray's, in what its task was given; return how it was left."""
+    ray: Any = importlib.import_module("ray")
     os.chdir(folder)
-    task = ray.get_runtime_context().get_task_id()
-    os.environ |= {JOB: task, CORES: str(cores)}
-    config = config_from(order)
-    run = Run(config, RunDirectory.of(config))
-    with Stop(Path(token)) as stop:
-        attempt(run, None, 1, stop)
-    return run.directory.status() or last_line(run.directory)
+    os.environ |= {JOB: ray.get_runtime_context().get_task_id(), CORES: str(cores)}
+    config = config_from(given)
+    run = Run(config, RunDirectory.of(config), replaces=replaces)
+    with Stop(Path(stop_file)) as stop:
+        return run_on_host(run, None, 1, stop)

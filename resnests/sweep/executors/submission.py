@@ -1,9 +1,9 @@
-"""What is on disk of jobs in Slurm's queue: a folder for each array of them, beside the runs.
+"""Keep on disk what is in Slurm's queue: a folder for each array of jobs, beside the runs.
 
     <runs_dir>/.sweep-resnests-x7f3a2/     the name of the array's jobs is resnests-x7f3a2
         batches.json    which runs each job of the array trains
-        orders.jsonl    their configurations, see sweep/protocol.py
-        <task>.log      what a job says
+        jobs.jsonl ...  what jobs are told and tell, see sweep/protocol.py
+        <task>.log      what a job prints
 
 It is written before the array is submitted, and found by its name in the queue, so that jobs are
 never lost sight of, whichever process dies when.
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from resnests.runs.files import write_atomic
 from resnests.sweep.plan import Run
-from resnests.sweep.protocol import announce
+from resnests.sweep.protocol import SweepFolder
 from resnests.text import last_words
 
 _PREFIX = ".sweep-"
@@ -37,20 +37,33 @@ class Submission:
 
     @property
     def name(self) -> str:
+        """Return the name of the array's jobs in the queue."""
         return self.folder.name.removeprefix(_PREFIX)
 
     @classmethod
     def write(cls, batches: Sequence[Sequence[Run]]) -> Submission:
+        """Write the folder of a new array, a job for each of `batches`."""
         runs = list(chain(*batches))
         runs_dir = Path(runs[0].config.runs_dir).resolve()
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX + _NAME, dir=runs_dir))
-        announce([replace(run.config, cluster=None) for run in runs], None, folder)
+        here = [replace(run, config=replace(run.config, cluster=None)) for run in runs]
+        SweepFolder(folder).write([replace(run, index=i) for i, run in enumerate(here)], None)
         paths = [[place(run) for run in batch] for batch in batches]
         write_atomic(folder / "batches.json", json.dumps(paths).encode())
         return cls(folder, paths)
 
-    def last_line(self, task: int) -> str:
-        """What job `task` said last; that it has no log where it did not get so far."""
+    @property
+    def specs(self) -> SweepFolder:
+        """Return the folder as its jobs know it."""
+        return SweepFolder(self.folder)
+
+    def numbers(self, task: int) -> range:
+        """Return the numbers of the runs of job `task`, in the order of its batch."""
+        first = sum(map(len, self.batches[:task]))
+        return range(first, first + len(self.batches[task]))
+
+    def last_log_line(self, task: int) -> str:
+        """Return what job `task` printed last, or that it has no log."""
         try:
             return last_words(self.folder / f"{task}.log").strip()
         except OSError:
@@ -59,15 +72,17 @@ class Submission:
             return f"without a log in {self.folder}, which its node must reach"
 
     def remove(self) -> None:
+        """Remove the folder: jobs of the array that begin later find nothing to do."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def place(run: Run) -> str:
+    """Return the path of a run below its runs_dir."""
     return str(run.directory.path.relative_to(run.config.runs_dir))
 
 
 def find_submissions(runs_dir: Path | str) -> list[Submission]:
-    """Those beside the runs, as far as they can be read: others may be of other users."""
+    """Return the arrays beside the runs, as far as they can be read: some may be other users'."""
     found = []
     for folder in sorted(Path(runs_dir).resolve().glob(f"{_PREFIX}{_NAME}*")):
         try:
@@ -79,11 +94,9 @@ def find_submissions(runs_dir: Path | str) -> list[Submission]:
     return found
 
 
-def members(folder: Path, task: int) -> range:
-    """Which of the orders in `folder` are for job `task`; none where the folder is gone."""
+def read_submission(folder: Path) -> Submission:
+    """Return the array of `folder`, one without jobs where the folder is gone."""
     try:
-        batches = json.loads((folder / "batches.json").read_bytes())
+        return Submission(folder, json.loads((folder / "batches.json").read_bytes()))
     except FileNotFoundError:
-        return range(0)
-    first = sum(map(len, batches[:task]))
-    return range(first, first + len(batches[task]))
+        return Submission(folder, [])

@@ -1,4 +1,4 @@
-"""What the user is told of how a sweep stands and ended, and its exit status. No torch."""
+"""Print how a sweep stands and how it ended, and return its exit status. No torch."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from resnests.runs.directory import RunDirectory
-from resnests.sweep.child import last_line
 from resnests.sweep.plan import Run
+from resnests.sweep.process import last_log_line
+from resnests.sweep.protocol import INTERRUPTED
 
 
-def say_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:
+def print_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:
+    """Print how many of `runs` are finished already."""
     skipped = len(runs) - len(todo)
     if len(runs) == 1 and skipped:
         print(f"{runs[0].label}: {runs[0].directory.status()} already, in {runs[0].directory.path}")
@@ -21,22 +23,31 @@ def say_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:
         print("nothing to do; trainer.overwrite=true would start afresh")
 
 
-def say_outcome(runs: Sequence[Run], interrupted: bool) -> int:
-    """Say what is not complete and why; 0 where everything is, 130 after a signal, else 1."""
-    say_unsent(runs)
-    incomplete = [run for run in runs if run.directory.status() != "complete"]
+def print_summary(runs: Sequence[Run], interrupted: bool) -> int:
+    """Print what is not complete and why; return 0 if nothing is, 130 after a signal, else 1."""
+    print_unsent(runs)
+    incomplete = [run for run in runs if run.status() != "complete"]
     for run in incomplete:
-        print(_account(run), file=sys.stderr)
+        print(_failure_line(run), file=sys.stderr)
     if not incomplete:
         return 0
     if len(runs) > 1:
         count = f"{len(incomplete)} of {len(runs)} runs"
-        print(f"{count} are not complete; the same command goes on", file=sys.stderr)
-    return 130 if interrupted else 1
+        print(f"{count} are not complete; {_what_goes_on(incomplete)}", file=sys.stderr)
+    return INTERRUPTED if interrupted else 1
 
 
-def say_unsent(runs: Sequence[Run]) -> None:
-    """Which trackers have not all of the runs, why, and what sends the rest."""
+def _what_goes_on(incomplete: Sequence[Run]) -> str:
+    """Return which command goes on: trainer.overwrite=true would start all afresh once more."""
+    untouched = sum(run.replaces not in (None, "") and run.status() is None for run in incomplete)
+    if untouched == len(incomplete) or not incomplete[0].config.trainer.overwrite:
+        return "the same command goes on"
+    command = "the same command without trainer.overwrite=true goes on"
+    return f"{command}; {untouched} have their earlier results yet" if untouched else command
+
+
+def print_unsent(runs: Sequence[Run]) -> None:
+    """Print which trackers do not have all of the runs, why, and which command sends the rest."""
     for name in runs[0].config.logger:
         files = [run.directory.unsent(name) for run in runs]
         reasons = [file.read_text() for file in files if file.exists()]
@@ -46,21 +57,22 @@ def say_unsent(runs: Sequence[Run]) -> None:
             print(f"warning: {what}; {again} sends the rest", file=sys.stderr)
 
 
-def _account(run: Run) -> str:
+def _failure_line(run: Run) -> str:
+    """Return one line that says how `run` stands, and why."""
     directory = run.directory
-    record = directory.sound_record()
+    record = directory.sound_record() if run.status() else None
     if record:
         reason = f": {record.error}" if record.error else ""
         return f"{record.status}: {run.label}{reason}; see {directory.log_file}"
     reason = ""
     if directory.log_file.exists():
-        reason = f": {last_line(directory)}"
-        _discard(directory)
+        reason = f": {last_log_line(directory)}"
+        _remove_unstarted(directory)
     return f"not started: {run.label}{reason}"
 
 
-def _discard(directory: RunDirectory) -> None:
-    """Remove what a run left that never began."""
+def _remove_unstarted(directory: RunDirectory) -> None:
+    """Remove the directory of a run that never began."""
     checkpoints = (directory.checkpoint_file, directory.previous_checkpoint_file)
     if any(path.exists() for path in (directory.record_file, *checkpoints)):
         return  # it did begin, and its record was damaged since

@@ -1,4 +1,4 @@
-"""Jobs of Slurm: arrays, submitted by sbatch and watched by one squeue for all. No torch.
+"""Jobs of Slurm: arrays, submitted by sbatch and polled by one squeue for all. No torch.
 
 squeue knows of a job that ended for some minutes (MinJobAge), with or without accounting. One that
 it does not know is over.
@@ -20,13 +20,12 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from resnests.cluster.jobs import Job, State
-from resnests.cluster.submission import Submission, find_submissions, place
 from resnests.config.cluster import Cluster
 from resnests.config.schema import Config
 from resnests.errors import UserError, require
+from resnests.sweep.executors.submission import Submission, find_submissions, place
 from resnests.sweep.plan import Run
-from resnests.sweep.protocol import environment
+from resnests.sweep.scheduler import Job, State
 
 _STATES = {
     "PENDING": State.QUEUED,
@@ -45,12 +44,13 @@ _STATES = {
     "COMPLETING": State.ENDING,
     "CANCELLED": State.CANCELLED,
 }  # any other is over
+SLOWEST_SECONDS = 10.0  # between two polls of the queue
 _REST = "N/A"  # stands for all tasks of an array that never began
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A line of squeue's."""
+    """A line of squeue's output."""
 
     job: str  # such as 17_3
     state: State
@@ -60,24 +60,34 @@ class Seen:
 
 @dataclass(eq=False, kw_only=True)
 class SlurmJob(Job):
+    """A task of an array."""
+
     submission: Submission
     task: int
 
     def update(self, queue: Queue) -> None:
+        """Set the state by what squeue shows, and once it is over by what the job told."""
         seen = queue.get(self.submission.name, {})
         now = seen.get(str(self.task)) or seen.get(_REST) or Seen("", State.OVER, "", "")
         self.state, self.node, self.reason = now.state, now.node, now.reason
         self.name = now.job if now.job.endswith(f"_{self.task}") else self.name
-        self.began |= bool(now.node) or now.state is State.RUNNING
+        self.started |= bool(now.node) or now.state is State.RUNNING
+        if self.is_over:
+            told = self.submission.specs.state()[1]
+            by_place = {place(run): run for run in self.runs}
+            numbers = self.submission.numbers(self.task)
+            for number, path in zip(numbers, self.submission.batches[self.task], strict=True):
+                if number in told and path in by_place:
+                    self.outcomes[by_place[path]] = told[number]
 
 
 Queue = dict[str, dict[str, Seen]]  # name of the array -> task -> what is seen of it
 
 
-class Slurm:
-    """The System of `config`, whose runs_dir all nodes see."""
+class SlurmExecutor:
+    """Jobs in the queue of Slurm for the runs of `config`, whose runs_dir all nodes see."""
 
-    say: Callable[[str], None] = staticmethod(print)
+    report: Callable[[str], None] = staticmethod(print)
 
     def __init__(self, config: Config) -> None:
         assert config.cluster is not None
@@ -87,28 +97,29 @@ class Slurm:
             require(shutil.which(command) is not None, "cluster", "slurm", f"{command} {where}")
         self.runs_dir = Path(config.runs_dir).resolve()
         self.gpus = int(self.cluster.gpus_of_a_job(config.trainer.device))
-        self.mine: list[Submission] = []
+        self.submitted: list[Submission] = []
 
-    def take(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
+    def submit(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
+        """Return the jobs that the queue has for these runs, and new ones for the rest."""
         limit = self.cluster.jobs
         if limit is not None and open_jobs >= limit:
             return []
-        with self._alone():
+        with self._lock():
             jobs = self._adopt([*runs, *busy])
             known = {run for job in jobs for run in job.runs}
             rest = [run for run in runs if run not in known]
             room = None if limit is None else limit - open_jobs - len(jobs)
             return jobs + (self._submit(rest, room) if rest and (room is None or room > 0) else [])
 
-    def _alone(self) -> FileLock:
-        """So that two sweeps do not both submit what neither sees in the queue yet."""
+    def _lock(self) -> FileLock:
+        """Return the lock that keeps two sweeps from submitting what neither sees queued yet."""
         return FileLock(self.runs_dir / ".sweep.lock")
 
     def _adopt(self, runs: Sequence[Run]) -> list[Job]:
-        """The jobs that are in the queue for any of `runs`. What is left of others is removed."""
+        """Return the jobs in the queue for any of `runs`, and remove what ended arrays left."""
         by_place = {place(run): run for run in runs}
         submissions = find_submissions(self.runs_dir)
-        queue = look_up([submission.name for submission in submissions])
+        queue = query_queue([submission.name for submission in submissions])
         found: list[Job] = []
         for submission in submissions:
             jobs = [
@@ -123,7 +134,7 @@ class Slurm:
                 job.runs = [by_place[p] for p in submission.batches[job.task] if p in by_place]
                 found += [job] if job.runs and not job.is_over else []
         if found:
-            self.say(f"{len(found)} job(s) of these runs are in the queue already")
+            self.report(f"{len(found)} job(s) of these runs are in the queue already")
         return found
 
     def _submit(self, runs: list[Run], room: int | None) -> list[Job]:
@@ -140,19 +151,20 @@ class Slurm:
                 submission.remove()
                 if not jobs:
                     raise
-                self.say(str(error))
+                self.report(str(error))
                 break
             before = array if room else None
-            self.mine.append(submission)
+            self.submitted.append(submission)
             jobs += [
                 SlurmJob(f"{array}_{task}", list(batch), submission=submission, task=task)
                 for task, batch in enumerate(some)
             ]
-        self.say(f"submitted {_named(jobs)} of Slurm for {sum(len(job.runs) for job in jobs)} runs")
+        count = sum(len(job.runs) for job in jobs)
+        self.report(f"submitted {_named(jobs)} of Slurm for {count} runs")
         return jobs
 
     def _sbatch(self, submission: Submission, room: int | None, before: str | None) -> str:
-        """The number of the array."""
+        """Submit an array; return its number."""
         c = self.cluster
         options = {
             "job-name": submission.name,
@@ -172,45 +184,54 @@ class Slurm:
         }
         words = [f"--{key}={value}" for key, value in options.items() if value is not None]
         script = ["#!/bin/sh", f"cd {shlex.quote(os.getcwd())} || exit 1"]
-        script += [f"export {key}={shlex.quote(text)}" for key, text in environment().items()]
+        variables = submission.specs.environment()
+        script += [f"export {key}={shlex.quote(text)}" for key, text in variables.items()]
         script += [
             *(c.setup or []),
-            f"exec {shlex.quote(sys.executable)} -m resnests.cluster.batch",
+            f"exec {shlex.quote(sys.executable)} -m resnests.sweep.executors.slurm_job",
         ]
         given = "\n".join(script) + "\n"
         answer = _ask("sbatch", "--parsable", "--requeue", *words, *(c.options or []), given=given)
         return answer.strip().partition(";")[0]
 
-    def look(self, jobs: Sequence[Job]) -> None:
+    def poll(self, jobs: Sequence[Job]) -> None:
+        """Bring `jobs` up to date by one call of squeue."""
         mine = [job for job in jobs if isinstance(job, SlurmJob)]
-        queue = look_up(sorted({job.submission.name for job in mine}))
+        queue = query_queue(sorted({job.submission.name for job in mine}))
         for job in mine:
             job.update(queue)
 
-    def last_words(self, job: Job) -> str:
+    def last_log_line(self, job: Job) -> str:
+        """Return the last line of a job's own log, "" where it was cancelled in the queue."""
         assert isinstance(job, SlurmJob)
-        never = job.state is State.CANCELLED and not job.began
-        return "" if never else job.submission.last_line(job.task)
+        never = job.state is State.CANCELLED and not job.started
+        return "" if never else job.submission.last_log_line(job.task)
 
-    def stop(self, jobs: Sequence[Job], kill: bool) -> None:
+    def cancel(self, jobs: Sequence[Job], kill: bool) -> None:
+        """Cancel what is queued, and signal SIGTERM to what runs; or cancel all with `kill`."""
         names = [job.name for job in jobs if job.name]
-        for submission in self.mine:  # a job that starts in this instant finds no order
-            (submission.folder / "orders.jsonl").unlink(missing_ok=True)
+        for submission in self.submitted:  # a job that starts in this instant finds no spec
+            submission.specs.stop()
         for how in ([],) if kill else (["--state=PENDING"], ["--batch", "--signal=TERM"]):
             if names:  # those to which it does not apply are complained of
                 subprocess.run(["scancel", "--quiet", *how, *names], capture_output=True)
 
+    def pause(self, elapsed: float) -> float:
+        """Return the seconds until the next squeue: more the longer the sweep takes."""
+        return min(SLOWEST_SECONDS, 1 + elapsed / 30)
+
     def close(self, jobs: Sequence[Job]) -> None:
+        """Remove the folders of arrays that are through."""
         going = {job.submission.folder for job in jobs if isinstance(job, SlurmJob)}
-        for submission in self.mine:
+        for submission in self.submitted:
             if submission.folder not in going:
                 submission.remove()
-        with suppress(UserError), self._alone():
+        with suppress(UserError), self._lock():
             self._adopt([])
 
 
-def look_up(names: Sequence[str]) -> Queue:
-    """What squeue says of the arrays of these names."""
+def query_queue(names: Sequence[str]) -> Queue:
+    """Return what squeue shows of the arrays of these names."""
     queue: Queue = defaultdict(dict)
     if not names:
         return queue
@@ -236,7 +257,7 @@ def _named(jobs: Sequence[Job]) -> str:
 
 
 def _ask(*command: str, given: str | None = None) -> str:
-    """What a command of Slurm's answers; a UserError with what it complains of."""
+    """Return the output of a command of Slurm's; raises a UserError with its complaint."""
     # What a job that we may be in was given is not for the jobs that we submit.
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
     try:

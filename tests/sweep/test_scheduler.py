@@ -1,4 +1,4 @@
-"""What a sweep makes of its jobs in a queue, with a queue that a test moves."""
+"""What a sweep makes of its jobs, with a queue that a test moves."""
 
 import signal
 import socket
@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from helpers import run_command, tiny
 
-from resnests.cluster import batch, jobs
-from resnests.cluster.jobs import Job, Rounds, State
-from resnests.cluster.submission import Submission, find_submissions, members
 from resnests.config.cluster import Cluster
 from resnests.config.submitit import from_submitit
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Provenance, Record
+from resnests.sweep.executors import slurm_job
+from resnests.sweep.executors.submission import Submission, find_submissions, read_submission
 from resnests.sweep.plan import Run
-from resnests.sweep.protocol import Order
+from resnests.sweep.protocol import SweepFolder
+from resnests.sweep.scheduler import Job, Scheduler, State
 
 METRICS = {"train_loss": 0.1, "train_accuracy": 99.0, "test_loss": 0.2, "test_accuracy": 98.0}
 
@@ -32,43 +32,44 @@ def put(run: Run, status: str, epochs: int = 0) -> None:
 
 
 class Queue:
-    """A System of one run a job: `move` says at every look what became of the jobs by then."""
+    """An Executor of one run a job: `move` sets at every poll what became of the jobs by then."""
 
     def __init__(self, move):
-        self.move, self.looks, self.taken, self.stops = move, 0, [], []
-        self.say = print
+        self.move, self.polls, self.submitted, self.cancels = move, 0, [], []
+        self.report = print
 
-    def take(self, runs, busy, open_jobs):
-        self.taken.append([run.index for run in runs])
-        return [Job(f"{len(self.taken)}_{run.index}", [run]) for run in runs]
+    def submit(self, runs, busy, open_jobs):
+        self.submitted.append([run.index for run in runs])
+        return [Job(f"{len(self.submitted)}_{run.index}", [run]) for run in runs]
 
-    def look(self, jobs):
-        self.looks += 1
-        assert self.looks < 50, "without an end"
+    def poll(self, jobs):
+        self.polls += 1
+        assert self.polls < 50, "without an end"
         for job in jobs:
             self.move(self, job, job.runs[0])
 
-    def last_words(self, job):
+    def last_log_line(self, job):
         return ""
 
-    def stop(self, jobs, kill):
-        self.stops.append(kill)
+    def cancel(self, jobs, kill):
+        self.cancels.append(kill)
         for job in jobs:
             job.state = State.OVER
 
     def close(self, jobs):
         self.left = list(jobs)
 
+    def pause(self, elapsed):
+        return 0
+
 
 def finish(queue, job, run):
     put(run, "complete")
-    job.state, job.began = State.OVER, True
+    job.state, job.started = State.OVER, True
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch) -> list[Run]:
-    monkeypatch.setattr(jobs, "SLOWEST", 0)
-    monkeypatch.setattr(jobs, "TICK", 0)
+def runs(tmp_path) -> list[Run]:
     configs = [tiny(f"runs_dir={tmp_path / 'runs'}", f"seed={seed}") for seed in range(3)]
     return [Run(config, RunDirectory.of(config), i) for i, config in enumerate(configs)]
 
@@ -76,7 +77,7 @@ def runs(tmp_path, monkeypatch) -> list[Run]:
 def bring_to_end(runs, move, stopping=lambda: False, said=None) -> Queue:
     queue = Queue(move)
     say = (lambda line: None) if said is None else said.append
-    Rounds(runs, queue, stopping, say, lambda _: None).until_done()
+    list(Scheduler(runs, queue, stopping, say).rounds())
     return queue
 
 
@@ -85,12 +86,12 @@ def test_one_jobs_death_costs_that_job_only(runs):
         if job.name == "1_1":
             put(run, "running", epochs=3)
             job.state, job.reason = State.OVER, "NODE_FAIL"
-        elif run.index == 1 or queue.looks > 3:
+        elif run.index == 1 or queue.polls > 3:
             finish(queue, job, run)
 
     said = []
     queue = bring_to_end(runs, move, said=said)
-    assert queue.taken == [[0, 1, 2], [1]]
+    assert queue.submitted == [[0, 1, 2], [1]]
     assert said == [f"killed: {runs[1].label}, job 1_1 ended (NODE_FAIL)"]
     assert all(run.directory.status() == "complete" for run in runs)
 
@@ -102,7 +103,7 @@ def test_a_run_is_tried_again_as_long_as_its_epochs_advance_and_three_times_wher
         put(run, "interrupted", next(epochs, 3))
         job.state = State.OVER
 
-    assert len(bring_to_end(runs[:1], move).taken) == 6  # three times further, three times not
+    assert len(bring_to_end(runs[:1], move).submitted) == 6  # three times further, three times not
 
 
 def test_a_failure_is_tried_again_as_often_as_the_user_wants(runs):
@@ -110,30 +111,30 @@ def test_a_failure_is_tried_again_as_often_as_the_user_wants(runs):
         put(run, "failed")
         job.state = State.OVER
 
-    assert len(bring_to_end(runs[:1], move).taken) == 1
+    assert len(bring_to_end(runs[:1], move).submitted) == 1
     sweep = replace(runs[0].config.sweep, retries=2)
     again = replace(runs[0], config=replace(runs[0].config, sweep=sweep))
-    assert len(bring_to_end([again], move).taken) == 3
+    assert len(bring_to_end([again], move).submitted) == 3
 
 
 def test_where_all_jobs_are_cancelled_the_sweep_ends(runs):
     def move(queue, job, run):
-        job.state, job.began = State.CANCELLED, run.index == 0
+        job.state, job.started = State.CANCELLED, run.index == 0
         put(run, "interrupted", epochs=2)
 
-    assert len(bring_to_end(runs, move).taken) == 1
+    assert len(bring_to_end(runs, move).submitted) == 1
 
 
 def test_one_cancelled_job_among_others_is_a_loss_and_a_waiting_one_is_unwanted(runs):
     def move(queue, job, run):
-        if queue.looks == 1 and run.index < 2:
-            job.state, job.began = State.CANCELLED, run.index == 0
-            if job.began:
+        if queue.polls == 1 and run.index < 2:
+            job.state, job.started = State.CANCELLED, run.index == 0
+            if job.started:
                 put(run, "interrupted", epochs=2)
-        elif queue.looks > 3:
+        elif queue.polls > 3:
             finish(queue, job, run)
 
-    assert bring_to_end(runs, move).taken == [[0, 1, 2], [0]]
+    assert bring_to_end(runs, move).submitted == [[0, 1, 2], [0]]
     assert [run.directory.status() for run in runs] == ["complete", None, "complete"]
 
 
@@ -141,12 +142,12 @@ def test_what_another_sweep_trains_is_waited_for_and_ours_if_it_gives_it_back(ru
     other = runs[0].directory.owner().acquire()
 
     def move(queue, job, run):
-        if queue.looks == 3:
-            other.lock.release()
-        if run.index == 0 or queue.looks > 3:
+        if queue.polls == 3:
+            other.release()
+        if run.index == 0 or queue.polls > 3:
             finish(queue, job, run)
 
-    assert bring_to_end(runs, move).taken == [[1, 2], [0]]
+    assert bring_to_end(runs, move).submitted == [[1, 2], [0]]
 
 
 def test_a_run_whose_job_found_it_taken_is_settled_when_the_other_lets_go(runs):
@@ -156,23 +157,23 @@ def test_a_run_whose_job_found_it_taken_is_settled_when_the_other_lets_go(runs):
         if job.name == "1_0":
             other.acquire()
             job.state = State.OVER
-        elif run.index == 0 or queue.looks > 3:
+        elif run.index == 0 or queue.polls > 3:
             finish(queue, job, run)
-        if queue.looks == 2 and other.is_locked:
+        if queue.polls == 2 and other.is_held():
             put(runs[0], "interrupted", epochs=1)
             other.release()
 
-    assert bring_to_end(runs, move).taken == [[0, 1, 2], [0]]
+    assert bring_to_end(runs, move).submitted == [[0, 1, 2], [0]]
 
 
 def test_a_system_that_is_away_for_a_while_is_asked_again(runs):
     def move(queue, job, run):
-        if queue.looks < 4:
+        if queue.polls < 4:
             raise UserError("squeue says: no")
         finish(queue, job, run)
 
     said = []
-    assert len(bring_to_end(runs, move, said=said).taken) == 1
+    assert len(bring_to_end(runs, move, said=said).submitted) == 1
     assert said == ["squeue says: no; asking again"]
 
 
@@ -180,14 +181,14 @@ def test_a_system_that_refuses_the_first_jobs_is_an_error(runs, monkeypatch):
     def refuse(self, runs, busy, open_jobs):
         raise UserError("sbatch says: no")
 
-    monkeypatch.setattr(Queue, "take", refuse)
+    monkeypatch.setattr(Queue, "submit", refuse)
     with pytest.raises(UserError, match="sbatch says: no"):
         bring_to_end(runs, finish)
 
 
 def test_who_stops_a_sweep_stops_its_jobs_and_waits_for_them(runs):
     queue = bring_to_end(runs, lambda *_: None, stopping=iter([False] + [True] * 99).__next__)
-    assert (queue.stops, len(queue.taken)) == ([False], 1)
+    assert (queue.cancels, len(queue.submitted)) == ([False], 1)
 
 
 def test_a_second_signal_kills_them(runs):
@@ -196,8 +197,8 @@ def test_a_second_signal_kills_them(runs):
 
     queue = Queue(move)
     with pytest.raises(KeyboardInterrupt):
-        Rounds(runs, queue, lambda: False, print, lambda _: None).until_done()
-    assert queue.stops == [True]
+        list(Scheduler(runs, queue, lambda: False, print).rounds())
+    assert queue.cancels == [True]
 
 
 def test_fail_fast_stops_the_jobs_at_the_first_failure(runs):
@@ -210,7 +211,7 @@ def test_fail_fast_stops_the_jobs_at_the_first_failure(runs):
             job.state = State.OVER
 
     queue = bring_to_end(runs, move)
-    assert (queue.stops, len(queue.taken)) == ([False], 1)
+    assert (queue.cancels, len(queue.submitted)) == ([False], 1)
 
 
 def test_a_recent_sign_of_life_does_not_hold_up_a_run_whose_job_is_gone(runs):
@@ -228,7 +229,7 @@ def test_a_recent_sign_of_life_does_not_hold_up_a_run_whose_job_is_gone(runs):
         else:
             finish(queue, job, run)
 
-    assert bring_to_end(runs[:1], move).taken == [[0], [0]]
+    assert bring_to_end(runs[:1], move).submitted == [[0], [0]]
 
 
 @pytest.fixture
@@ -239,21 +240,22 @@ def submission(runs, monkeypatch) -> Submission:
     (runs[0].directory.path.parents[4]).mkdir(exist_ok=True)
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
-    return Submission.write([runs[:2], runs[2:]])
+    submission = Submission.write([runs[:2], runs[2:]])
+    monkeypatch.setenv("RESNESTS_SWEEP", str(submission.folder))
+    return submission
 
 
 def test_a_submission_tells_each_job_its_runs(runs, submission):
-    assert [list(members(submission.folder, task)) for task in (0, 1)] == [[0, 1], [2]]
-    order, token = Order.receive(2)
-    assert (order.config["seed"], order.config["cluster"]) == (2, None)
-    assert token.parent == submission.folder
+    assert [list(submission.numbers(task)) for task in (0, 1)] == [[0, 1], [2]]
+    spec = SweepFolder.of_this_job().read(2)
+    assert (spec.config["seed"], spec.config["cluster"]) == (2, None)
     (found,) = find_submissions(runs[0].config.runs_dir)
     assert found == submission
     assert found.batches[1] == [str(runs[2].directory.path.relative_to(runs[2].config.runs_dir))]
     submission.remove()
     assert not find_submissions(runs[0].config.runs_dir)
-    assert list(members(submission.folder, 1)) == []
-    assert Order.receive(2) is None
+    assert read_submission(submission.folder).batches == []
+    assert SweepFolder.of_this_job().read(2) is None
 
 
 @pytest.mark.parametrize(
@@ -267,23 +269,23 @@ def test_a_submission_tells_each_job_its_runs(runs, submission):
 def test_a_job_queues_again_before_its_time_limit_if_it_got_on(
     runs, submission, monkeypatch, received, epochs, asked
 ):
-    def job(index, at_once):
+    def run_job(index, at_once):
         assert (index, at_once) == (2, 1)
         put(runs[2], "interrupted", epochs)
         signal.raise_signal(received)
 
     put(runs[2], "interrupted")
     calls = []
-    monkeypatch.setattr(batch, "job", job)
-    monkeypatch.setattr(batch.subprocess, "run", calls.append)
-    assert batch.main() == 1
+    monkeypatch.setattr(slurm_job, "run_job", run_job)
+    monkeypatch.setattr(slurm_job.subprocess, "run", calls.append)
+    assert slurm_job.main() == 1
     assert calls == asked
 
 
 def test_a_job_leaves_alone_what_is_finished(runs, submission, monkeypatch):
     put(runs[2], "complete")
-    monkeypatch.setattr(batch, "job", lambda *_: pytest.fail("trained again"))
-    assert batch.main() == 0
+    monkeypatch.setattr(slurm_job, "run_job", lambda *_: pytest.fail("trained again"))
+    assert slurm_job.main() == 0
 
 
 @pytest.mark.parametrize(
