@@ -118,9 +118,9 @@ def _epochs(frame: pd.DataFrame, dataset: str) -> Drawing:
     figure, panels = _panels(frame, dataset, "epoch", columns, "what training forgets")
     panels[0].axhline(1, color="#888888", linewidth=0.6)
     panels[-1].set_xlabel("Epoch")
-    for axes in panels[1:]:
+    for axes, column in zip(panels[1:], list(columns)[1:], strict=True):
         axes.set_yscale("symlog", linthresh=1e-4)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.5 * max(frame[column].astype(float).max(), 1e-4))
     words = _EPOCHS.format(name=figure_name(dataset, ""))
     names = ["arch", "row", "variant", "seed", "epoch", *columns, "random_eps", "floor"]
     return Drawing(figure_key("epochs", dataset), words, figure, frame[names])

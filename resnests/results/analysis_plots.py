@@ -145,7 +145,7 @@ def _line(axes: Axes, data: pd.DataFrame, style: VariantStyle, names: list[str])
 def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
     """Draw by how much each block's features lower the least training risk."""
     found = drops(prefixes)
-    error = float(found["drop_error"].max())
+    error = max(float(found["drop_error"].max()), 1e-9)
     data = _over_seeds(found, "drop")
     variants = variant_styles(data["variant"])
     names = _longest(data)
@@ -163,7 +163,7 @@ def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
             edgecolor="white", linewidth=0.3,
         )  # fmt: skip
     axes.set(yscale="log", ylabel="Drop of training risk", xlabel="Block")
-    axes.set_ylim(bottom=error)  # below it nothing is known
+    axes.set_ylim(error, 2 * max(data["mean"].max(), 5 * error))  # below it nothing is known
     plain_numbers(axes.yaxis)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     handles = [Line2D([], [], marker="s", linestyle="none", color=style.line["color"],
