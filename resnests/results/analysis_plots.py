@@ -162,8 +162,8 @@ def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
             hatch=("", "////", "....", "xxxx", "++", "\\\\\\\\", "oo")[style.index % 7],
             edgecolor="white", linewidth=0.3,
         )  # fmt: skip
-    axes.set(yscale="log", ylabel="Drop of training risk", xlabel="Block")
     axes.set_ylim(error, 2 * max(data["mean"].max(), 5 * error))  # below it nothing is known
+    axes.set(yscale="log", ylabel="Drop of training risk", xlabel="Block")
     plain_numbers(axes.yaxis)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     handles = [Line2D([], [], marker="s", linestyle="none", color=style.line["color"],
