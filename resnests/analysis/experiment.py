@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from resnests.runs.weights import digest as digest_of
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]
 SPLITS = ("train", "test")
+SMALL = 10**6  # values of features
 
 
 def analyze(
@@ -119,7 +121,8 @@ class _Work:
                 name, family, train, test, self.config.dataset.class_count,
                 options.l2, options.tolerance, self.stop, files[name],
             )  # fmt: skip
-            self._solve(problem, done)
+            with few_threads(train):
+                self._solve(problem, done)
 
     def _solve(self, problem: Problem, done: Analysis) -> None:
         for solve in problem.solves(done, prefixes=done.epoch is None):
@@ -145,6 +148,19 @@ class _Work:
         epoch = "" if done.epoch is None else f"epoch {done.epoch}: "
         self.report({"state": f"{epoch}solved {what}"})
         log.info("%s%s: %s", epoch, what, describe(found))
+
+
+@contextmanager
+def few_threads(rows: Rows) -> Iterator[None]:
+    """Work on one thread where there is little to share: thousands of small products are slower on
+    two, and far slower where other processes want the same cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if rows.values.numel() < SMALL else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def describe(solve: Solve | SecondOrder) -> str:

@@ -22,7 +22,7 @@ from resnests.runs.analysis import Descent, SecondOrder
 
 EXACT = 2000  # unknowns up to which the whole Hessian is made
 STEPS = 100  # of Lanczos beyond that, and of a descent at least
-WORK = 10**9  # values of features that a descent may pass over, up to 2000 times all
+WORK = 10**9  # values of features that a descent may pass over, up to 1000 times all
 TIGHT = 1e-20  # nats above the least value that leave no gradient for the Hessian to feel
 
 
@@ -233,6 +233,6 @@ def descend(maps: TwoMaps, name: str, start: Tensor, should_stop: Callable[[], N
         best, used = min(best, place.point.value), used + 1
         return place.point.value, place.gradient.cpu().numpy()
 
-    limit = max(STEPS, min(2000, WORK // maps.risk.rows.values.numel()))
+    limit = max(STEPS, min(1000, WORK // maps.risk.rows.values.numel()))
     fmin_l_bfgs_b(work, start.cpu().numpy(), m=20, maxfun=limit, maxiter=limit, pgtol=1e-9, factr=0)
     return Descent(name, best, used)
