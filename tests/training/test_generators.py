@@ -91,6 +91,20 @@ def test_what_draws_is_the_same_to_the_bit_after_any_interruption(tmp_path, draw
         assert all(torch.equal(one[name], other[name]) for name in one), questions
 
 
+def test_a_killed_run_goes_on_from_the_end_of_an_epoch_with_the_same_draws(tmp_path):
+    """What was checkpointed later is lost: the second epoch is trained again from its start."""
+    runs = [drawing(tmp_path / name, "noise", "trainer.checkpoint_every=1") for name in ("a", "b")]
+    assert run_experiment(runs[0]) == "complete"
+    counter = itertools.count(1)
+    assert run_experiment(runs[1], should_stop=lambda: next(counter) >= 6) == "interrupted"
+    whole, parts = (RunDirectory.of(config) for config in runs)
+    parts.checkpoint_file.unlink()
+    assert read_torch(parts.previous_checkpoint_file)["state"]["step"] == 0
+    random.seed(7), np.random.seed(7), torch.manual_seed(7)  # another process
+    assert run_experiment(runs[1]) == "complete"
+    assert history(parts.path) == history(whole.path)
+
+
 def test_a_checkpoint_of_before_goes_on_without_the_states_of_generators(tmp_path):
     config = drawing(tmp_path, "dropout")
     counter = itertools.count(1)
