@@ -16,7 +16,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import active_children
 
@@ -32,7 +32,7 @@ from resnests.data.pipelines import Images, TensorPipeline
 from resnests.data.splits import load
 from resnests.models.norm_relu import keep_freed_memory
 from resnests.models.resnet import build_model, conf_dir
-from resnests.training.loop import evaluate, train_steps
+from resnests.training.loop import evaluate
 from resnests.training.numerics import set_numerics
 from resnests.training.optim import build_optimizer
 from resnests.training.step import Step
@@ -131,6 +131,15 @@ class Ours(Subject):
 
     def augment(self, count: int) -> float:
         return self.timed((len(labels) for _, labels in self.batches), count)
+
+
+def train_steps(step: Step, optimizer: torch.optim.Optimizer, batches: Iterable) -> Iterator[int]:
+    """Train on each batch with the lines of loop.py; yield its size after it."""
+    step.model.train()
+    for images, labels in batches:
+        step(images, labels)
+        optimizer.step()
+        yield len(labels)
 
 
 class Baseline(Subject):

@@ -21,7 +21,6 @@ import statistics
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 
@@ -30,6 +29,7 @@ from benchmarks.process import REPOSITORY, Process, interleaved, ratio, table, t
 from benchmarks.subjects import CLOCKS, Spec, read_conf
 from resnests.config.parts import Optimizer
 from resnests.config.schema import PRECISIONS, Trainer
+from resnests.cpuinfo import cpu_info
 from resnests.models.resnet import build_model, load_arch
 from resnests.training.optim import build_optimizer
 from resnests.training.step import Step
@@ -213,15 +213,7 @@ def start_up_table() -> str:
 
 
 def machine() -> str:
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [
-            line.split(":")[1].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if "model name" in line
-        ]
-        model = names[0] if names else model
+    model = cpu_info().get("model name") or platform.processor() or platform.machine()
     return (
         f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, "
         f"torch {torch.__version__}; "

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
-from resnests.errors import USER_ERROR, UserError
+import pandas as pd
+
+from resnests.errors import USER_ERROR, UserError, run_command_line
 from resnests.results import output
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import read_runs
+from resnests.results.select import select
 from resnests.results.stats import at_best_epoch
 from resnests.results.tables import STATISTICS
 
@@ -23,6 +25,12 @@ EXAMPLES = """examples:
   python aggregate.py --output results/      everything, with the figures as PNG, PDF and CSV
   python aggregate.py --analysis             what task=analyze found; with --output DIR figures too
   python aggregate.py --to tensorboard       finished runs into a tracker; also wandb, mlflow
+  python aggregate.py --to mlflow --watch    the same while they are trained, until all are over
+  python aggregate.py arch=resnet* seed=0,1  of these runs only; any key of the configuration
+  python aggregate.py --list status=failed   their directories
+  python aggregate.py --show arch=resnet20 variant=standard seed=0    one run, whole
+  python aggregate.py --best 3               the best runs on held-out images
+  python aggregate.py --delete status=failed says which runs that would delete; --yes deletes them
   python aggregate.py --status --watch       how far a sweep is, seen from another terminal
 """
 
@@ -34,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
-    add("runs", nargs="?", default="runs", help="directory with the runs (default: runs)")
+    words = "directory with the runs (default: runs), and key=value for which of them are meant"
+    add("words", nargs="*", metavar="runs | key=value", help=words)
     where = "file, whose ending says the format, or directory, for all of them"
     add("--output", metavar="PATH", help=where)
     add("--format", choices=output.FORMATS, help="format, where the ending does not say it")
@@ -48,7 +57,17 @@ def parser() -> argparse.ArgumentParser:
     add("--analysis", action="store_true", help="tables of what task=analyze measured instead")
     add("--trials", action="store_true", help="with the trials of searches, which are no results")
     add("--status", action="store_true", help="instead of tables, how far every cell is")
-    again = "with --status: again every two seconds, until Ctrl-C"
+    add("--list", action="store_true", help="instead of tables, the directories of the runs")
+    whole = "instead of tables, the one run that is meant: values, numbers, the end of its log"
+    add("--show", action="store_true", help=whole)
+    best = "instead of tables, the N complete runs with the highest accuracy"
+    add("--best", metavar="N", type=int, help=best)
+    gone = "instead of tables, delete the runs that are meant; without --yes it only says which"
+    add("--delete", action="store_true", help=gone)
+    add("--yes", action="store_true", help="with --delete: do it")
+    by = "with --best: on held-out images (default), or on the test set, which then decides"
+    add("--by", choices=("validation", "test"), default="validation", help=by)
+    again = "with --status or --to: again and again, until Ctrl-C; --to ends with the last run"
     add("--watch", action="store_true", help=again)
     sends = "send the finished runs to tensorboard, wandb or mlflow instead (may be given twice)"
     add("--to", metavar="TRACKER", action="append", help=sends)
@@ -56,25 +75,34 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _aggregate() -> None:
-    arguments = parser().parse_args()
+    arguments = parser().parse_intermixed_args()  # words may stand behind options
+    root, query = _runs_and_query(arguments.words)
     if arguments.to:
-        from resnests.trackers.export import export
+        from resnests.commands.queue import queue_lines
+        from resnests.commands.track import export
 
-        alone = parser().parse_args([arguments.runs])
-        alone.to = arguments.to
+        alone = parser().parse_intermixed_args(arguments.words)
+        alone.to, alone.watch = arguments.to, arguments.watch
         if arguments != alone:
-            raise UserError("--to sends everything, and goes with no other option")
-        return export(arguments.runs, arguments.to)
+            raise UserError("--to goes with no other option but --watch")
+        return export(root, arguments.to, arguments.watch, lambda: bool(queue_lines(root)), query)
     if arguments.watch and not arguments.status:
-        raise UserError("--watch goes with --status")
+        raise UserError("--watch goes with --status or --to")
+    if arguments.by == "test" and arguments.best is None:
+        raise UserError("--by goes with --best")
+    if arguments.yes and not arguments.delete:
+        raise UserError("--yes goes with --delete")
     if arguments.status:
-        from resnests.results.status import show
+        from resnests.commands.status import show
 
-        return show(arguments.runs, arguments.watch, arguments.trials)
+        return show(root, arguments.watch, arguments.trials, query)
     plan = output.plan(
         arguments.output, arguments.format, arguments.statistic, arguments.compare, arguments.epoch
     )
-    runs, warnings = read_runs(arguments.runs, arguments.trials)
+    runs, warnings = read_runs(root, arguments.trials)
+    runs = select(runs, query)
+    if arguments.list or arguments.show or arguments.delete or arguments.best is not None:
+        return _single_runs(runs, query, arguments)
     if arguments.epoch == "best":
         runs = at_best_epoch(runs)
     runs, copies = drop_copies(label_rows(runs))
@@ -84,19 +112,50 @@ def _aggregate() -> None:
         print(f"aggregate.py: warning: {line}", file=sys.stderr)
 
 
+def _runs_and_query(words: list[str]) -> tuple[str, list[str]]:
+    """Return the directory among `words`, and those that choose runs; raise a UserError."""
+    query = [word for word in words if "=" in word and not os.path.isdir(word)]
+    roots = [word for word in words if word not in query]
+    if len(roots) > 1:
+        raise UserError(f"{roots[1]}: expected one directory of runs; {roots[0]} is one already")
+    return roots[0] if roots else "runs", query
+
+
+def _single_runs(runs: pd.DataFrame, query: list[str], arguments: argparse.Namespace) -> None:
+    """Print or delete the runs that are meant; exit with status 1 where some could not be."""
+    from resnests.commands import runs as commands
+
+    asked = [arguments.list, arguments.show, arguments.delete, arguments.best is not None]
+    if sum(asked) > 1 or arguments.output:
+        raise UserError("--list, --show, --best and --delete go neither together nor with --output")
+    if arguments.list:
+        commands.print_paths(runs)
+    elif arguments.show:
+        commands.print_run(runs)
+    elif arguments.best is not None:
+        commands.print_best(runs, arguments.best, arguments.by)
+    elif not query:
+        raise UserError("--delete: expected words that say which runs, such as status=failed")
+    else:
+        sys.exit(commands.delete_runs(runs, arguments.yes))
+
+
 def main() -> None:
-    """The command line: exit status 2 and one line where the user must mend something."""
+    """Run the command line: exit status 2 and one line where the user must mend something."""
+    run_command_line(_main)
+
+
+def _main() -> None:
     try:
         _aggregate()
-        sys.stdout.flush()
     except UserError as error:
         print(f"aggregate.py: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # as in: python aggregate.py | head
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        sys.exit(f"aggregate.py: {Path(error.filename or '')}: {error.strerror}")
+        place = error.filename or "standard output"
+        sys.exit(f"aggregate.py: {place}: {error.strerror}")
 
 
 if __name__ == "__main__":

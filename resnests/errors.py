@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
+import select
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 USER_ERROR = 2  # exit status
+MAX_NAME = 200  # bytes: file systems take 255, and an export has more than one name in a folder's
 
 
 class UserError(ValueError):
-    """Something the user can mend: shown as one line, without a traceback."""
+    """Says what the user can mend: shown as one line, without a traceback."""
+
+
+class Interrupted(Exception):
+    """Work that was asked to stop. It ended where the same command can go on from."""
 
 
 class CaptureFailed(RuntimeError):
-    """A step that could not become a CUDA graph. The device is in an unknown state afterwards: only
-    another process, without a graph, may go on.
+    """Says that a step could not become a CUDA graph. The device is in an unknown state afterwards:
+    only another process, without a graph, may go on.
     """
 
 
@@ -27,23 +35,74 @@ def require(condition: bool, key: str, value: Any, expected: str) -> None:
 
 
 def require_one_of(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise a UserError unless `value` is one of `choices`."""
     require(value in choices, key, value, f"one of {', '.join(choices)}")
 
 
 def require_name(key: str, name: str) -> None:
-    """Names become folders of the run directory."""
-    require(
-        re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) is not None,
-        key,
-        repr(name),
-        "letters, digits, '_', '-' and '.'",
-    )
+    """Raise a UserError unless `name` can be a folder of the run directory."""
+    ok = re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) is not None
+    require(ok, key, repr(name), "letters, digits, '_', '-' and '.'")
+    short = name if len(name) < 40 else f"{name[:40]}..."
+    require(len(name.encode()) <= MAX_NAME, key, repr(short), f"at most {MAX_NAME} bytes")
+
+
+def require_extra(what: str, module: str, extra: str) -> Any:
+    """Return an optional module; raise a UserError that says how to install it where it is
+    missing.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise UserError(f"{what}: needs {package}: pip install 'resnests[{extra}]'") from error
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """The exit status of `work`, or one line on stderr and USER_ERROR where the user must mend."""
+    """Return the exit status of `work`; print one line and return USER_ERROR where it raises a
+    UserError.
+    """
     try:
         return work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+
+
+def run_command_line(main: Callable[[], None]) -> None:
+    """Run `main`; end quietly with exit status 1 where nobody reads its output any more, as in
+    `python run.py --help | head -1`.
+    """
+    sys.stdout, sys.stderr = _opened(1, sys.stdout), _opened(2, sys.stderr)
+    try:
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_unread(1):  # a pipe of ours broke, to another process
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python flushes once more
+        sys.exit(1)
+
+
+def _opened(number: int, stream: IO[str] | None) -> Any:
+    """Return `stream`, or where it was closed (`>&-`) one to nowhere.
+
+    Python has None for a closed one, on which whatever prints would fail; and the next file that
+    is opened would get its number, and everything that is printed by others.
+    """
+    if stream is not None:
+        return stream
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    if nowhere != number:
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    return open(number, "w", closefd=False)
+
+
+def _is_unread(number: int) -> bool:
+    """Return whether a pipe has lost its reader."""
+    watched = select.poll()
+    watched.register(number, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll(0))

@@ -7,6 +7,10 @@ are means or medians is not stated.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+from resnests.text import as_typed
 
 DATASETS = {
     "cifar10": "CIFAR-10",
@@ -62,8 +66,58 @@ PUBLISHED: dict[tuple[str, str, str], tuple[float, str]] = {
 }
 
 
+# What the paper trained: blocks and channels per stage; classes, mean and standard deviation of
+# each colour, 0 to 255; and, with every network on all images, how.
+_NETWORKS = {
+    "wrn16_8": ([2, 2, 2], [128, 256, 512]),
+    "wrn40_4": ([6, 6, 6], [64, 128, 256]),
+    "resnet110": ([18, 18, 18], [16, 32, 64]),
+    "resnet20": ([3, 3, 3], [16, 32, 64]),
+}
+_IMAGES = {
+    "cifar10": (10, (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
+    "cifar100": (100, (129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
+}
+_TRAINING = {
+    "optimizer.name": "sgd",
+    "optimizer.weight_decay": 5e-4,
+    "optimizer.momentum": 0.9,
+    "optimizer.nesterov": True,
+    "optimizer.milestones": [0.3, 0.6, 0.8],
+}
+# Either value reproduces the paper: the official pipeline or ours, its arithmetic or a finer one.
+_EITHER = {"pipeline.name": ("torchvision", "tensor"), "trainer.precision": ("official", "fp32")}
+
+
+def recipe(dataset: str, arch: str, variant: str) -> dict[str, Any]:
+    """Return the values (config/recipe.py) by which the paper made a cell of PUBLISHED."""
+    blocks, widths = _NETWORKS[arch]
+    classes, mean, std = _IMAGES[dataset]
+    return _TRAINING | {
+        "optimizer.lr": learning_rate(variant),
+        "dataset.source": dataset,
+        "dataset.num_classes": classes,
+        "dataset.mean": [value / 255 for value in mean],
+        "dataset.std": [value / 255 for value in std],
+        "arch.blocks": blocks,
+        "arch.widths": widths,
+        "variant.head": variant,
+    }
+
+
+def deviations(values: Mapping[str, Any], dataset: str, arch: str, variant: str) -> list[str]:
+    """Return in what the recipe `values` are not the paper's, such as "trainer.epochs=2"."""
+    paper = recipe(dataset, arch, variant)
+    found = {key: values.get(key, "default") for key in sorted(paper.keys() | values.keys())}
+    return [
+        f"{key}={as_typed(value)}"
+        for key, value in found.items()
+        if value != paper.get(key) and value not in _EITHER.get(key, ())
+    ]
+
+
 def learning_rate(variant: str) -> float:
-    """The paper's initial learning rate of a variant, with SGD."""
+    """Return the paper's initial learning rate of a variant, with SGD."""
     return 0.01 if variant == "resnest" else 0.1
 
 
@@ -76,8 +130,8 @@ def variant_label(name: str) -> str:
 
 
 def arch_label(name: str) -> str:
-    """The paper's way to write an architecture, for others of the same families too: wrn28_10 is
-    WRN-28-10.
+    """Return the paper's way to write an architecture, for others of the same families too:
+    wrn28_10 is WRN-28-10.
     """
     name = re.sub(r"^wrn(\d+)_(\d+)$", r"WRN-\1-\2", name)
     if match := re.match(r"^dense(nest|net)(\d+)_(\d+)(_bc)?$", name):
@@ -87,7 +141,7 @@ def arch_label(name: str) -> str:
 
 
 def official_name(dataset: str, arch: str, variant: str, seed: int) -> str:
-    """The folder that holds a run's weights in the official scheme, such as
+    """Return the folder that holds a run's weights in the official scheme, such as
     CIFAR10_BNResNEst_ResNet_110_seed=3.
     """
     arch = re.sub(r"^resnet(\d+)$", r"ResNet_\1", re.sub(r"^wrn(\d+)_(\d+)$", r"WRN_\1_\2", arch))

@@ -13,9 +13,11 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from resnests.config.compose import conf_dir, in_one_line, register
+from resnests.config.compose import conf_dir, in_one_line, register, require_words
 from resnests.config.schema import config_from
-from resnests.errors import USER_ERROR, guarded
+from resnests.environment import RUN
+from resnests.errors import USER_ERROR, UserError, guarded, run_command_line
+from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import protocol
 
@@ -25,22 +27,23 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def app(tree: DictConfig) -> str | None:
-    """What Hydra calls, for a job of a sweep through a launcher; the status on record.
+    """Train what Hydra composed, or do a job of a sweep; return the status on record.
 
     Hydra calls users' callbacks when it returns, so that it must not exit.
     """
-    from resnests.sweep.child import job
     from resnests.sweep.drive import run_single
+    from resnests.sweep.job import run_job
 
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        if not protocol.is_ordered():
+        if not protocol.is_job():
             _refuse_sweeper(HydraConfig.get().runtime.choices["hydra/sweeper"])
-        return job(int(os.environ[protocol.RUN]))
+        return run_job(int(os.environ[RUN]))
+    os.chdir(HydraConfig.get().runtime.cwd)  # whatever hydra.job.chdir says: see SpecLoader
     status = None
 
     def train() -> int:
         nonlocal status
-        config = config_from(tree)
+        (config,) = with_digests([config_from(tree)])
         code = run_single(config)
         status = RunDirectory.of(config).status()
         return code
@@ -55,6 +58,11 @@ def _refuse_sweeper(name: str | None) -> NoReturn:
 
 
 def main() -> None:
+    """Run the command line of run.py."""
+    run_command_line(_main)
+
+
+def _main() -> None:
     if platform.system() == "Windows":  # it lacks the locks and signals that sweeps rest on
         print("error: resnests trains on Linux and macOS; on Windows under WSL 2", file=sys.stderr)
         sys.exit(USER_ERROR)
@@ -64,6 +72,7 @@ def main() -> None:
         for word in sys.argv[1:]:  # before Hydra composes: optuna's schema does not fit ours
             if word.startswith("hydra/sweeper=") and word != "hydra/sweeper=grid":
                 _refuse_sweeper(word.partition("=")[2])
+        require_words(sys.argv[1:])
         app()
     except KeyboardInterrupt:  # before the sweep listens to signals
         sys.exit(protocol.INTERRUPTED)
@@ -72,6 +81,9 @@ def main() -> None:
             print(end.code, file=sys.stderr)
             sys.exit(USER_ERROR)
         raise
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
     except CompactHydraException as error:  # there is no such key or choice
         if wants_all:
             raise

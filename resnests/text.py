@@ -1,4 +1,4 @@
-"""Numbers as people read them, and how far something is that takes long."""
+"""Values and numbers as people read them, and how far something is that takes long."""
 
 from __future__ import annotations
 
@@ -6,13 +6,33 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of a nested configuration with its dotted key."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def as_typed(value: Any) -> Any:
+    """Return a configured value as one types it on the command line; numbers stay numbers."""
+    if isinstance(value, list):
+        return "[" + ",".join(str(as_typed(item)) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{as_typed(item)}" for key, item in value.items()) + "}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return value
+
+
 def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """`items`, with a bar on a terminal once they have taken a second."""
+    """Yield `items`, with a bar on a terminal once they have taken a second."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -31,25 +51,36 @@ def progress(items: Sequence[T], what: str) -> Iterator[T]:
 
 
 def last_words(log: Path) -> str:
-    """The last line of `log` that says something, "" where none does; raises an OSError."""
+    """Return the last line of `log` that says something, "" where none does; raise an OSError."""
     lines = log.read_text(errors="replace").splitlines()
     return next((line for line in reversed(lines) if line.strip()), "")
 
 
+def accuracy(test: float, validation: float = math.nan) -> str:
+    """Return the accuracy that is printed of a run: on the held-out images where there are some.
+
+    They were held out to choose by. Test accuracies beside each other would invite to choose by
+    those, which would then flatter what was chosen; the tables have them.
+    """
+    return f"test {test:.2f}%" if math.isnan(validation) else f"validation {validation:.2f}%"
+
+
 def epoch_line(row: dict[str, float], epochs: int) -> str:
-    """An epoch of record.HISTORY as one line."""
-    test = ""
-    if not math.isnan(row.get("test_loss", math.nan)):
-        test = f", test loss {row['test_loss']:.4f} {row['test_accuracy']:.2f}%"
+    """Return an epoch of record.HISTORY as one line, of the images that accuracy() chooses."""
+    images = "test" if math.isnan(row.get("val_loss", math.nan)) else "val"
+    measured = ""
+    if not math.isnan(row.get(f"{images}_loss", math.nan)):
+        name = "validation" if images == "val" else "test"
+        measured = f", {name} loss {row[f'{images}_loss']:.4f} {row[f'{images}_accuracy']:.2f}%"
     return (
         f"epoch {row['epoch']:.0f}/{epochs}: lr {row['lr']:g}, train loss {row['train_loss']:.4f} "
-        f"{row['train_accuracy']:.2f}%{test}, {row['seconds']:.1f} s, "
+        f"{row['train_accuracy']:.2f}%{measured}, {row['seconds']:.1f} s, "
         f"{row['images_per_second']:.0f} images/s"
     )
 
 
 def duration(seconds: float) -> str:
-    """1.2 s, 3:05 min or 26:00 h."""
+    """Return `seconds` as people say them: 1.2 s, 3:05 min or 26:00 h."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

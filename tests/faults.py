@@ -3,6 +3,7 @@ undisturbed sweep is.
 
     python tests/faults.py --faults 60      # the long form: faults injected, survived, results lost
     python tests/faults.py --faults 30 --launcher slurm     # or ray: on a cluster of one's own
+    python tests/faults.py --faults 30 --dropout      # a network that draws random numbers
 
 A fault is SIGKILL of a training, of the launcher's process above it, of the fork server, of the
 whole sweep; a flipped bit in or the loss of the end of a checkpoint or record; a second sweep over
@@ -29,10 +30,10 @@ import injections
 import psutil
 import torch
 from helpers import history
-from sweeps import Leases, Sweep
+from sweeps import DROPOUT, Leases, Sweep
 
+from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory, find_runs
-from resnests.training.checkpoint import read_torch
 
 SECOND_SWEEPS: list[Sweep] = []
 BOOM = "[/opt/pytorch/x.cc:3] boom"
@@ -84,7 +85,7 @@ def other_users_sweep(_sweep: Sweep, folder: Path) -> bool:
 def delete_lock(_sweep: Sweep, folder: Path) -> bool:
     """Of a run in training, and start a second sweep, which must leave it alone."""
     for run in find_runs(folder / "runs"):
-        if run.status() == "running" and run.is_owned():
+        if run.status() == "running" and run.is_locked():
             run.lock_file.unlink(missing_ok=True)
             SECOND_SWEEPS.append(Sweep(folder))
             return True
@@ -102,7 +103,7 @@ def damage_file(_sweep: Sweep, folder: Path) -> bool:
     runs = [
         run
         for run in find_runs(folder / "runs")
-        if run.status() != "complete" and not run.is_owned()
+        if run.status() != "complete" and not run.is_locked()
     ]
     names = [
         path
@@ -165,7 +166,7 @@ def hurt_until(folder: Path, faults: list[str]) -> None:
             time.sleep(random.uniform(1, 6))
         sweep.wait()
         for run in [] if hurt else find_runs(folder / "runs"):  # all done before: it starts anew
-            if not run.is_owned():
+            if not run.is_locked():
                 run.clear()
 
 
@@ -188,7 +189,9 @@ def _after(fault, sweep: Sweep, folder: Path) -> bool:
     if Sweep.cluster:
         injections.stop_all_jobs()
     deadline = time.monotonic() + 30
-    while any(run.is_owned() for run in find_runs(folder / "runs")) and time.monotonic() < deadline:
+    while (
+        any(run.is_locked() for run in find_runs(folder / "runs")) and time.monotonic() < deadline
+    ):
         time.sleep(0.1)
     return fault(sweep, folder)
 
@@ -262,7 +265,9 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--launcher", choices=("slurm", "ray"))
+    parser.add_argument("--dropout", action="store_true", help="train a network that draws")
     options = parser.parse_args()
+    Sweep.network = DROPOUT if options.dropout else ()
     random.seed(options.seed)
     if options.launcher:
         for name in ONE_MACHINES:

@@ -16,12 +16,14 @@ from helpers import REPOSITORY, TINY
 from resnests.runs.directory import RunDirectory
 
 GRID = ("variant=standard,a_resnest", "seed=0,1")
+DROPOUT = ("arch.blocks=null", "arch.widths=null", "+arch._target_=dropping.net")
 
 
 class Sweep:
     """A sweep as a user starts it, with its processes by their roles."""
 
     cluster: tuple[str, ...] = ()  # the overrides that bring all sweeps onto one
+    network: tuple[str, ...] = ()  # the overrides that have all sweeps train another one
     epochs = 40
 
     def __init__(self, folder: Path, *overrides: str, prefix: Sequence[str] = ()) -> None:
@@ -33,11 +35,13 @@ class Sweep:
             *TINY,
             f"trainer.epochs={self.epochs}",
             *GRID,
+            *self.network,
             *self.cluster,
             *overrides,
         ]
         self.folder = folder
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY / "tests" / "broken")}
+        folders = [str(REPOSITORY / "tests" / name) for name in ("broken", "own")]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
         with open(folder / "sweep.log", "ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdout=log, stderr=log
@@ -73,7 +77,7 @@ def _role(process: psutil.Process) -> str | None:
         parent = process.parent()
         return "training" if parent and parent.cmdline() == process.cmdline() else "server"
     marks: dict[str, str | None] = {"resnests.sweep.worker": "training", "resource_tracker": None}
-    marks |= dict.fromkeys(("loky", "resnests.cluster.batch", "ray::_train"), "worker")
+    marks |= dict.fromkeys(("loky", "resnests.sweep.executors.slurm_job", "ray::_train"), "worker")
     return next((role for mark, role in marks.items() if mark in line), None)
 
 

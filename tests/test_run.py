@@ -1,5 +1,6 @@
 """run.py as a user has it: exit statuses, messages, files."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -8,9 +9,10 @@ import sys
 import time
 
 import pytest
-from helpers import REPOSITORY, TINY, history, run_command
+from helpers import REPOSITORY, TINY, history, make_config, run_command
 
-from resnests.runs.directory import find_runs
+from resnests.runs.directory import RunDirectory, find_runs
+from resnests.runs.record import METRICS, Provenance, Record
 
 
 def only_run(root):
@@ -270,7 +272,7 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number, u
     assert "interrupted: digits/tiny/standard seed=0" in errors
     run = only_run(tmp_path)
     assert run.read_record().status == "interrupted"
-    assert not run.is_owned()
+    assert not run.is_locked()
     done = run_command(*LONG, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming" in run.log_file.read_text()
@@ -318,3 +320,40 @@ main()
     )
     assert done.returncode == 2
     assert done.stderr == "error: resnests trains on Linux and macOS; on Windows under WSL 2\n"
+
+
+PLAN = ("-m", "seed=range(300)", "sweep.dry_run=true")
+
+
+@pytest.mark.parametrize("arguments", [("run.py", "--help"), ("run.py", *PLAN)])
+def test_output_that_nobody_reads_is_no_traceback(tmp_path, arguments):
+    command = [sys.executable, str(REPOSITORY / arguments[0]), *arguments[1:]]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", ["run.py --help", "run.py sweep.dry_run=true", "aggregate.py none"]
+)
+def test_closed_output_changes_no_exit_status(tmp_path, arguments):
+    command = f'"{sys.executable}" "{REPOSITORY}"/{arguments} >&-'
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (2 if "none" in arguments else 0), done.stderr
+
+
+def test_weights_that_were_deleted_are_named_where_they_are_analysed(tmp_path):
+    config = make_config(*TINY, f"runs_dir={tmp_path}")
+    run = RunDirectory.of(config)
+    run.write_config(config)
+    record = Record.of(config, Provenance())
+    measured = dict.fromkeys(("parameters", *METRICS), 1)
+    run.write_record(dataclasses.replace(record, status="complete", **measured))
+    done = run_command(*TINY, f"runs_dir={tmp_path}", "task=analyze", cwd=tmp_path)
+    assert done.returncode == 2
+    expected = "expected the weights of the run; trainer.overwrite=true trains the run afresh"
+    assert done.stderr == f"error: task=analyze: {run.weights_file}: {expected}\n"

@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import Override
 if TYPE_CHECKING:
     from resnests.config.schema import Config
     from resnests.sweep.devices import Allocation
+    from resnests.sweep.protocol import SweepFolder
 
 # Whose jobs run on the host of the sweep, and those of Slurm, whose keys are understood.
 LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
@@ -33,7 +34,7 @@ class GridSweeper(BasicSweeper):
 
     def _sweep(self, arguments: list[str]) -> int:
         from resnests.sweep.drive import run_sweep
-        from resnests.sweep.protocol import RUN
+        from resnests.sweep.executors.launcher import launch_jobs
 
         assert self.hydra_context is not None
         assert self.config is not None
@@ -47,14 +48,8 @@ class GridSweeper(BasicSweeper):
         _require_grid(overrides)
         jobs = self.split_arguments(overrides, max_batch_size=None)[0]
 
-        def launch(indices: list[int], allocation: Allocation | None) -> list[str | None]:
-            if allocation is not None and hasattr(launcher, "joblib"):
-                # One run a job: joblib would bundle runs where it finds the first ones short.
-                launcher.joblib |= {"n_jobs": allocation.concurrent, "batch_size": 1}
-            marked = [[*jobs[i], f"++hydra.job.env_set.{RUN}='{i}'"] for i in indices]
-            # The value raises what a job could not put on record.
-            returned = launcher.launch(marked, initial_job_idx=0)
-            return [job_return.return_value for job_return in returned]
+        def launch(numbers: list[int], allocation: Allocation, folder: SweepFolder) -> None:
+            launch_jobs(launcher, jobs, numbers, allocation, folder)
 
         return run_sweep(self._on_cluster(self._configs(jobs)), launch)
 

@@ -17,11 +17,10 @@ from resnests.analysis.quantities import Problem
 from resnests.analysis.rows import Rows
 from resnests.config.schema import Config
 from resnests.data.pipelines import Images
-from resnests.errors import UserError
+from resnests.errors import Interrupted, UserError
 from resnests.models.single_stage import ResNEst, SingleStage
 from resnests.runs.analysis import TRAINED, Analysis, Solve
 from resnests.runs.directory import RunDirectory
-from resnests.training.loop import Interrupted
 
 log = logging.getLogger(__name__)
 Report = Callable[[dict[str, Any]], None]

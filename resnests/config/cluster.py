@@ -17,8 +17,8 @@ _SLURMS_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
 
 @dataclass
 class Cluster:
-    """The values of conf/cluster/slurm.yaml or ray.yaml, which say what they mean; a key of the
-    other system is null, and all are where this machine trains.
+    """Holds the values of conf/cluster/slurm.yaml or ray.yaml, which say what they mean; a key of
+    the other system is null, and all are where this machine trains.
     """
 
     name: str | None = None
@@ -62,7 +62,7 @@ class Cluster:
         self.slurm_time()
 
     def slurm_time(self) -> str | None:
-        """`time` as Slurm has it: minutes, or what was written in its own form."""
+        """Return `time` as Slurm has it: minutes, or what was written in its own form."""
         if self.time is None or _SLURMS_TIME.fullmatch(self.time):
             return self.time
         found = _TIME.fullmatch(self.time)
@@ -73,5 +73,5 @@ class Cluster:
         return str(total)
 
     def gpus_of_a_job(self, device: str) -> float:
-        """What trainer.device needs, where it is not said."""
+        """Return cluster.gpus, or where it is null what trainer.device needs."""
         return (0.0 if device == "cpu" else 1.0) if self.gpus is None else self.gpus

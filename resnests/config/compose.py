@@ -6,14 +6,20 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from resnests.config.schema import hydra_schema
+from resnests.config.schema import Config, hydra_schema
+from resnests.errors import UserError, require
 
 SWEEPER = "hydra_plugins.resnests_sweeper.grid_sweeper.GridSweeper"
 
@@ -28,15 +34,72 @@ def register() -> None:
 
 
 def conf_dir() -> Path:
-    """conf/ inside an installed package, or beside it in a checkout."""
+    """Return the folder conf/: inside an installed package, or beside it in a checkout."""
     package = Path(__file__).parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
 
 
+def require_words(words: Sequence[str]) -> None:
+    """Raise a UserError for what Hydra refuses with a stack trace or without the mend, or takes for
+    something else than text.
+    """
+    parse = OverridesParser.create().parse_override
+    for word in words:
+        key, equals, text = word.lstrip("+").partition("=")
+        if not equals or word.startswith("-"):
+            continue
+        try:
+            value = parse(word).value()
+        except HydraException as error:
+            if "NoneType is incompatible" in str(error):
+                raise UserError(
+                    f"{word}: expected null outside of choice(): {key}=null,..."
+                ) from None
+            if "=" in text and "mismatched input '='" in str(error):
+                mend = f"quotes around a value with a '=': '{key}=\"{text}\"'"
+                raise UserError(f"{word}: expected {mend}") from None
+            continue  # Hydra says it
+        if (conf_dir() / key).is_dir():
+            chosen: list[Any] = value.list if isinstance(value, ChoiceSweep) else [value]
+            bad = [one for one in chosen if one is None or isinstance(one, bool | int | float)]
+            expected = f"names of files in {key}/, in quotes where they could be numbers"
+            require(not bad, key, text, expected)
+        elif key in _text_keys():
+            items = re.split(r"[,()\s]+", text)
+            numbers = [one for one in items if one and _is_read_as_number(one)]
+            expected = f"text, which needs quotes as it could be a number: '{key}=\"{text}\"'"
+            require(not numbers, key, text, expected)
+
+
+def _is_read_as_number(text: str) -> bool:
+    """Return whether Hydra takes `text` for a number that it would write otherwise, as 1_1 for
+    11.
+    """
+    try:
+        value = OverridesParser.create().parse_override(f"key={text}").value()
+    except HydraException:
+        return False
+    return isinstance(value, int | float) and str(value) != text
+
+
+@cache
+def _text_keys() -> set[str]:
+    """Return the dotted keys of all values that are text."""
+    return set(_keys_of_text(Config, ""))
+
+
+def _keys_of_text(kind: Any, prefix: str) -> Iterator[str]:
+    for name, inner in get_type_hints(kind).items():
+        if inner in (str, str | None):
+            yield prefix + name
+        elif is_dataclass(inner):
+            yield from _keys_of_text(inner, f"{prefix}{name}.")
+
+
 def in_one_line(error: Exception) -> str:
-    """What Hydra says of an override that cannot be, without the structure of our code, and which
-    key may have been meant.
+    """Return what Hydra says of an override that it refuses, without the structure of our code, and
+    which key may have been meant.
     """
     said = [line.strip() for e in (error, error.__cause__) if e for line in str(e).splitlines()]
     skipped = ["full_key:", "reference_type=", "object_type=", "Config search path:", "provider="]

@@ -54,7 +54,7 @@ class Grid:
         OmegaConf.register_new_resolver("now", datetime.now().strftime, replace=True)
 
     def config(self, job: Sequence[str]) -> Config:
-        """The checked configuration of one job; raises a UserError, or Hydra's own."""
+        """Return the checked configuration of one job; raise a UserError, or Hydra's own."""
         seeds = [word for word in job if _SEED.fullmatch(word)]
         words = tuple(word for word in job if word not in seeds)
         choices = tuple(filter(self.is_choice, words))
@@ -93,7 +93,7 @@ class Grid:
         return self._set(self.base(choices)[0], values, [])
 
     def _set(self, tree: DictConfig, values: tuple[str, ...], seeds: list[str]) -> Config:
-        """The configuration of `tree` with `values` and `seeds`."""
+        """Return the configuration of `tree` with `values` and `seeds`."""
         tree = copy.deepcopy(tree)
         ConfigLoaderImpl._apply_overrides_to_config([self.parse(word) for word in values], tree)
         for word in seeds:
@@ -101,12 +101,12 @@ class Grid:
         return config_from(tree)
 
     def _base(self, choices: tuple[str, ...]) -> tuple[DictConfig, str]:
-        """What Hydra composes of `choices` alone, and as text."""
+        """Return what Hydra composes of `choices` alone, and as text."""
         tree, _ = self.compose(choices)
         return tree, OmegaConf.to_yaml(tree)
 
     def _compose(self, words: tuple[str, ...]) -> tuple[DictConfig, Any]:
-        """What Hydra composes, and what ${hydra:...} reads."""
+        """Return what Hydra composes, and what ${hydra:...} reads."""
         tree = self.loader.load_sweep_config(self.master, list(words))
         HydraConfig.instance().set_config(tree)
         with open_dict(tree):
@@ -114,7 +114,7 @@ class Grid:
         return tree, HydraConfig.instance().cfg
 
     def _is_choice(self, word: str) -> bool:
-        """Whether `word` is about the defaults list or Hydra itself, not a value to set."""
+        """Return whether `word` is about the defaults list or Hydra itself, not a value to set."""
         override = self.parse(word)
         if override.is_hydra_override() or override.package is not None:
             return True

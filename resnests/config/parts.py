@@ -18,7 +18,7 @@ OPTIMIZERS = ("sgd", "adamw")
 
 
 def free(default: Any) -> Any:
-    """A field that does not change the numbers of a run, and so is no part of its identity."""
+    """Declare a field that does not change the numbers of a run: no part of its identity."""
     return field(default=default, metadata={"free": True})
 
 
@@ -28,7 +28,7 @@ def is_positive(value: float) -> bool:
 
 @dataclass(kw_only=True)
 class Part:
-    """What all pieces have. Its own values hold where there is no `_target_`."""
+    """Holds what all components have. Its own values hold where there is no `_target_`."""
 
     name: str
     _target_: str | None = None  # import path of a callable
@@ -41,7 +41,7 @@ class Part:
 
 @dataclass(kw_only=True)
 class Dataset(Part):
-    """Splits of uint8 images with labels.
+    """Describes a data set: splits of uint8 images with labels.
 
     `_target_(**args)`, with `root` too where it takes one, returns {"train": (images, labels),
     "test": (images, labels)}: images uint8 (N, H, W, 3), (N, H, W, 1) or (N, H, W), labels (N,).
@@ -101,8 +101,8 @@ class Dataset(Part):
 
 @dataclass(kw_only=True)
 class Arch(Part):
-    """A network. `_target_(num_classes=, **args)`, with `head` (variant.head) too where it takes
-    one, returns a module from images (N, 3, H, W) to logits (N, num_classes).
+    """Describes a network. `_target_(num_classes=, **args)`, with `head` (variant.head) too where
+    it takes one, returns a module from images (N, 3, H, W) to logits (N, num_classes).
     """
 
     blocks: list[int] | None = None  # residual blocks per stage
@@ -123,7 +123,7 @@ class Arch(Part):
 
 @dataclass(kw_only=True)
 class Variant(Part):
-    """The head of a network.
+    """Describes the head of a network.
 
     `_target_(channels=, num_classes=, **args)` returns a module that is called with the images
     (N, 3, H, W), the features [v_1, ..., v_L] of all blocks (N, channels[i], H_i, W_i), and the
@@ -140,11 +140,12 @@ class Variant(Part):
 
 @dataclass(kw_only=True)
 class Optimizer(Part):
-    """Update rule and learning-rate schedule.
+    """Describes an update rule and a learning-rate schedule.
 
     The rate of epoch e (from 1) is lr * gamma ** (number of milestones passed), with `cosine` that
     times half a cosine from 1 to 0, and with `warmup` that times a ramp from 0 to 1, step by step.
-    Milestones and warmup are fractions of the epochs, so that a shortened run keeps its shape.
+    Milestones and warmup are fractions of the epochs, so that a shortened run keeps its shape. The
+    first milestone is at the end of the first epoch or later, the next an epoch later or more.
     `_target_(parameters, lr=, **args)` is a class of torch.optim, or one like them; weight_decay,
     momentum, nesterov and betas are among its arguments unless they are null.
     """
@@ -185,7 +186,7 @@ class Optimizer(Part):
         require(ok, "optimizer.per_step", self.per_step, "false without optimizer.cosine")
 
     def _check_own_values(self) -> None:
-        """Of sgd and adamw: what the rule needs is there, and nothing that it would ignore."""
+        """Require of sgd and adamw what the rule needs, and nothing that it would ignore."""
         mine = ("momentum", "nesterov") if self.name == "sgd" else ("betas",)
         require(self.weight_decay is not None, "optimizer.weight_decay", "null", "0 or more")
         for key in ("momentum", "nesterov", "betas"):

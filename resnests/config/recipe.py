@@ -11,41 +11,58 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resnests.config.parts import Part
+from resnests.config.schedule import moved_milestones
 from resnests.config.schema import Config
-from resnests.config.targets import code_digest
 
-# What matters to the numbers of given weights; `weights` itself joins them.
+# What matters to the numbers of given weights; the weights themselves join them.
 EVALUATION_KEYS = ("dataset.", "arch.", "variant.", "trainer.precision")
-TRAINING_KEYS = ("dataset.flip", "dataset.train_limit", "dataset.val_fraction")
+# Of those, what matters to no image of the test set, and what matters only where the mean and
+# standard deviation to normalise with are measured on the training images.
+TRAINING_KEYS = ("dataset.flip",)
+MEASURING_KEYS = ("dataset.train_limit", "dataset.val_fraction")
+
+# Keys of Config.digests, and all but the second of recipes too: of a file of weights; of the file
+# that a folder of weights has for the seed of a run; of images that have no checksums; and, after
+# the name of a component, of its source.
+WEIGHTS, WEIGHTS_OF_SEED, IMAGES = "weights.sha256", "weights.of_seed", "dataset.images.sha256"
+CODE = "code"
 
 
 def recipe_values(config: Config) -> dict[str, Any]:
-    """Every value that changes the numbers of a run, but for its seed, under its dotted key, where
-    it is no default.
+    """Return every value that changes the numbers of a run, but for its seed, under its dotted key,
+    where it is no default.
 
-    The names of dataset, arch and variant are folders of the run directory already, and only labels
-    of their values.
+    This reads no file: what is on disk and changes the numbers is in config.digests, as
+    runs/digests.py found it when the sweep was planned. The names of dataset, arch and variant are
+    folders of the run directory already, and only labels of their values.
     """
     values = _identifying(config, "")
     for key in ("seed", "dataset.name", "arch.name", "variant.name"):
         del values[key]
+    moved = moved_milestones(config.optimizer.milestones, config.trainer.epochs)
+    if moved is not None:
+        values["optimizer.milestone_epochs"] = moved
     if config.task == "evaluate" or (config.task == "analyze" and config.weights is not None):
+        unused = TRAINING_KEYS if config.dataset.mean is None else TRAINING_KEYS + MEASURING_KEYS
         values = {
             key: value
             for key, value in values.items()
-            if key.startswith(EVALUATION_KEYS) and key not in TRAINING_KEYS
+            if key.startswith(EVALUATION_KEYS) and key not in unused
         }
-        values |= {"task": "evaluate", "weights": config.weights}
+        folder = {"weights": os.path.normpath(str(config.weights))}
+        # All seeds of a folder share a recipe, although each has a digest of its own.
+        given = {WEIGHTS: config.digests[WEIGHTS]} if WEIGHTS in config.digests else folder
+        values |= {"task": "evaluate"} | given
     return values
 
 
 def recipe_hash(config: Config) -> str:
-    """Eight hexadecimal digits that two configurations share exactly when their numbers may be
-    averaged.
+    """Return eight hexadecimal digits that two configurations share exactly when their numbers may
+    be averaged.
     """
     text = json.dumps(recipe_values(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -53,8 +70,6 @@ def recipe_hash(config: Config) -> str:
 
 def _identifying(node: Any, prefix: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    if isinstance(node, Part) and (code := code_digest(node)) is not None:
-        values[prefix + "code"] = code
     for item in dataclasses.fields(node):
         value = getattr(node, item.name)
         if item.metadata.get("free"):
@@ -62,7 +77,11 @@ def _identifying(node: Any, prefix: str) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             values |= _identifying(value, f"{prefix}{item.name}.")
         elif item.name == "args":
-            values |= {prefix + key: argument for key, argument in value.items()}
+            for key, argument in value.items():
+                # An argument of the user's that is named like our digest gets a key of its own.
+                values[prefix + ("args.code" if key == CODE else key)] = argument
+        elif item.name == "digests":
+            values |= value
         elif value != _default(item):
             values[prefix + item.name] = value
     return values
@@ -75,8 +94,7 @@ def _default(item: dataclasses.Field) -> Any:
 
 
 def telling_keys(values: Sequence[Mapping[str, Any]]) -> set[str]:
-    """The keys that tell recipes apart: in which not all `values` agree, without those that a name
-    implies.
+    """Return the keys in which not all `values` agree, without those that a name implies.
 
     optimizer.name=adamw says all about an optimizer.betas that all recipes with adamw share.
     """

@@ -8,6 +8,7 @@ change.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, cast, get_type_hints
@@ -75,6 +76,8 @@ class Trainer:
     # wrn16_8 takes half a second (benchmarks/RESULTS.md), its epoch on a fast GPU only seconds
     checkpoint_every: int | None = free(None)
     eval_every: int = free(1)  # epochs; the last one is always evaluated
+    # epochs whose weights are kept, as model_epoch_<n>.pt
+    keep_epochs: list[int] = field(default_factory=list, metadata={"free": True})
     overwrite: bool = free(False)
 
     def __post_init__(self) -> None:
@@ -82,6 +85,9 @@ class Trainer:
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "at least 1")
         every, expected = self.checkpoint_every, "at least 1, or null"
         require(every is None or every >= 1, "trainer.checkpoint_every", every, expected)
+        ok = all(1 <= epoch <= self.epochs for epoch in self.keep_epochs)
+        expected = f"epochs from 1 to trainer.epochs={self.epochs}, such as [1,3]"
+        require(ok, "trainer.keep_epochs", self.keep_epochs, expected)
         require_one_of("trainer.precision", self.precision, PRECISIONS)
         inside = 0 <= self.label_smoothing < 1
         require(inside, "trainer.label_smoothing", self.label_smoothing, "at least 0 and below 1")
@@ -119,8 +125,8 @@ class Sweep:
 
 
 @dataclass
-class Analysis:
-    """Of task=analyze; see docs/theory.md."""
+class AnalysisOptions:
+    """Holds the options of task=analyze; see docs/theory.md."""
 
     l2: float = 5e-4  # on the squared norm of a map of standardised features, halved; bias included
     tolerance: float = 5e-4  # nats that a minimum may at most be above the least value
@@ -144,7 +150,7 @@ class Config:
     trainer: Trainer = field(default_factory=Trainer)
     devices: Devices = field(default_factory=Devices, metadata={"free": True})
     sweep: Sweep = field(default_factory=Sweep, metadata={"free": True})
-    analysis: Analysis = field(default_factory=Analysis, metadata={"free": True})
+    analysis: AnalysisOptions = field(default_factory=AnalysisOptions, metadata={"free": True})
     tune: Tune = field(default_factory=Tune, metadata={"free": True})
     # null: this machine
     cluster: Cluster | None = field(default=None, metadata={"free": True})
@@ -154,8 +160,11 @@ class Config:
     # export to: a folder
     weights: str | None = free(None)
     format: str = free("official")  # of task=export, one of FORMATS
-    # name -> _target_ and its arguments: what runs are echoed to (trackers/)
+    # name -> _target_ and its arguments: where runs are copied to (trackers/)
     logger: dict[str, Any] = field(default_factory=dict, metadata={"free": True})
+    # No key of the user's: what was read from disk and changes the numbers, as runs/digests.py
+    # found it when the sweep was planned. It is part of the recipe under keys of its own.
+    digests: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require_one_of("task", self.task, TASKS)
@@ -191,12 +200,14 @@ class Config:
 
 
 def hydra_schema() -> type:
-    """What Hydra composes against: Config, but that the keys of the pieces that users bring are
-    open. config_from checks those.
+    """Return what Hydra composes against: Config, but with open keys in the components that users
+    bring. config_from checks those.
     """
     types = get_type_hints(Config)
     fields: list[tuple] = []
     for item in dataclasses.fields(Config):
+        if item.name == "digests":  # which are not the user's to set
+            continue
         if item.name == "cluster":  # so that its keys are there to be set, or complained of
             fields.append((item.name, types[item.name], field(default_factory=Cluster)))
         elif item.name in PARTS:
@@ -211,7 +222,7 @@ def hydra_schema() -> type:
 
 
 def _defaults(kind: type[Part]) -> dict[str, Any]:
-    """The values that a piece has where its YAML says nothing: overrides need them to be there."""
+    """Return the values of a component whose YAML says nothing: overrides need them to be there."""
     values = {}
     for item in dataclasses.fields(kind):
         if item.name not in ("_target_", "args"):
@@ -228,10 +239,17 @@ def _structured() -> DictConfig:
 
 
 def config_from(node: DictConfig | dict[str, Any]) -> Config:
-    """The checked Config of a composed or loaded tree; a UserError names what does not fit."""
+    """Return the checked Config of a composed or loaded tree; raise a UserError that names what
+    does not fit.
+    """
     try:
-        given = node if isinstance(node, DictConfig) else OmegaConf.create(node)
-        tree: Any = OmegaConf.to_container(given, resolve=True)
+        composed = isinstance(node, DictConfig)
+        tree: Any = OmegaConf.to_container(
+            node if composed else OmegaConf.create(node), resolve=True
+        )
+        if composed and "digests" in tree:
+            raise UserError("digests: expected no such key, as digests are taken of the files")
+        require_plain("", tree)
         for group, kind in PARTS.items():
             tree[group] = _with_args(group, kind, tree.get(group) or {})
         if all(value is None for value in (tree.get("cluster") or {}).values()):
@@ -245,13 +263,45 @@ def config_from(node: DictConfig | dict[str, Any]) -> Config:
 
 
 def part_from(group: str, values: dict[str, Any]) -> Any:
-    """One piece from what its YAML file holds; a UserError names what does not fit."""
+    """Return one component from what its YAML file holds; raise a UserError that names what does
+    not fit.
+    """
     tree = _with_args(group, PARTS[group], values)
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PARTS[group]), tree))
 
 
+def require_plain(key: str, node: Any) -> None:
+    """Raise a UserError unless JSON carries `node`, the value of `key`, as it is.
+
+    Configurations travel to workers and onto records as JSON. It has no infinity and no keys but
+    text, and would hand a network {"1": 4} where its YAML says {1: 4}.
+    """
+    if isinstance(node, dict):
+        for name, value in node.items():
+            inner = f"{key}.{name}" if key else str(name)
+            require(
+                isinstance(name, str), inner, value, f"text as a key, such as '{name}' in quotes"
+            )
+            require_plain(inner, value)
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            require_plain(f"{key}[{index}]", value)
+    elif isinstance(node, float):
+        require(math.isfinite(node), key, node, "a finite number")
+    else:
+        plain = node is None or isinstance(node, str | int)
+        require(plain, key, node, "text, a number, true, false, null, a list or a mapping")
+
+
 def _with_args(group: str, kind: type[Part], values: dict[str, Any]) -> dict[str, Any]:
-    """`values` as their dataclass has them: keys of its own, and what a `_target_` is given."""
+    """Return `values` as their dataclass has them: keys of its own, and what a `_target_` is
+    given.
+    """
+    expected = f"the keys of a file in {group}/"
+    require(isinstance(values, dict), group, values, expected)
+    if values.get("_partial_") is True and group == "optimizer":
+        # Hydra's word for what happens to an optimizer here: it is called with the parameters later
+        values = {key: value for key, value in values.items() if key != "_partial_"}
     own = {item.name for item in dataclasses.fields(kind)} - {"args"}
     args = {key: value for key, value in values.items() if key not in own}
     target = values.get("_target_")
@@ -264,6 +314,11 @@ def _with_args(group: str, kind: type[Part], values: dict[str, Any]) -> dict[str
         keys = ", ".join(sorted(own - {"_target_"}))
         expected = f"a key of {group} ({keys}), or a _target_ that takes it"
         require(target is not None, f"{group}.{key}", value, expected)
+        ok = key.isidentifier() and key != "_partial_"
+        require(ok, f"{group}.{key}", value, "the name of an argument as a key")
+    name = values.get("name", "")
+    expected = f"text, in quotes where it could be a number: {group}.name='\"2024_01\"'"
+    require(isinstance(name, str), f"{group}.name", name, expected)
     known = {key: value for key, value in values.items() if key in own}
     if isinstance(target, str):
         known.setdefault("name", target.rpartition(".")[2])
@@ -271,11 +326,13 @@ def _with_args(group: str, kind: type[Part], values: dict[str, Any]) -> dict[str
 
 
 def config_dict(config: Config) -> dict[str, Any]:
-    """The whole configuration as plain dicts, lists and scalars, as it is written in YAML."""
+    """Return the whole configuration as plain dicts, lists and scalars, as it is in YAML."""
     tree = dataclasses.asdict(config)
     for group in PARTS:
         part = tree[group]
         part |= part.pop("args")
         if part["_target_"] is None:
             del part["_target_"]
+    if not tree["digests"]:
+        del tree["digests"]
     return tree

@@ -16,7 +16,7 @@ FIXED = {"nodes": 1, "tasks_per_node": 1, "max_num_timeout": 0, "stderr_to_stdou
 
 
 def from_submitit(params: Mapping[str, Any]) -> Cluster:
-    """The Cluster of `hydra.launcher`, whose submitit_folder and name are not used."""
+    """Return the Cluster of `hydra.launcher`, whose submitit_folder and name are not used."""
     for key, value in FIXED.items():
         given = params.get(key, value)
         require(given == value, f"hydra.launcher.{key}", given, f"{value}, or cluster=slurm")

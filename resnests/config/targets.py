@@ -10,11 +10,13 @@ import importlib
 import importlib.machinery
 import importlib.util
 import inspect
+import json
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ ON_RECORD = ("torch", "torchvision", "numpy", "resnests")
 
 
 def build(group: str, part: Part, *args: Any, **offered: Any) -> Any:
-    """What part._target_ makes of `args`, of part.args, and of those `offered` that it takes.
+    """Return what part._target_ makes of `args`, part.args, and those `offered` that it takes.
 
     Nested `_target_`s among part.args are built before it. Raises a UserError.
     """
@@ -48,7 +50,7 @@ def build(group: str, part: Part, *args: Any, **offered: Any) -> Any:
 
 
 def broken(what: str, error: BaseException) -> UserError:
-    """`error` of a user's code as one line that says where in it."""
+    """Return an error of a user's code as one line that says where in it."""
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
@@ -56,7 +58,7 @@ def broken(what: str, error: BaseException) -> UserError:
 
 
 def takes(group: str, part: Part, key: str) -> bool:
-    """Whether part._target_ has a parameter `key`, by name or among any others (**kwargs)."""
+    """Return whether part._target_ has a parameter `key`, by name or by **kwargs."""
     found = find(group, part)
     try:
         parameters = inspect.signature(found).parameters
@@ -66,7 +68,7 @@ def takes(group: str, part: Part, key: str) -> bool:
 
 
 def find(group: str, part: Part) -> Callable[..., Any]:
-    """The callable that part._target_ names; raises a UserError."""
+    """Return the callable that part._target_ names; raise a UserError."""
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     what = f"{group}._target_={part.target}"
@@ -85,21 +87,103 @@ def find(group: str, part: Part) -> Callable[..., Any]:
 
 
 def code_digest(part: Part) -> str | None:
-    """Eight hexadecimal digits of the source of all that `part` brings, None where that is nothing.
+    """Return what tells the source of all that `part` brings from another one, None where it brings
+    nothing.
 
-    Reads files, and imports nothing. The source of `package.module.Name` is the file of the module,
-    and that of `package.Name` all Python files of the package.
+    This reads files and imports nothing. The source of `package.module.Name` is the file of the
+    module, that of `package.Name` all Python files of the package. A file that an argument names,
+    such as one of weights to start from, counts as source. What was installed from a package index
+    is named with its version, as that tells all of it. The rest is eight hexadecimal digits.
     """
-    files = [file for target in sorted(set(_targets(part))) for file in source_files(target)]
+    released: set[str] = set()
+    files: dict[str, Path] = {}
+    for target in set(targets(part)):
+        release = _release(target)
+        if release is not None:
+            released.add(release)
+        else:
+            files |= {_name(file): file for file in source_files(target)}
+    files |= {str(value): Path(value) for value in _strings(part.args) if _is_file(value)}
     if not files:
-        return None
+        return ", ".join(sorted(released)) or None
+    return _digest(sorted(released), files)
+
+
+def _digest(released: list[str], files: dict[str, Path]) -> str:
+    """Return eight hexadecimal digits of `files` and the names of what is installed.
+
+    Names and lengths are digested too, or code that moves from the end of one file to the start of
+    the next would keep the digest. One file alone needs neither, as `_target_` names it: so it
+    keeps the digest that earlier versions gave it.
+    """
     digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
+    if released or len(files) > 1:
+        sizes = [[name, path.stat().st_size] for name, path in sorted(files.items())]
+        digest.update(json.dumps([released, sizes]).encode())
+    for _, path in sorted(files.items()):
+        update_digest(digest, path)
     return digest.hexdigest()[:8]
 
 
-def _targets(part: Part) -> Iterator[str]:
+def update_digest(digest: Any, path: Path) -> None:
+    """Add the content of a file to a digest of hashlib, piece by piece as it may be large."""
+    with open(path, "rb") as file:
+        while piece := file.read(2**20):
+            digest.update(piece)
+
+
+def _name(file: Path) -> str:
+    """Return the place of a Python file below the folder that it is imported from."""
+    top = file.parent
+    while (top / "__init__.py").is_file():
+        top = top.parent
+    return file.relative_to(top).as_posix()
+
+
+def _is_file(value: str) -> bool:
+    try:
+        return Path(value).is_file()
+    except (OSError, ValueError):  # too long, or with a null character: no name of a file
+        return False
+
+
+def _strings(node: Any) -> Iterator[str]:
+    """Yield all strings among the arguments of a component."""
+    if isinstance(node, str):
+        yield node
+    inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for value in inner:
+        yield from _strings(value)
+
+
+def _release(target: str) -> str | None:
+    """Return the name and version of the distribution that `target` comes from, None where it was
+    not installed from a package index.
+
+    A version that is released never changes. What was installed from a folder or a repository has
+    a direct_url.json, and may be edited and installed again under the same version.
+    """
+    name = target.partition(".")[0]
+    spec = None if name in ON_RECORD else _top_level(name)
+    if spec is None or spec.origin is None:
+        return None
+    if not {"site-packages", "dist-packages"} & set(Path(spec.origin).parts):
+        return None
+    found = _distributions().get(name, [])
+    if len(found) != 1:
+        return None
+    distribution = metadata.distribution(found[0])
+    is_there = Path(str(distribution.locate_file(""))) in Path(spec.origin).parents
+    if not is_there or distribution.read_text("direct_url.json"):
+        return None
+    return f"{found[0]} {distribution.version}"
+
+
+_distributions = cache(metadata.packages_distributions)  # which reads all that is installed
+
+
+def targets(part: Part) -> Iterator[str]:
+    """Yield the import paths of all that `part` brings, those of its arguments included."""
     pending: list[Any] = [{"_target_": part.target}, part.args]
     while pending:
         value = pending.pop()
@@ -111,13 +195,13 @@ def _targets(part: Part) -> Iterator[str]:
             pending += value
 
 
-@cache
 def source_files(target: str) -> list[Path]:
-    """The Python files that an import path comes from; [] where it cannot be found, or the version
-    of its package is on record anyhow.
+    """Return the Python files that an import path comes from; [] where it cannot be found, is
+    Python's own, or the version of its package is on record anyhow.
     """
     names = target.split(".")
-    spec = None if names[0] in ON_RECORD else _top_level(names[0])
+    on_record = names[0] in ON_RECORD or names[0] in sys.stdlib_module_names
+    spec = None if on_record else _top_level(names[0])
     for depth in range(2, len(names) + 1):
         if spec is None or spec.submodule_search_locations is None:
             break

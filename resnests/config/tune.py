@@ -18,7 +18,7 @@ def _target(path: str) -> Callable[[], dict[str, Any]]:
 
 @dataclass
 class Tune:
-    """Of task=tune; see docs/search.md."""
+    """Holds the options of task=tune; see docs/search.md."""
 
     study: str = "tune"  # the folder of the trials is <runs_dir>/study-<name>
     trials: int = 20  # that the study has in the end, whichever processes train them

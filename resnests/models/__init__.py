@@ -1,1 +1,1 @@
-"""Networks."""
+"""The networks, their weights on disk, and the kernel that makes them faster on CPUs."""

@@ -61,7 +61,7 @@ class DenseLayer(nn.Module):
 
 @contextmanager
 def _frozen(bn: nn.BatchNorm2d) -> Iterator[None]:
-    """Running statistics stay as they are: a batch that is normalised again counts once."""
+    """Keep running statistics as they are: a batch that is normalised again counts once."""
     momentum, tracked = bn.momentum, bn.num_batches_tracked
     assert tracked is not None
     bn.momentum, bn.num_batches_tracked = 0.0, tracked.clone()
@@ -126,8 +126,8 @@ class DenseNet(nn.Module):
         self.linear = nn.Linear(channels, num_classes)
 
     def last_features(self, x: Tensor) -> list[Tensor]:
-        """The input of the last dense block and what each of its layers adds, (N, C_i, H/4, W/4)
-        each.
+        """Return the input of the last dense block and what each of its layers adds, each (N, C_i,
+        H/4, W/4).
         """
         x = self.stem(x)
         for index, stage in enumerate(self.stage):
@@ -138,7 +138,7 @@ class DenseNet(nn.Module):
         return pieces
 
     def classify(self, pieces: Sequence[Tensor]) -> Tensor:
-        """The logits of last_features."""
+        """Return the logits of what last_features returns."""
         if self.head == "standard":
             return self.linear(pool(norm_relu(torch.cat(list(pieces), 1), self.final_bn)[0]))
         return self.linear(torch.cat([pool(piece) for piece in pieces], 1))

@@ -30,6 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resnests.cpuinfo import cpu_info
+
 log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("norm_relu.cpp")
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
@@ -40,7 +42,7 @@ POINTERS = {"forward": 7, "evaluate": 5, "backward": 9}
 
 
 def norm_relu(x: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """relu(bn(x)), and x for whoever else reads it: (N, C, H, W) -> twice (N, C, H, W).
+    """Return relu(bn(x)), and x for whoever else reads it: (N, C, H, W) -> twice (N, C, H, W).
 
     Use the returned x in place of x: its gradient is then added in the same pass over memory.
     """
@@ -63,15 +65,15 @@ def _fusible(x: Tensor, bn: nn.BatchNorm2d) -> bool:
         and x.dtype in (torch.float32, torch.bfloat16)
         and bn.weight.dtype == torch.float32
         and x.is_contiguous(memory_format=torch.channels_last)
-        and x.numel()
-        > x.shape[1]  # PyTorch refuses to normalise a single value, with a good message
+        # PyTorch refuses to normalise a single value, with a good message.
+        and x.numel() > x.shape[1]
         and not torch.compiler.is_compiling()
         and library() is not None
     )
 
 
 def _evaluate(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
-    """relu(bn(x)) with the running statistics, without a gradient."""
+    """Return relu(bn(x)) by the running statistics, without a gradient."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
     y = torch.empty_like(x)
@@ -117,19 +119,22 @@ def _call(name: str, tensors: tuple[Tensor | None, ...], x: Tensor, *floats: flo
 
 @functools.cache
 def library() -> Mapping[str, Callable[..., Any]] | None:
-    """The functions of norm_relu.cpp by name, built at the first call; None where that is
+    """Return the functions of norm_relu.cpp by name, built at the first call; None where that is
     switched off or fails.
     """
     if os.environ.get("RESNESTS_KERNELS") == "0":
         return None
     try:
-        loaded = ctypes.CDLL(str(_build()))
-    except (OSError, subprocess.CalledProcessError) as error:
-        log.info(
-            "norm_relu.cpp could not be built, PyTorch's operations are used instead: %s", error
-        )
+        return _functions(_load())
+    except Exception as error:  # whatever it is: an acceleration never fails a run
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        log.info("norm_relu.cpp is not used, but PyTorch's operations, as here %s", reason)
         return None
-    functions = {}
+
+
+def _functions(loaded: ctypes.CDLL) -> dict[str, Callable[..., Any]]:
+    """Return the functions of the library by name; raise AttributeError where one is missing."""
+    functions: dict[str, Callable[..., Any]] = {}
     for name, pointers in POINTERS.items():
         floats = 2 if name == "forward" else 0
         for dtype in ("float32", "bfloat16"):
@@ -143,36 +148,44 @@ def library() -> Mapping[str, Callable[..., Any]] | None:
     return functions
 
 
-def _build() -> Path:
-    """Compile norm_relu.cpp for this processor, unless the cache has it."""
+def _load() -> ctypes.CDLL:
+    """Load norm_relu.cpp as compiled for this processor, from the user's cache or else built anew.
+
+    A container often has no home, or none that can be written. Each process then builds its own.
+    """
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         raise FileNotFoundError("no C++ compiler found")
     key = "\n".join([SOURCE.read_text(), compiler, *FLAGS, _processor()])
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnests"
-    target = folder / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built = Path(scratch, "kernels.so")
-            subprocess.run(
-                [compiler, *FLAGS, str(SOURCE), "-o", str(built)], check=True, capture_output=True
-            )
-            os.replace(
-                built, target
-            )  # two runs may start at once: a reader sees a whole library or none
-    return target
+    name = f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnests"
+        if not (folder / name).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _compile(compiler, folder, name)
+        return ctypes.CDLL(str(folder / name))
+    except (OSError, RuntimeError) as error:  # Path.home() raises the latter
+        log.info("norm_relu.cpp is built for this process alone, as its cache fails: %s", error)
+    with tempfile.TemporaryDirectory() as own:
+        _compile(compiler, Path(own), name)
+        return ctypes.CDLL(str(Path(own, name)))
+
+
+def _compile(compiler: str, folder: Path, name: str) -> None:
+    """Compile norm_relu.cpp into `folder`; raise a SubprocessError where the compiler fails."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        built = Path(scratch, "kernels.so")
+        command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        # Two runs may start at once: a reader sees a whole library or none.
+        os.replace(built, folder / name)
 
 
 def _processor() -> str:
-    """What -march=native depends on: a home directory may be shared by different machines."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return "\n".join(
-            sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-        )
-    except OSError:
-        return f"{platform.machine()} {platform.processor()} {platform.node()}"
+    """Return what -march=native depends on: different machines may share a home directory."""
+    told = cpu_info()
+    known = [told[key] for key in ("model name", "flags", "Features") if key in told]
+    return "\n".join(known or [platform.machine(), platform.processor(), platform.node()])
 
 
 def keep_freed_memory() -> None:

@@ -8,20 +8,25 @@ H x W pixels, K classes.
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from resnests.config.compose import conf_dir
 from resnests.config.parts import HEADS, Arch, Variant
 from resnests.config.schema import part_from
-from resnests.config.targets import build, takes
+from resnests.config.targets import broken, build, takes
 from resnests.errors import UserError, require, require_one_of
 from resnests.models.norm_relu import norm_relu
+from resnests.models.weights import load_weights
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
@@ -29,13 +34,13 @@ def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
 
 
 def flat(stages: nn.ModuleList) -> Iterator[Any]:
-    """Block by block through all stages."""
+    """Yield block by block through all stages."""
     for stage in stages:
         yield from cast(nn.ModuleList, stage)
 
 
 def pool(x: Tensor) -> Tensor:
-    """Global average: (N, C, H, W) -> (N, C)."""
+    """Return the average over space: (N, C, H, W) -> (N, C)."""
     return x.mean((2, 3))
 
 
@@ -58,7 +63,7 @@ class Block(nn.Module):
             )
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C_in, H, W) -> the features v and the shortcut, both (N, C_out, H/stride,
+        """Return the features v and the shortcut of x (N, C_in, H, W), both (N, C_out, H/stride,
         W/stride).
         """
         y, x = norm_relu(x, self.bn1)
@@ -162,8 +167,8 @@ class OwnHead(nn.Module):
 
 
 def build_network(arch: Arch, variant: Variant, num_classes: int) -> nn.Module:
-    """The network of `arch` with the head of `variant`: images (N, 3, H, W) -> logits
-    (N, num_classes). Raises a UserError where a piece of the user's fails.
+    """Return the network of `arch` with the head of `variant`: images (N, 3, H, W) -> logits
+    (N, num_classes). Raise a UserError where a piece of the user's fails.
 
     Right after torch.manual_seed(s) the parameters of the paper's networks are drawn in the
     official order, so seed s gives the official initial network.
@@ -191,7 +196,7 @@ def build_model(
     num_classes: int = 10,
     weights: Path | str | None = None,
 ) -> nn.Module:
-    """build_network for use as a library.
+    """Return a network; this is build_network for use as a library.
 
     `arch` is the name of a file in conf/arch, or (blocks per stage, widths per stage); `variant`
     that of a head; `weights` a file, ours, official or .safetensors, whose names and shapes must
@@ -208,14 +213,12 @@ def build_model(
         variant = Variant(name=variant, head=variant)
     network = build_network(arch, variant, num_classes)
     if weights is not None:
-        from resnests.training.checkpoint import load_weights
-
         load_weights(Path(weights), network)
     return network
 
 
 def load_arch(name: str) -> Arch:
-    """The architecture that conf/arch/<name>.yaml describes."""
+    """Return the architecture that conf/arch/<name>.yaml describes."""
     known = {path.stem: path for path in (conf_dir() / "arch").glob("*.yaml")}
     require_one_of("arch", name, tuple(sorted(known)))
     values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(known[name])))
@@ -223,11 +226,35 @@ def load_arch(name: str) -> Arch:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def initial_model(arch: Arch, variant: Variant, num_classes: int, seed: int) -> nn.Module:
-    """The network of `seed`, drawn on the CPU so that every device starts from the same weights."""
+def initial_model(
+    arch: Arch, variant: Variant, num_classes: int, seed: int, size: Sequence[int]
+) -> nn.Module:
+    """Return the network of `seed`, drawn on the CPU so that every device starts from the same
+    weights.
+
+    Networks of a user's may draw from numpy and Python's random, too.
+    """
     torch.manual_seed(seed)
-    return build_network(arch, variant, num_classes)
+    np.random.seed(seed)
+    random.seed(seed)
+    network = build_network(arch, variant, num_classes)
+    if any(map(is_lazy, itertools.chain(network.parameters(), network.buffers()))):
+        _materialise(network, size)
+    return network
+
+
+@torch.no_grad()
+def _materialise(network: nn.Module, size: Sequence[int]) -> None:
+    """Give the lazy parameters of a user's network their shapes, by images of height and width
+    `size`, so that they can be counted, drawn and trained; raise a UserError.
+    """
+    network.eval()  # in which batch norm keeps its statistics
+    try:
+        network(torch.zeros(2, 3, *size))
+    except Exception as error:
+        raise broken(f"arch: a batch of 2x3x{size[0]}x{size[1]} fails", error) from error
+    network.train()

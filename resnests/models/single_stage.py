@@ -28,7 +28,7 @@ class ResNEst(nn.Module):
         self.linear = nn.Linear(width, num_classes)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """v_0 .. v_L, (N, K_i) each."""
+        """Return v_0 .. v_L, (N, K_i) each."""
         v, x = [x], self.W_0(x)
         for inner, outer in zip(self.G, self.W, strict=True):
             v.append(F.relu(inner(x)))
@@ -36,7 +36,7 @@ class ResNEst(nn.Module):
         return v
 
     def maps(self) -> list[Tensor]:
-        """W_0 .. W_L, (M, K_i) each: x_L is the sum of W_i v_i."""
+        """Return W_0 .. W_L, (M, K_i) each: x_L is the sum of W_i v_i."""
         return [self.W_0.weight, *(cast(nn.Linear, layer).weight for layer in self.W)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class DenseNEst(nn.Module):
         self.linear = nn.Linear(width, num_classes)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """x, then what each block adds, (N, D_i) each."""
+        """Return x, then what each block adds, (N, D_i) each."""
         v: list[Tensor] = [x]
         for layer in self.Q:
             v.append(F.relu(layer(torch.cat(v, 1))))
@@ -70,7 +70,7 @@ class DenseNEst(nn.Module):
 
 @torch.no_grad()
 def as_wide_resnest(dense: DenseNEst) -> ResNEst:
-    """The ResNEst that computes the same function, with M = N_in + sum of D_i.
+    """Return the ResNEst that computes the same function, with M = N_in + sum of D_i.
 
     W_0 = [I; 0]; W_i puts the D_i values of block i into rows that are still zero; G_i reads what
     Q_i reads, the rows before them.
@@ -127,7 +127,7 @@ class SingleStage(nn.Module):
             self.net = ResNEst(pixels**2, width, [features] * depth, num_classes)
 
     def inputs(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> v_0, (N, pixels^2)."""
+        """Return v_0, (N, pixels^2), of images (N, C, H, W)."""
         return F.adaptive_avg_pool2d(images.mean(1, keepdim=True), self.pixels).flatten(1)
 
     def forward(self, images: Tensor) -> Tensor:

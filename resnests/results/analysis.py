@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from resnests.paper import dataset_label, variant_label
-from resnests.results.cells import CELL, Cell, row_name
+from resnests.results.cells import CELL, Cell, names, row_name
+from resnests.results.notes import cell_name, seed_list
 from resnests.results.stats import standard_error, t_quantile
 from resnests.results.tables import NONE, Table
 from resnests.runs.directory import RunDirectory
 
-# What every table and figure of an analysis has to say.
-CONFOUND = (
-    "ResNEst and DenseNEst train with learning rate 0.01, all others with 0.1: differences between "
-    "them and the others are of both."
-)
 _DEFINITIONS = (
     "(a) the trained network; (b) the least over its last two maps W_L and W_{L+1}, its features "
     "fixed; (c) the bound: the least over all linear maps of its exact features; ε = (b) - (c); "
@@ -29,49 +26,67 @@ _KINDS = (
 )
 
 
-def read_analyses(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row per solve of each analysed complete run of labelled `runs`: CELL, seed, what runs share
-    under the names of Analysis, and the fields of Solve; empty where none was analysed.
+@dataclass
+class Analyses:
+    """What the analysed complete runs have: `solves` has a row per solve, `runs` one per run.
+
+    Both have CELL, setting, seed, path and the values that the run was analysed with; `solves` the
+    fields of Solve, `runs` status, optimizer.lr, arch.widths, blocks and Analysis.summary.
     """
-    rows: list[dict[str, Any]] = []
+
+    solves: pd.DataFrame
+    runs: pd.DataFrame
+
+    @property
+    def empty(self) -> bool:
+        return self.runs.empty
+
+
+def read_analyses(runs: pd.DataFrame) -> Analyses:
+    """Read the analyses of labelled `runs`.
+
+    Numbers of different analysis.l2 or analysis.tolerance are never averaged: where a data set has
+    several, `setting` names those of a run, and `row` ends with it.
+    """
+    solves: list[dict[str, Any]] = []
+    analysed: list[dict[str, Any]] = []
     for run in runs[runs["status"] == "complete"].to_dict("records"):
         analysis = RunDirectory(run["path"]).analysis.read_analysis()
         if analysis is None:
             continue
         shared = dataclasses.asdict(analysis)
-        solves = shared.pop("solves")
-        named = {name: run.get(name) for name in (*CELL, "seed", "path", "arch.widths")}
-        rows += [named | shared | {"position": i} | solve for i, solve in enumerate(solves)]
-    frame = pd.DataFrame(rows)
-    for name in CELL if rows else ():
-        frame[name] = pd.Categorical(frame[name], runs[name].cat.categories, ordered=True)
-    return frame
+        own = shared.pop("solves")
+        named = {name: run.get(name) for name in (*CELL, "seed", "path", "arch.widths")} | shared
+        solves += [named | {"position": i} | solve for i, solve in enumerate(own)]
+        blocks = len({solve["group"] for solve in own if "." in solve["group"]})
+        more = {"status": run.get("analysis.status"), "optimizer.lr": run.get("optimizer.lr")}
+        analysed.append(named | more | {"blocks": blocks} | analysis.summary())
+    return Analyses(_by_setting(solves, runs), _by_setting(analysed, runs))
 
 
-def summaries(analyses: pd.DataFrame) -> pd.DataFrame:
-    """A row per analysed run: CELL, seed, arch.widths, blocks, what is shared below, and
-    Analysis.summary.
-    """
-    shared = ["l2", "tolerance", "coupled", "width", "needed_width", "smallest_singular_value"]
-    first = analyses.drop_duplicates("path")
-    rows = []
-    for run in first.to_dict("records"):
-        analysis = RunDirectory(run["path"]).analysis.read_analysis()
-        assert analysis is not None
-        blocks = len({solve.group for solve in analysis.solves if "." in solve.group})
-        named = {name: run[name] for name in (*CELL, "seed", "arch.widths", *shared)}
-        rows.append(named | {"blocks": blocks} | analysis.summary())
+def _by_setting(rows: list[dict[str, Any]], runs: pd.DataFrame) -> pd.DataFrame:
+    """Make a frame of `rows` with the column `setting`, and CELL ordered as in `runs`."""
     frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame
+    frame["setting"] = ""
+    for key in ("l2", "tolerance"):
+        several = frame.groupby("dataset")[key].transform("nunique") > 1
+        words = ", analysis." + key + "=" + frame[key].astype(str)
+        frame["setting"] += words.where(several, "")
+    frame["row"] = (frame["row"] + frame["setting"]).str.removeprefix(", ")
+    frame["setting"] = frame["setting"].str.removeprefix(", ")
     for name in CELL:
-        frame[name] = pd.Categorical(frame[name], analyses[name].cat.categories, ordered=True)
+        known = list(runs[name].cat.categories)
+        more = sorted(set(frame[name]) - set(known))
+        frame[name] = pd.Categorical(frame[name], [*known, *more], ordered=True)
     return frame
 
 
-def analysis_tables(analyses: pd.DataFrame) -> list[Table]:
+def analysis_tables(analyses: Analyses) -> list[Table]:
     """Per data set: training risk with penalty and its gaps, the test set, and squared error."""
-    runs = summaries(analyses)
     tables = []
-    for dataset, mine in runs.groupby("dataset", observed=True):
+    for dataset, mine in analyses.runs.groupby("dataset", observed=True):
         (l2,) = mine["l2"].unique() if mine["l2"].nunique() == 1 else ("l2",)
         penalised = f"mean cross-entropy + {l2}/2 |map|² over standardised features, bias included"
         tables += [
@@ -125,28 +140,55 @@ def _table(
         rows.append([*label, f"{len(cell)}", *shown])
     error = runs["eps_error"].max()
     notes = ["Mean over seeds, and its 95% interval (Student's t) where there are several.", _KINDS]
+    notes += _unfinished(runs)
     if not key.startswith("analysis_squared") and error > 0:
         notes.append(f"Certificates leave each ε open by at most {error:.1g} to either side.")
-    at_its_own_rate = runs["variant"].astype(str).isin(("resnest", "densenest"))
-    if at_its_own_rate.any() and not at_its_own_rate.all():
-        notes.append(CONFOUND)
+    notes += _learning_rates(runs)
     if runs["coupled"].isna().any():
         notes.append(f"{NONE} for Standard: its relu before the pooling leaves no exact features.")
     return Table(key, title, caption, ["Architecture", "Variant", "n", *columns], rows, notes)
 
 
+def _learning_rates(runs: pd.DataFrame) -> list[str]:
+    """Name the learning rates of the variants of one row where they differ."""
+    notes = []
+    for row, some in runs.groupby("row", observed=True):
+        rates = some.groupby("optimizer.lr")["variant"].agg(names)
+        if len(rates) > 1:
+            words = [f"{rate:g} ({', '.join(map(variant_label, v))})" for rate, v in rates.items()]
+            what = f"Learning rates{f' of {row}' if row else ''}: {', '.join(words)}"
+            notes.append(f"{what}; differences between those variants are of both.")
+    return notes
+
+
+def _unfinished(runs: pd.DataFrame) -> list[str]:
+    """Name the analyses that are not complete, which have no bound yet."""
+    left = runs[runs["status"] != "complete"]
+    return [
+        f"Not analysed to the end ({why}): {seed_list(some['seed'])} of {cell_name(Cell(*name))}."
+        for (*name, why), some in left.groupby([*CELL, "status"], observed=True)
+    ]
+
+
 def interval(values: pd.Series, percent: bool = False) -> str:
-    """Mean, and the interval of it, such as "0.2345 [0.2301 to 0.2389]"."""
+    """Return the mean and the interval of it, such as "0.2345 [0.2301 to 0.2389]"; with n where
+    not all `values` are known.
+    """
     known = values.dropna().astype(float)
     if known.empty:
         return NONE
     digits = 2 if percent else 4
     cell = pd.DataFrame({"n": [len(known)], "mean": [known.mean()], "std": [known.std()]})
-    text = f"{round(known.mean(), digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
+
+    def shown(number: float) -> str:
+        return f"{round(number, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
+
+    text = shown(known.mean())
+    text += f" (n={len(known)})" if len(known) < len(values) else ""
     half = float((t_quantile(cell["n"]) * standard_error(cell)).iloc[0])
     if len(known) < 2 or pd.isna(half):
         return text
     low, high = known.mean() - half, known.mean() + half
     if percent:
         low, high = max(low, 0.0), min(high, 100.0)
-    return f"{text} [{low:.{digits}f} to {high:.{digits}f}]"
+    return f"{text} [{shown(low)} to {shown(high)}]"

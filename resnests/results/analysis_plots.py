@@ -10,10 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
 
 from resnests.paper import variant_label
-from resnests.results.analysis import summaries
+from resnests.results.analysis import Analyses
 from resnests.results.cells import row_name
 from resnests.results.style import (
     COLORS,
@@ -21,13 +20,13 @@ from resnests.results.style import (
     STYLE,
     WIDTH,
     Drawing,
-    Look,
-    entry,
+    VariantStyle,
     figure_key,
     figure_name,
-    finish,
-    looks,
+    legend_entry,
     plain_numbers,
+    title_and_legend,
+    variant_styles,
 )
 from resnests.runs.analysis import PREFIX
 
@@ -37,11 +36,12 @@ _WORDS = {
 }
 
 
-def drawings(analyses: pd.DataFrame) -> Iterator[Drawing]:
-    """All figures of the rows of read_analyses."""
+def drawings(analyses: Analyses) -> Iterator[Drawing]:
+    """Draw all figures of `analyses`, one by one."""
     if analyses.empty:
         return
-    prefixes = analyses[(analyses["quantity"] == PREFIX) & analyses["value"].notna()]
+    solves, runs = analyses.solves, analyses.runs
+    prefixes = solves[(solves["quantity"] == PREFIX) & solves["value"].notna()]
     for (dataset, arch, row), mine in prefixes.groupby(["dataset", "arch", "row"], observed=True):
         if mine["width"].notna().any():
             continue
@@ -52,7 +52,6 @@ def drawings(analyses: pd.DataFrame) -> Iterator[Drawing]:
                 yield _curves(some, key, f"{name}. {_WORDS[family]}")
                 key = figure_key(f"drops_{family}", dataset, arch, row)
                 yield _drops(some, key, f"{name}. {_WORDS[family]}")
-    runs = summaries(analyses)
     coupled = runs[runs["coupled"].eq(True) & runs["width"].isna()]
     alike = ["dataset", "arch.widths", "row"]
     for (dataset, widths, row), mine in coupled.groupby(alike, observed=True):
@@ -61,10 +60,11 @@ def drawings(analyses: pd.DataFrame) -> Iterator[Drawing]:
                 key = figure_key("depth", dataset, widths, row)
                 yield _depth(mine, key, figure_name(dataset, row))
     wide = runs.dropna(subset=["width"])
-    for (dataset, arch), mine in wide.groupby(["dataset", "arch"], observed=True):
+    alike = ["dataset", "arch", "setting"]
+    for (dataset, arch, setting), mine in wide.groupby(alike, observed=True):
         if mine["width"].nunique() > 1:
             with mpl.rc_context(STYLE):
-                yield _width(mine, str(dataset), str(arch))
+                yield _width(mine, str(dataset), str(arch), setting)
 
 
 def _families(prefixes: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -94,19 +94,18 @@ def _curves(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
     axes = figure.subplots(2, 1, sharex=True)
     labels = ("Training risk + penalty", "Test cross-entropy")
     tables = []
-    variants = looks(prefixes["variant"])
+    variants = variant_styles(prefixes["variant"])
     names = _longest(_over_seeds(prefixes, "value"))
     for panel, column, label in zip(axes, ("value", "test_loss"), labels, strict=True):
         data = _over_seeds(prefixes, column)
         tables.append(data.assign(quantity=column))
-        for look in variants:
-            _line(panel, data[data["variant"] == look.variant], look, names)
+        for style in variants:
+            _line(panel, data[data["variant"] == style.variant], style, names)
         panel.set(ylabel=label, yscale="log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         plain_numbers(panel.yaxis)
     axes[1].set_xlabel("Blocks of features")
     axes[1].set_xticks(range(len(names)), names, rotation=45, ha="right")
-    finish(figure, title, [entry(look, look.line) for look in variants])
+    title_and_legend(figure, title, [legend_entry(style, style.line) for style in variants])
     several = tables[0]["n"].max() > 1
     seeds = "band of one sample standard deviation over seeds; " if several else ""
     words = (
@@ -130,11 +129,11 @@ def _places(groups: pd.Series, names: list[str]) -> np.ndarray:
     return first + np.arange(len(groups))
 
 
-def _line(axes: Axes, data: pd.DataFrame, look: Look, names: list[str]) -> None:
+def _line(axes: Axes, data: pd.DataFrame, style: VariantStyle, names: list[str]) -> None:
     x, spread = _places(data["group"], names), data["std"].fillna(0)
-    axes.plot(x, data["mean"], **look.line)
+    axes.plot(x, data["mean"], **style.line)
     axes.fill_between(
-        x, data["mean"] - spread, data["mean"] + spread, color=look.line["color"], alpha=0.2, lw=0
+        x, data["mean"] - spread, data["mean"] + spread, color=style.line["color"], alpha=0.2, lw=0
     )
 
 
@@ -143,27 +142,27 @@ def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
     ordered = prefixes.sort_values(["path", "position"], kind="stable")
     drop = -ordered.groupby("path")["value"].diff()
     data = _over_seeds(ordered.assign(drop=drop).dropna(subset=["drop"]), "drop")
-    variants = looks(data["variant"])
+    variants = variant_styles(data["variant"])
     names = _longest(data)
     figure = Figure(figsize=(WIDTH, 2.6))
     axes = figure.subplots()
     thickness = 0.8 / len(variants)
-    for place, look in enumerate(variants):
-        mine = data[data["variant"] == look.variant]
+    for place, style in enumerate(variants):
+        mine = data[data["variant"] == style.variant]
         x = np.array([names.index(g) if g in names else i for i, g in enumerate(mine["group"])])
         offset = (place - (len(variants) - 1) / 2) * thickness
         axes.bar(
             x + offset, mine["mean"].clip(lower=1e-5), thickness * 0.9,
-            color=look.line["color"], yerr=mine["std"], error_kw={"elinewidth": 0.6},
-            hatch=("", "////", "....", "xxxx", "++", "\\\\\\\\", "oo")[look.index % 7],
+            color=style.line["color"], yerr=mine["std"], error_kw={"elinewidth": 0.6},
+            hatch=("", "////", "....", "xxxx", "++", "\\\\\\\\", "oo")[style.index % 7],
             edgecolor="white", linewidth=0.3,
         )  # fmt: skip
     axes.set(yscale="log", ylabel="Drop of training risk", xlabel="Block")
     plain_numbers(axes.yaxis)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    handles = [Line2D([], [], marker="s", linestyle="none", color=look.line["color"],
-                      label=variant_label(look.variant)) for look in variants]  # fmt: skip
-    finish(figure, title, handles)
+    handles = [Line2D([], [], marker="s", linestyle="none", color=style.line["color"],
+                      label=variant_label(style.variant)) for style in variants]  # fmt: skip
+    title_and_legend(figure, title, handles)
     words = f"What each block adds, {title}: drop of the least training risk (with penalty; "
     words += "logarithmic axis), mean"
     words += " and one sample standard deviation over seeds" if data["n"].max() > 1 else ""
@@ -174,20 +173,24 @@ def _depth(runs: pd.DataFrame, key: str, name: str) -> Drawing:
     """ε over the number of blocks of architectures of the same widths."""
     figure = Figure(figsize=(WIDTH, 3.4))
     panels = figure.subplots(2, 1, sharex=True)
-    variants = looks(runs["variant"])
+    variants = variant_styles(runs["variant"])
     for axes, column, label in zip(
         panels, ("eps", "squared_eps"), ("ε, cross-entropy", "ε, squared error"), strict=True
     ):
-        for look in variants:
-            mine = runs[runs["variant"] == look.variant]
-            axes.plot(mine["blocks"], mine[column], **look.point, alpha=0.5, markersize=3)
+        for style in variants:
+            mine = runs[runs["variant"] == style.variant]
+            axes.plot(mine["blocks"], mine[column], **style.point, alpha=0.5, markersize=3)
             means = mine.groupby("blocks")[column].mean()
-            axes.plot(means.index, means, **look.line | {"marker": ""})
+            axes.plot(means.index, means, **style.line | {"marker": ""})
         axes.set(ylabel=label, ylim=(0, None))
     depths = runs.drop_duplicates("blocks").sort_values("blocks")
     panels[1].set_xlabel("Blocks")
     panels[1].set_xticks(depths["blocks"], [f"{blocks}" for blocks in depths["blocks"]])
-    finish(figure, f"{name}: depth and the gap", [entry(look, look.line) for look in variants])
+    title_and_legend(
+        figure,
+        f"{name}: depth and the gap",
+        [legend_entry(style, style.line) for style in variants],
+    )
     archs = ", ".join(depths["arch"].astype(str))
     words = (
         f"ε over the number of blocks, {name} ({archs}): the gap between the best last two maps "
@@ -198,7 +201,7 @@ def _depth(runs: pd.DataFrame, key: str, name: str) -> Drawing:
     return Drawing(key, words, figure, runs[columns])
 
 
-def _width(runs: pd.DataFrame, dataset: str, arch: str) -> Drawing:
+def _width(runs: pd.DataFrame, dataset: str, arch: str, setting: str) -> Drawing:
     """ε and the smallest singular value over the width, a point a run."""
     figure = Figure(figsize=(WIDTH, 4.6))
     axes = figure.subplots(3, 1, sharex=True)
@@ -226,8 +229,8 @@ def _width(runs: pd.DataFrame, dataset: str, arch: str) -> Drawing:
     axes[-1].minorticks_off()
     point = Line2D([], [], marker=MARKERS[0], linestyle="none", color=COLORS[2], label="a run")
     line = Line2D([], [], color=COLORS[4], linestyle="--", label=f"N_in + ΣK_i = {needed:g}")
-    name = figure_name(dataset, row_name(arch, ""))
-    finish(figure, f"{name}: width and the gap to the bound", [point, line])
+    name = figure_name(dataset, row_name(arch, setting))
+    title_and_legend(figure, f"{name}: width and the gap to the bound", [point, line])
     words = (
         f"Width test, {name}: ε, the gap between the best last two maps and the best map of all "
         "features, and the smallest singular value of [W_0 .. W_{L-1}]. That ε = 0 right of the "
@@ -238,4 +241,4 @@ def _width(runs: pd.DataFrame, dataset: str, arch: str) -> Drawing:
         "variant", "row", "seed", "width", "needed_width", "smallest_singular_value",
         "eps", "eps_error", "squared_eps", "trained", "last_maps", "bound", "linear",
     ]  # fmt: skip
-    return Drawing(figure_key("width", dataset, arch), words, figure, runs[columns])
+    return Drawing(figure_key("width", dataset, arch, setting), words, figure, runs[columns])

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from resnests.config.recipe import telling_keys
+from resnests.config.recipe import IMAGES, telling_keys
 from resnests.paper import ARCHS, VARIANTS, arch_label, learning_rate, variant_label
-from resnests.results.frame import text
+from resnests.text import as_typed
 
 
 class Cell(NamedTuple):
@@ -33,6 +33,7 @@ ROW = ["dataset", "arch", "row"]
 
 _FIRST = {"dataset": ("cifar10", "cifar100"), "arch": ARCHS, "row": (), "variant": VARIANTS}
 _GIVEN = "given weights"
+NO_DIGEST = "images not on record"
 # What the variants of one row may differ in.
 _OF_VARIANT = ("variant.", "weights", "task", "optimizer.lr")
 # What matters to the numbers of given weights.
@@ -45,7 +46,7 @@ _SAID = (
 
 
 def label_rows(runs: pd.DataFrame) -> pd.DataFrame:
-    """`runs` with the columns `given` (weights were given, not trained) and `row`.
+    """Return `runs` with the columns `given` (weights were given, not trained) and `row`.
 
     `row` names what sets a recipe apart from the others of its data set: "" where there is only
     one, otherwise such as "optimizer.lr=0.05, trainer.epochs=10". Architectures keep their own
@@ -57,21 +58,25 @@ def label_rows(runs: pd.DataFrame) -> pd.DataFrame:
     runs = runs.assign(given=runs["weights"].notna())
     identity = ["dataset", "arch", "variant", "recipe", "given"]
     recipes = runs.drop_duplicates(identity).reset_index(drop=True)
+    recipes["single"] = [_is_single(recipe) for recipe in recipes.to_dict("records")]
+    same = recipes[recipes["single"]].duplicated(["dataset", "arch", "variant", "seed"], keep=False)
+    recipes["several"] = same.reindex(recipes.index, fill_value=False)
     labels = pd.Series("", index=recipes.index)
     for _, group in recipes.groupby(["dataset", "given"], sort=False):
         labels[group.index] = _labels(group)
-    runs = runs.merge(recipes[identity].assign(row=labels), how="left", on=identity)
+    place = runs.groupby(identity, sort=False).ngroup()  # in the order of `recipes`
+    runs = runs.assign(row=labels.take(place).to_numpy())
     return runs.assign(**{name: _ordered(runs[name], [*first]) for name, first in _FIRST.items()})
 
 
 def names(column: pd.Series) -> list[str]:
-    """The names that occur in a column of CELL, in their order."""
+    """Return the names that occur in a column of CELL, in their order."""
     return list(column.cat.remove_unused_categories().cat.categories)
 
 
 def drop_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Labelled `runs` with each seed, and each given file of weights, once in a cell; and a line
-    per one left out.
+    """Return labelled `runs` with each seed, and each given file of weights, once in a cell; and a
+    line per one left out.
 
     Of two runs with one seed (two trees that were read as one, say) a complete one is kept, and of
     those the later.
@@ -79,34 +84,36 @@ def drop_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     started = runs.get("provenance.started", pd.Series("", runs.index)).astype(str)
     best_first = pd.DataFrame({"complete": runs["status"] == "complete", "started": started})
     best_first = best_first.sort_values(["complete", "started"], ascending=False, kind="stable")
-    runs = runs.loc[best_first.index]
+    left = runs.loc[best_first.index, [*CELL, "seed", "weights_sha256", "path"]]
     lines = []
     for key, what in (("seed", "seed"), ("weights_sha256", "weights")):
-        known = runs[runs[key].notna()]
+        known = left[left[key].notna()]
         kept = known.groupby([*CELL, key], sort=False, observed=True)["path"].transform("first")
         copies = known.loc[known["path"] != kept, "path"]
         lines += [
             f"{path}: left out, the same {what} of the same cell as {kept[index]}"
             for index, path in copies.items()
         ]
-        runs = runs.drop(copies.index)
-    return runs.sort_index(), lines
+        left = left.drop(copies.index)
+    return (runs.loc[left.index.sort_values()] if lines else runs), lines
 
 
 def row_name(arch: str, row: str) -> str:
-    """The name of a row as tables show it."""
+    """Return the name of a row as tables show it."""
     return f"{arch_label(arch)}, {row}" if row else arch_label(arch)
 
 
 def common_recipe(runs: pd.DataFrame) -> str:
-    """What all trained runs of a data set share: the values that are no defaults, and the
+    """Return what all trained runs of a data set share: the values that are no defaults, and the
     learning rates.
     """
     trained = runs[~runs["given"]]
     if trained.empty:
         return ""
     recipes = [json.loads(values) for values in trained["recipe_values"].unique()]
-    shared = set.intersection(*({(k, text(v)) for k, v in recipe.items()} for recipe in recipes))
+    shared = set.intersection(
+        *({(k, as_typed(v)) for k, v in recipe.items()} for recipe in recipes)
+    )
     parts = [f"{key}={value}" for key, value in sorted(shared) if not key.startswith(_SAID)]
     rates = {
         row: _learning_rates(group)
@@ -121,7 +128,7 @@ def common_recipe(runs: pd.DataFrame) -> str:
 
 
 def _ordered(column: pd.Series, first: list[str]) -> pd.Series:
-    """`column` as categories: `first`, then the others by name with numbers read as numbers,
+    """Return `column` as categories: `first`, then the others by name with numbers read as numbers,
     rows of given weights last.
     """
 
@@ -135,7 +142,7 @@ def _ordered(column: pd.Series, first: list[str]) -> pd.Series:
 
 
 def _learning_rates(row: pd.DataFrame) -> str:
-    """The learning rates of one row, such as "optimizer.lr=0.1 (0.01 for ResNEst)"."""
+    """Return the learning rates of one row, such as "optimizer.lr=0.1 (0.01 for ResNEst)"."""
     if "optimizer.lr" not in row:
         return ""
     rates = row.groupby("variant", observed=True)["optimizer.lr"].first()
@@ -147,7 +154,7 @@ def _learning_rates(row: pd.DataFrame) -> str:
 
 
 def _labels(recipes: pd.DataFrame) -> list[str]:
-    """The label of each recipe, of one data set and either all trained or all given."""
+    """Return the label of each recipe, of one data set and either all trained or all given."""
     values = [_row_values(recipe) for recipe in recipes.to_dict("records")]
     networks = [{k: v for k, v in value.items() if k.startswith("arch.")} for value in values]
     others = [{k: v for k, v in value.items() if not k.startswith("arch.")} for value in values]
@@ -168,21 +175,30 @@ def _labels(recipes: pd.DataFrame) -> list[str]:
 
 
 def _row_values(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What separates rows: the recipe's values without those in which variants differ by nature."""
+    """Return what separates rows: the recipe's values without those in which variants differ by
+    nature.
+    """
     recorded = json.loads(recipe["recipe_values"])
-    values = {k: text(value) for k, value in recorded.items() if not k.startswith(_OF_VARIANT)}
+    values = {k: as_typed(value) for k, value in recorded.items() if not k.startswith(_OF_VARIANT)}
     if recipe["given"]:
         # How given weights were trained is not on record; two folders of them are two rows.
         values = {key: value for key, value in values.items() if key.startswith(_OF_EVALUATION)}
-        folder = recorded.get("weights")
-        single = folder is None or Path(folder).name == Path(recipe["weights"]).name
-        values["weights"] = "single files" if single else folder
+        file = recipe["weights"] if recipe["several"] else "single files"
+        values["weights"] = file if recipe["single"] else recorded["weights"]
     return values
 
 
+def _is_single(recipe: dict[str, Any]) -> bool:
+    """Return whether weights were given as a file, not in a folder that has one for each seed."""
+    if not recipe["given"]:
+        return False
+    folder = json.loads(recipe["recipe_values"]).get("weights")
+    return folder is None or Path(folder).name == Path(recipe["weights"]).name
+
+
 def _rates(recipes: pd.DataFrame, values: list[dict[str, Any]]) -> dict[int, list[str]]:
-    """What tells recipes apart by index where one variant of a row, of which `values` are the
-    same, has several learning rates or heads; a head's source and arguments count.
+    """Return what tells recipes apart by index where one variant of a row, of which `values` are
+    the same, has several learning rates or heads; a head's source and arguments count.
     """
     parts: dict[int, list[str]] = {index: [] for index in recipes.index}
     if recipes["given"].any() or "optimizer.lr" not in recipes:
@@ -198,12 +214,14 @@ def _rates(recipes: pd.DataFrame, values: list[dict[str, Any]]) -> dict[int, lis
             heads = [{k: v for k, v in r.items() if k.startswith("variant.")} for r in recorded]
             for key in sorted(telling_keys(heads)):
                 for index, head in zip(same.index, heads, strict=True):
-                    parts[index].append(_told(key, text(head.get(key, "default"))))
+                    parts[index].append(_told(key, as_typed(head.get(key, "default"))))
     return parts
 
 
 def _told(key: str, value: Any) -> str:
-    """What a label says of one value."""
+    """Return what a label says of one value."""
+    if key == IMAGES:
+        return NO_DIGEST if value == "default" else f"images {value[:8]}"
     piece, _, name = key.rpartition(".")
     return f"source of {piece} changed ({value})" if name == "code" else f"{key}={value}"
 

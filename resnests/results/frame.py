@@ -4,33 +4,32 @@ torch.
 
 from __future__ import annotations
 
-import dataclasses
-import json
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from resnests.errors import UserError
-from resnests.runs.directory import RunDirectory, find_runs
-from resnests.runs.record import METRICS, BrokenRecord, Record
+from resnests.results.columns import COLUMNS as COLUMNS
+from resnests.results.columns import Columns, Row, decode
+from resnests.results.select import select
+from resnests.runs.directory import ANALYSIS, RunDirectory, find_runs
+from resnests.runs.record import BrokenRecord, Record
 
-# What a run is, how it ended, and what it measured: the columns that every frame has, in this
-# order.
-COLUMNS = (
-    "path", "dataset", "arch", "variant", "seed", "recipe", "status", "weights", "weights_sha256",
-    "parameters", "epochs", "epoch", *METRICS, "seconds", "images_per_second", "error",
-    "recipe_values",
-)  # fmt: skip
-# Keys of the configuration that are columns already.
-_LABELS = ("dataset.name", "arch.name", "variant.name", "seed", "task", "weights")
+_Stamp = tuple[tuple[int, ...] | None, ...]
 
 
-def load_runs(root: Path | str = "runs", trials: bool = False) -> pd.DataFrame:
-    """Every run below `root`, one row each; warns of records that are broken, raises UserError
-    where there is no run. The `trials` of searches (docs/search.md) are no results, and come only
+def load_runs(
+    root: Path | str = "runs", trials: bool = False, query: str | Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return every run below `root`, one row each; warn of records that are broken, raise a
+    UserError where there is no run.
+
+    `query` chooses among them as the words of aggregate.py do, such as "arch=resnet20 seed=0,1"
+    (see results/select.py). The `trials` of searches (docs/search.md) are no results, and come only
     where asked for, or where `root` is in the folder of a study.
 
     path              the run directory
@@ -54,17 +53,19 @@ def load_runs(root: Path | str = "runs", trials: bool = False) -> pd.DataFrame:
                       the configuration under its dotted keys, lists as one would type them
     provenance.git_commit, provenance.started, ...
                       code, versions, device and times (Unix seconds) of the run
-    analysis.bound, analysis.eps, ...
+    val_accuracy      where images were held out: percent of those, after the epoch that the other
+                      metrics are of
+    analysis.status, analysis.bound, analysis.eps, ...
                       where runs were analysed: see runs.analysis.Analysis.summary
     """
     frame, broken = read_runs(root, trials)
     for line in broken:
         warnings.warn(line, stacklevel=2)
-    return frame
+    return select(frame, query.split() if isinstance(query, str) else query)
 
 
 def read_runs(root: Path | str, trials: bool = False) -> tuple[pd.DataFrame, list[str]]:
-    """The frame of load_runs, and one line for each record that could not be used."""
+    """Return the frame of load_runs, and one line for each record that could not be used."""
     return Reader(root, trials).read()
 
 
@@ -73,12 +74,13 @@ class Reader:
 
     def __init__(self, root: Path | str, trials: bool = False) -> None:
         self.root, self.trials = root, trials
-        self.known: dict[Path, tuple[tuple[int, ...], dict[str, Any]]] = {}  # stamp and row
-        self.rows: list[dict[str, Any]] = []
+        self.columns = Columns()
+        self.known: dict[str, tuple[_Stamp, Row]] = {}
+        self.rows: list[Row] = []
         self.frame = pd.DataFrame()
 
     def read(self) -> tuple[pd.DataFrame, list[str]]:
-        """See read_runs; the very frame of the last time where nothing has changed."""
+        """See read_runs; return the very frame of the last time where nothing has changed."""
         root = self.root
         if not Path(root).is_dir():
             expected = "expected one with runs, which run.py makes (default: runs)"
@@ -86,8 +88,9 @@ class Reader:
         rows, broken = [], []
         for run in find_runs(root, self.trials):
             try:
-                if (row := self._row(run)) is not None:
-                    rows.append(row)
+                rows.append(self._row(run))
+            except FileNotFoundError:  # it was removed meanwhile
+                continue
             except (BrokenRecord, OSError) as error:
                 broken.append(f"{run.record_file}: left out, {error}")
         if not rows:
@@ -97,54 +100,66 @@ class Reader:
             expected = f"{root}: {found}; expected a directory that run.py trained runs in"
             raise UserError("\n".join([*broken, expected]))
         if rows != self.rows:
-            types = {"parameters": "Int64"} | dict.fromkeys(METRICS, float)
-            self.rows, self.frame = rows, pd.DataFrame(rows).astype(types)
+            self.rows, self.frame = rows, self.columns.frame(rows)
         return self.frame, broken
 
-    def _row(self, run: RunDirectory) -> dict[str, Any] | None:
-        found = run.record_file.stat()
-        stamp = (found.st_ino, found.st_mtime_ns, found.st_size)
-        before, row = self.known.get(run.path, ((), {}))
-        if before == stamp and row["status"] not in ("running", "killed"):  # which ask a process
-            return row
-        record = run.read_record()
-        if record is None:
-            return None
-        row = _row(run, record)
-        self.known[run.path] = stamp, row
+    def _row(self, run: RunDirectory) -> Row:
+        path = str(run.path)
+        # A file that is replaced changes its folder too: so does each step of an analysis.
+        stamp = _stamp(f"{path}/record.json"), _stamp(f"{path}/{ANALYSIS}")
+        before, row = self.known.get(path, (None, None))
+        if row is None or before != stamp or _asks_a_process(row):
+            row = self._read(run, path, analysed=stamp[1] is not None)
+            self.known[path] = stamp, row
+        return row
+
+    def _read(self, run: RunDirectory, path: str, analysed: bool) -> Row:
+        with open(f"{path}/record.json", "rb") as file:
+            text = file.read()
+        record = decode(text)
+        status = record.status
+        if status == "running":
+            status = _status(run, Record.from_json(text))
+        row = self.columns.row(record, path, status, _analysis(run) if analysed else {})
+        if status == "complete" and self.columns.config(row).get("dataset.val_fraction"):
+            row = row._replace(more=row.more | {"val_accuracy": _val_accuracy(run)})
         return row
 
 
-def text(value: Any) -> Any:
-    """A configured value as one types it on the command line; numbers stay numbers."""
-    if isinstance(value, list):
-        return "[" + ",".join(str(text(item)) for item in value) + "]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return value
+def _stamp(file: str) -> tuple[int, ...] | None:
+    """Return what changes with every new version of `file`, None where there is none."""
+    try:
+        found = os.stat(file)
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _row(run: RunDirectory, record: Record) -> dict[str, Any]:
-    row = {name: getattr(record, name, None) for name in COLUMNS}
-    row["path"] = str(run.path)
-    row["epoch"] = record.epochs
-    row["recipe_values"] = json.dumps(record.recipe_values, sort_keys=True)
-    if record.status == "running" and not record.is_alive(run.read_progress()):
-        row["status"] = "killed"
-    if record.task == "evaluate" and not record.weights:
-        row["weights"] = "unnamed file"
-    row |= {key: text(value) for key, value in flat(record.config) if key not in _LABELS}
-    for key, value in flat(dataclasses.asdict(record.provenance)):
-        row[f"provenance.{key}"] = None if value is None else text(value)
+def _asks_a_process(row: Row) -> bool:
+    """Return whether a status depends on a process, beside what is on disk."""
+    return bool({row.status, row.more.get("analysis.status")} & {"running", "killed"})
+
+
+def _analysis(run: RunDirectory) -> dict[str, Any]:
+    """Return the columns of the analysis of `run`, none where there is no sound one."""
     analysis = run.analysis.read_analysis()
-    if analysis is not None:
-        row |= {f"analysis.{key}": value for key, value in analysis.summary().items()}
-    return row
+    if analysis is None:
+        return {}
+    found = run.analysis.record_or_none()
+    status = _status(run.analysis, found) if found else "killed"
+    values = {"status": status} | analysis.summary()
+    return {f"analysis.{key}": value for key, value in values.items()}
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+def _val_accuracy(run: RunDirectory) -> float | None:
+    """Return the accuracy on the held-out images after the last epoch, None where it is unknown."""
+    try:
+        return run.read_history(("val_accuracy",))["val_accuracy"][-1]
+    except (BrokenRecord, IndexError):
+        return None
+
+
+def _status(run: RunDirectory, record: Record) -> str:
+    """Return the status on record, but "killed" where a running process is gone."""
+    gone = record.status == "running" and not record.is_alive(run.read_progress())
+    return "killed" if gone else record.status

@@ -8,7 +8,7 @@ import pandas as pd
 from pandas.api.typing import DataFrameGroupBy
 
 from resnests.paper import variant_label
-from resnests.results.cells import CELL, Cell, common_recipe, row_name
+from resnests.results.cells import CELL, NO_DIGEST, Cell, common_recipe, row_name
 from resnests.results.stats import LEVEL, POWER, t_quantile
 
 # Statuses in the order in which a cell and the list below the table name them; complete runs need
@@ -18,7 +18,7 @@ Troubles = dict[str, dict[int, str]]  # status -> seed -> why, "" where nothing 
 
 
 def troubles(runs: pd.DataFrame) -> dict[Cell, Troubles]:
-    """Per cell the seeds that its numbers lack.
+    """Return per cell the seeds that its numbers lack.
 
     A seed is missing in a cell where it has no run, and another cell of the same data set and
     recipe has one. A variant without any run counts as never meant to be run.
@@ -38,14 +38,14 @@ def troubles(runs: pd.DataFrame) -> dict[Cell, Troubles]:
 
 
 def marker(trouble: Troubles) -> str:
-    """What a cell shows of its troubles, such as " [1 failed, 2 missing]"."""
+    """Return what a cell shows of its troubles, such as " [1 failed, 2 missing]"."""
     parts = [f"{len(trouble[status])} {status}" for status in UNFINISHED if status in trouble]
     return f" [{', '.join(parts)}]" if parts else ""
 
 
 def mixed(runs: pd.DataFrame, epoch: str = "last") -> dict[Cell, list[str]]:
-    """Cells whose complete runs were not made alike, with what differs and in which seeds: code,
-    type of device, and how often there was a best epoch to choose, where one was.
+    """Return the cells whose complete runs were not made alike, with what differs and in which
+    seeds: code, type of device, and how often there was a best epoch to choose, where one was.
     """
     complete = runs[runs["status"] == "complete"]
     conditions = {"code": _code(complete), "devices": _device_type(complete)}
@@ -67,13 +67,18 @@ def mixed(runs: pd.DataFrame, epoch: str = "last") -> dict[Cell, list[str]]:
 def lines(
     runs: pd.DataFrame, troubles: dict[Cell, Troubles], mixed: dict[Cell, list[str]]
 ) -> list[str]:
-    """The notes below the accuracy table of one data set."""
+    """Return the notes below the accuracy table of one data set."""
     notes = []
     recipe = common_recipe(runs)
     if recipe:
         notes.append(f"Recipe: {recipe}.")
     if runs["given"].any():
         notes.append("† evaluated from given weights; how they were trained is not on record here.")
+    if runs["row"].astype(str).str.contains(NO_DIGEST).any():
+        notes.append(
+            f"{NO_DIGEST.capitalize()}: runs of an earlier version, which may have had others than "
+            "the runs beside them."
+        )
     notes += [f"‡ {cell_name(cell)} {line}." for cell, facts in mixed.items() for line in facts]
     alike: dict[tuple[str, str, str, str], list[str]] = {}
     for cell, trouble in troubles.items():
@@ -94,7 +99,7 @@ def lines(
 
 
 def intervals(cells: pd.DataFrame) -> list[str]:
-    """What the intervals of `cells` with n and std cannot show, as there are few seeds."""
+    """Say what the intervals of `cells` with n and std cannot show, as there are few seeds."""
     notes = []
     if (cells["n"] == 2).any():
         notes.append(
@@ -106,8 +111,18 @@ def intervals(cells: pd.DataFrame) -> list[str]:
     return notes
 
 
+def deviations(cells: pd.DataFrame) -> list[str]:
+    """Name the `cells` of against_paper that are no reproduction, with what is not the paper's."""
+    differing = cells[cells["deviations"] != ""]
+    return [
+        f"No reproduction: {what} ({', '.join(cell_name(Cell(*cell)) for cell in keys)})."
+        for what, some in differing.groupby("deviations", sort=False)
+        for keys in [some[CELL].assign(row="").itertuples(index=False)]
+    ]
+
+
 def power(differences: pd.DataFrame) -> list[str]:
-    """What the numbers of pairs in `differences` can show at all, per number of pairs."""
+    """Say what the numbers of pairs in `differences` can show at all, per number of pairs."""
     notes = []
     for n, group in differences.groupby("n"):
         if n < 2:
@@ -136,14 +151,28 @@ def power(differences: pd.DataFrame) -> list[str]:
     return notes
 
 
+def of_epoch(epoch: str) -> str:
+    """Say which epoch the numbers are of: "last", or "best" by validation accuracy."""
+    best = "of the epoch with the best validation accuracy"
+    return best if epoch == "best" else "after the last epoch"
+
+
+def seeds(n: pd.Series) -> str:
+    """Return how many seeds are behind the means of cells, such as "3 seeds" or "2 to 3 seeds"."""
+    low, high = n.min(), n.max()
+    if low != high:
+        return f"{low} to {high} seeds"
+    return "one seed" if high == 1 else f"{high} seeds"
+
+
 def cell_name(cell: Cell) -> str:
-    """How notes name a cell, such as "ResNet-20 A-ResNEst, trainer.epochs=10"."""
+    """Return how notes name a cell, such as "ResNet-20 A-ResNEst, trainer.epochs=10"."""
     name = f"{row_name(cell.arch, '')} {variant_label(cell.variant)}"
     return f"{name}, {cell.row}" if cell.row else name
 
 
 def seed_list(seeds: pd.Series | list[int]) -> str:
-    """ "seed 3", "seeds 0-2, 5"."""
+    """Return the words for seeds, such as "seed 3", "seeds 0-2, 5"."""
     ordered = sorted({int(seed) for seed in seeds})
     spans: list[list[int]] = []
     for seed in ordered:
@@ -170,6 +199,6 @@ def _code(runs: pd.DataFrame) -> list[str]:
 
 
 def _device_type(runs: pd.DataFrame) -> pd.Series:
-    """cpu, cuda or mps."""
+    """Return the type of each run's device: cpu, cuda or mps."""
     device = runs.reindex(columns=["provenance.device"])["provenance.device"]
     return device.astype("string").str.split(":").str[0]

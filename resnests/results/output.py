@@ -4,9 +4,11 @@ are needed.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ import pandas as pd
 
 from resnests.errors import UserError
 from resnests.results import render
-from resnests.results.analysis import analysis_tables, read_analyses
+from resnests.results.analysis import Analyses, analysis_tables, read_analyses
 from resnests.results.stats import against_baseline, against_paper, cell_statistics, with_interval
 from resnests.results.tables import Table, accuracy_tables, comparison_table, paper_table
 from resnests.runs.directory import write_atomic
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("markdown", "csv", "latex", "html")
 COMPARISONS = ("standard", "paper")
+FILES = "files.txt"  # of a folder with everything: the names in it
 _ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html"}
 
 
@@ -49,9 +52,9 @@ class Results:
             return analysis_tables(self._require_analyses())
         tables = accuracy_tables(self.runs, self.plan.statistic, self.plan.epoch)
         if "standard" in self.plan.compare:
-            tables.append(comparison_table(self.runs))
+            tables.append(comparison_table(self.runs, self.plan.epoch))
         if "paper" in self.plan.compare:
-            table = paper_table(self.runs)
+            table = paper_table(self.runs, self.plan.epoch)
             if table.rows:
                 tables.append(table)
             elif self.plan.asked:
@@ -59,31 +62,31 @@ class Results:
                     "--compare paper: nothing to compare, the paper has none of the cells with "
                     "complete runs"
                 )
-        if self.plan.format in (None, "html") and not self.analyses().empty:
-            tables += analysis_tables(self.analyses())
+        if self.plan.format in (None, "html") and not self.analyses.empty:
+            tables += analysis_tables(self.analyses)
         return tables
 
-    def analyses(self) -> pd.DataFrame:
+    @cached_property
+    def analyses(self) -> Analyses:
         return read_analyses(self.runs)
 
-    def _require_analyses(self) -> pd.DataFrame:
-        frame = self.analyses()
-        if frame.empty:
+    def _require_analyses(self) -> Analyses:
+        if self.analyses.empty:
             raise UserError(
                 "--analysis: no run was analysed; expected the results of the same run.py command "
                 "with task=analyze"
             )
-        return frame
+        return self.analyses
 
     def drawings(self) -> Iterator[Drawing]:
         from resnests.results import analysis_plots, plots
 
         if not self.analysis_only:
-            yield from plots.drawings(self.runs, self.problems)
-        yield from analysis_plots.drawings(self.analyses())
+            yield from plots.drawings(self.runs, self.problems, self.plan.epoch)
+        yield from analysis_plots.drawings(self.analyses)
 
     def csv(self) -> str:
-        runs = self._require_analyses() if self.analysis_only else self.runs
+        runs = self._require_analyses().solves if self.analysis_only else self.runs
         return runs.to_csv(index=False, lineterminator="\n")
 
 
@@ -94,7 +97,9 @@ def plan(
     compare: list[str] | None,
     epoch: str,
 ) -> Plan:
-    """The checked wishes of a command line; raises UserError where they contradict each other."""
+    """Return the checked wishes of a command line; raise a UserError where they contradict each
+    other.
+    """
     path = Path(output) if output else None
     everything = path is not None and (
         path.is_dir() or str(output).endswith("/") or (not path.suffix and form is None)
@@ -145,36 +150,63 @@ def write(results: Results) -> None:
 
 
 def _write_all(results: Results, folder: Path) -> None:
-    """Every format and every figure, with the numbers behind tables and figures as CSV."""
+    """Write every format and every figure, with the numbers behind tables and figures as CSV.
+
+    What an earlier call wrote there and this one does not, such as a figure of runs that are gone,
+    is removed: files.txt says what is ours.
+    """
     from resnests.results import report
 
-    figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
-    tables, pictures = results.tables(), []
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    before = _written_before(folder)
+    tables, pictures, written = results.tables(), [], []
+
+    def write(name: str, data: bytes) -> None:
+        write_atomic(folder / name, data)
+        written.append(name)
+
     for drawing in results.drawings():
         png = drawing.render("png")
-        write_atomic(figures / f"{drawing.key}.png", png)
-        write_atomic(figures / f"{drawing.key}.pdf", drawing.render("pdf"))
-        write_atomic(figures / f"{drawing.key}.csv", _csv(drawing.data))
+        write(f"figures/{drawing.key}.png", png)
+        write(f"figures/{drawing.key}.pdf", drawing.render("pdf"))
+        write(f"figures/{drawing.key}.csv", _csv(drawing.data))
         pictures.append((drawing.title, png))
-    cells = with_interval(cell_statistics(results.runs))
+    page = report.page(results.runs, tables, pictures, results.problems)
     files = {
         "tables.md": render.markdown(tables).encode(),
         "tables.tex": render.latex(tables).encode(),
         "runs.csv": results.csv().encode(),
-        "cells.csv": _csv(cells.reset_index()),
-        "differences.csv": _csv(against_baseline(results.runs)),
-        "report.html": report.page(results.runs, tables, pictures, results.problems).encode(),
+        **_numbers(results),
+        "report.html": page.encode(),
     }
-    beside = against_paper(cells)
-    if len(beside):
-        files["paper.csv"] = _csv(beside)
-    analyses = results.analyses()
-    if len(analyses):
-        files["analysis.csv"] = _csv(analyses)
     for name, data in files.items():
-        write_atomic(folder / name, data)
+        write(name, data)
+    write_atomic(folder / FILES, "\n".join([*written, ""]).encode())
+    for name in before - {*written}:
+        (folder / name).unlink(missing_ok=True)
     print(f"wrote {', '.join(files)} and {len(pictures)} figures below {folder}")
+
+
+def _numbers(results: Results) -> dict[str, bytes]:
+    """Return what is behind the tables, as CSV under the names of their files."""
+    epoch, runs = results.plan.epoch, results.runs
+    frames = {
+        "cells.csv": with_interval(cell_statistics(runs)).reset_index().assign(epoch=epoch),
+        "differences.csv": against_baseline(runs).assign(epoch=epoch),
+        "paper.csv": against_paper(runs).assign(epoch=epoch),
+        "analysis.csv": results.analyses.solves,
+    }
+    always = ("cells.csv", "differences.csv")
+    return {name: _csv(frame) for name, frame in frames.items() if name in always or len(frame)}
+
+
+def _written_before(folder: Path) -> set[str]:
+    """Return the files in `folder` that an earlier call wrote; no other place is believed."""
+    try:
+        names = (folder / FILES).read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return set()
+    return {name for name in names if re.fullmatch(r"(figures/)?[\w=-][\w.=-]*", name)}
 
 
 def _page(results: Results) -> str:

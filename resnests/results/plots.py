@@ -10,47 +10,57 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from resnests.paper import PUBLISHED, arch_label
+from resnests.paper import arch_label
 from resnests.results import notes
 from resnests.results.cells import CELL, Cell, names, row_name
-from resnests.results.stats import cell_statistics, with_interval
+from resnests.results.stats import against_paper, cell_statistics, with_interval
 from resnests.results.style import (
     STYLE,
     WIDTH,
     Drawing,
-    Look,
-    entry,
+    VariantStyle,
     figure_key,
     figure_name,
-    finish,
-    looks,
+    legend_entry,
     plain_numbers,
+    title_and_legend,
+    variant_styles,
 )
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import METRICS, BrokenRecord
 
 
-def drawings(runs: pd.DataFrame, problems: list[str]) -> Iterator[Drawing]:
-    """All figures of labelled `runs`, one by one; `problems` gets a line for each history that
-    cannot be read.
+def drawings(runs: pd.DataFrame, problems: list[str], epoch: str = "last") -> Iterator[Drawing]:
+    """Draw all figures of labelled `runs`, whose metrics are of `epoch`, one by one; add a line to
+    `problems` for each history that cannot be read.
     """
     complete = runs[runs["status"] == "complete"]
     for _, mine in complete.groupby(["dataset", "row"], observed=True):
         cells = with_interval(cell_statistics(mine)).reset_index()
+        cells["published"] = _published(mine, cells)
         with mpl.rc_context(STYLE):
-            yield _variants(cells)
-            yield _parameters(cells)
+            yield _variants(cells, epoch)
+            yield _parameters(cells, epoch)
         for _, inside in mine[~mine["given"]].groupby("arch", observed=True):
             data = _histories(inside, problems)
             if len(data):
                 with mpl.rc_context(STYLE):
-                    yield _curves(data, looks(inside["variant"]))
+                    yield _curves(data, variant_styles(inside["variant"]))
+
+
+def _published(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.Series:
+    """Return the paper's number for each of the `cells` of `runs`, nan where it has none or where
+    ours is no reproduction.
+    """
+    beside = against_paper(runs)
+    same = beside[beside["deviations"] == ""].set_index(CELL)["published"]
+    return same.reindex(pd.MultiIndex.from_frame(cells[CELL])).to_numpy(float)
 
 
 def _histories(runs: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
-    """Over the seeds of each cell: epoch, n, and mean and sample standard deviation of each
+    """Return, over the seeds of each cell, epoch, n, and mean and sample standard deviation of each
     metric per epoch.
     """
     frames = []
@@ -77,30 +87,28 @@ def _histories(runs: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _curves(data: pd.DataFrame, looks: list[Look]) -> Drawing:
-    """Training loss and test accuracy of one architecture."""
+def _curves(data: pd.DataFrame, styles: list[VariantStyle]) -> Drawing:
+    """Draw training loss and test accuracy of one architecture."""
     cell = Cell(*data.loc[0, CELL])
     figure = Figure(figsize=(WIDTH, 3.9))
     loss, accuracy = figure.subplots(2, 1, sharex=True)
     curves = dict(list(data.groupby("variant")))
-    looks = [look for look in looks if look.variant in curves]
-    for look in looks:
-        _curve(loss, curves[look.variant], "train_loss", look)
-        _curve(accuracy, curves[look.variant], "test_accuracy", look)
+    styles = [style for style in styles if style.variant in curves]
+    for style in styles:
+        _curve(loss, curves[style.variant], "train_loss", style)
+        _curve(accuracy, curves[style.variant], "test_accuracy", style)
     _scale(loss, accuracy, data)
     name = figure_name(cell.dataset, row_name(cell.arch, cell.row))
-    finish(figure, name, [entry(look, look.line) for look in looks])
-    low, high = data["n"].min(), data["n"].max()
-    seeds = "one seed"
-    if high > 1:
-        seeds = f"mean of {high} seeds" if low == high else f"mean of {low} to {high} seeds"
-        seeds += ", band of one sample standard deviation to either side"
+    title_and_legend(figure, name, [legend_entry(style, style.line) for style in styles])
+    seeds = notes.seeds(data["n"])
+    if data["n"].max() > 1:
+        seeds = f"mean of {seeds}, band of one sample standard deviation to either side"
     key = figure_key("curves", cell.dataset, cell.arch, cell.row)
     return Drawing(key, f"Learning curves, {name}: {seeds}", figure, data)
 
 
 def _scale(loss: Axes, accuracy: Axes, data: pd.DataFrame) -> None:
-    """Axes that show the end of training; the first tenth of the epochs may leave the panel of
+    """Set axes that show the end of training; the first tenth of the epochs may leave the panel of
     accuracies.
     """
     loss.set(ylabel="Training loss")
@@ -116,33 +124,35 @@ def _scale(loss: Axes, accuracy: Axes, data: pd.DataFrame) -> None:
     accuracy.set_ylim(low - margin, high + margin)
 
 
-def _curve(axes: Axes, curve: pd.DataFrame, metric: str, look: Look) -> None:
-    """A line with its band; markers stand at other epochs on each line, so that none hides
+def _curve(axes: Axes, curve: pd.DataFrame, metric: str, style: VariantStyle) -> None:
+    """Draw a line with its band; markers stand at other epochs on each line, so that none hides
     another.
     """
     curve = curve[curve[f"{metric}_mean"].notna()]
     x, y, spread = (curve[name].to_numpy() for name in ("epoch", f"{metric}_mean", f"{metric}_std"))
     every = max(1, len(x) // 6)
-    axes.plot(x, y, markevery=(look.index * every // 4, every), **look.line)
-    low = y - spread
+    axes.plot(x, y, markevery=(style.index * every // 4, every), **style.line)
+    low, high = y - spread, y + spread
     if metric.endswith("loss"):
         low = np.maximum(low, y / 10)  # a log axis ends above 0
-    axes.fill_between(x, low, y + spread, color=look.line["color"], alpha=0.2, linewidth=0)
+    else:
+        low, high = np.maximum(low, 0), np.minimum(high, 100)
+    axes.fill_between(x, low, high, color=style.line["color"], alpha=0.2, linewidth=0)
 
 
-def _variants(cells: pd.DataFrame) -> Drawing:
-    """Accuracy of each variant, architecture by architecture, with intervals."""
+def _variants(cells: pd.DataFrame, epoch: str) -> Drawing:
+    """Draw accuracy of each variant, architecture by architecture, with intervals."""
     dataset, row = cells.loc[0, ["dataset", "row"]]
-    archs, variants = names(cells["arch"]), looks(cells["variant"])
+    archs, variants = names(cells["arch"]), variant_styles(cells["variant"])
     figure = Figure(figsize=(WIDTH, 1.1 + 0.45 * len(archs)))
     axes = figure.subplots()
-    for place, look in enumerate(variants):
-        mine = cells[cells["variant"] == look.variant]
+    for place, style in enumerate(variants):
+        mine = cells[cells["variant"] == style.variant]
         offset = 0.75 * (place - (len(variants) - 1) / 2) / len(variants)
         y = [archs.index(arch) + offset for arch in mine["arch"]]
         mean, low, high = (mine[name].to_numpy() for name in ("mean", "low", "high"))
         reach = np.stack([mean - low, high - mean])  # nan draws no bar
-        axes.errorbar(mean, y, xerr=reach, elinewidth=0.9, capsize=2, **look.point)
+        axes.errorbar(mean, y, xerr=reach, elinewidth=0.9, capsize=2, **style.point)
     axes.set_yticks(range(len(archs)), [arch_label(arch) for arch in archs])
     axes.set_ylim(len(archs) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
@@ -150,65 +160,78 @@ def _variants(cells: pd.DataFrame) -> Drawing:
         axes.axhline(boundary - 0.5, color="#bbbbbb", linewidth=0.5)
     axes.set_xlabel("Test accuracy (%)")
     name = figure_name(dataset, row)
-    finish(figure, name, [entry(look, look.point) for look in variants])
+    title_and_legend(figure, name, [legend_entry(style, style.point) for style in variants])
     title = (
-        f"Accuracy of the variants, {name}: mean over seeds and its 95% interval (Student's t, cut "
-        "at 0 and 100%; none for one seed)"
+        f"Accuracy of the variants {notes.of_epoch(epoch)}, {name}: mean over "
+        f"{notes.seeds(cells['n'])} and its 95% interval (Student's t, cut at 0 and 100%; none for "
+        "one seed)"
     )
     limits = notes.intervals(cells)
     title += f". {' '.join(limits)}" if limits else ""
     return Drawing(figure_key("variants", dataset, row), title, figure, cells)
 
 
-def _parameters(cells: pd.DataFrame) -> Drawing:
-    """Accuracy over parameters, with the paper's points, hollow, where it has the cell."""
+def _parameters(cells: pd.DataFrame, epoch: str) -> Drawing:
+    """Draw accuracy over parameters, with the paper's points, hollow, where it has the cell."""
     dataset, row = cells.loc[0, ["dataset", "row"]]
-    keys = zip(cells["dataset"], cells["arch"], cells["variant"], strict=True)
-    cells = cells.assign(published=[PUBLISHED.get(key, (np.nan,))[0] for key in keys])
     sizes = cells["parameters"] / 1e6
-    figure = Figure(figsize=(WIDTH, 2.9))
+    figure = Figure(figsize=(WIDTH, 3.3))
     axes = figure.subplots()
     handles = []
-    for look in looks(cells["variant"]):
-        mine = cells["variant"] == look.variant
-        hollow = look.point | {"markerfacecolor": "none", "markersize": 7}
+    for style in variant_styles(cells["variant"]):
+        mine = cells["variant"] == style.variant
+        hollow = style.point | {"markerfacecolor": "none", "markersize": 7}
         axes.plot(sizes[mine], cells.loc[mine, "published"], **hollow)
-        axes.plot(sizes[mine], cells.loc[mine, "mean"], **look.point)
-        handles.append(entry(look, look.point))
+        axes.plot(sizes[mine], cells.loc[mine, "mean"], **style.point)
+        handles.append(legend_entry(style, style.point))
     axes.set(xscale="log", xlabel="Parameters (millions)", ylabel="Test accuracy (%)")
     axes.margins(y=0.14)
     room = max(1.8, (sizes.max() / sizes.min()) ** 0.25)  # for names, however close the sizes are
     axes.set_xlim(sizes.min() / room, sizes.max() * room)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     plain_numbers(axes.xaxis)
     _label_archs(axes, cells)
     name = figure_name(dataset, row)
-    title = f"Accuracy over parameters, {name}: mean over seeds"
+    title = f"Accuracy {notes.of_epoch(epoch)} over parameters, {name}: "
+    title += f"mean over {notes.seeds(cells['n'])}"
     if cells["published"].notna().any():
         title += ", and hollow the paper's"
         hollow = {"color": "#777777", "markerfacecolor": "none", "linestyle": "none"}
         handles.append(Line2D([], [], marker="o", label="paper", **hollow))
-    finish(figure, name, handles)
+    title_and_legend(figure, name, handles)
     return Drawing(figure_key("parameters", dataset, row), title, figure, cells)
 
 
 def _label_archs(axes: Axes, cells: pd.DataFrame) -> None:
-    """The name of each architecture above its best point, to the outer side of one with about as
-    many parameters.
+    """Write the name of each architecture above the axes, with a line to its best point.
+
+    Names of architectures of about the same size move apart, so that none covers another.
     """
     tops = cells.assign(top=cells[["mean", "published"]].max(axis=1))
     tops = tops.groupby("arch", observed=True)[["parameters", "top"]].max()
     tops = tops.sort_values("parameters")
-    decades = np.log10(tops["parameters"].to_numpy())
-    left = np.diff(decades, prepend=-np.inf) < 0.35
-    right = np.diff(decades, append=np.inf) < 0.35
-    for (arch, top), near_left, near_right in zip(tops.iterrows(), left, right, strict=True):
-        side = "center" if near_left == near_right else "left" if near_left else "right"
+    low, high = np.log10(axes.get_xlim())
+    places = (np.log10(tops["parameters"].to_numpy() / 1e6) - low) / (high - low)
+    places = spread(places, min(0.055, 1 / len(places)))
+    for (arch, top), place in zip(tops.iterrows(), places, strict=True):
         axes.annotate(
             arch_label(arch),
             (top["parameters"] / 1e6, top["top"]),
-            (0, 14 if near_left and near_right else 6),
-            textcoords="offset points",
-            ha=side,
+            (place, 1.03),
+            textcoords="axes fraction",
+            rotation=45,
+            rotation_mode="anchor",
             fontsize=6.5,
+            arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.4, "relpos": (0, 0)},
         )
+
+
+def spread(places: np.ndarray, gap: float) -> np.ndarray:
+    """Return ascending `places`, moved until neighbours are at least `gap` apart.
+
+    Pushing them to the right alone would do, and so would pushing them to the left: the mean of
+    both moves each least.
+    """
+    steps = gap * np.arange(len(places))
+    right = np.maximum.accumulate(places - steps)
+    left = np.minimum.accumulate((places - steps)[::-1])[::-1]
+    return steps + (right + left) / 2

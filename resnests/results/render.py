@@ -12,12 +12,12 @@ _TEX = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$",
     ">": r"$>$", "|": r"$|$", "±": r"$\pm$", "†": r"\textsuperscript{$\dagger$}",
     "‡": r"\textsuperscript{$\ddagger$}", "—": "---", "Δ": r"$\Delta$", "≠": r"$\neq$",
-    "[": "{[}", '"': "''",
+    "[": "{[}", '"': "''", "ε": r"$\varepsilon$", "Σ": r"$\Sigma$", "²": r"\textsuperscript{2}",
 }  # fmt: skip
 
 
 def markdown(tables: list[Table]) -> str:
-    """Tables under headings, with columns padded so that the source reads as a table too."""
+    """Return tables under headings, with columns padded so that the source reads as a table too."""
     parts = []
     for table in tables:
         lines = [[_markdown_cell(cell) for cell in line] for line in (table.header, *table.rows)]
@@ -34,7 +34,7 @@ def markdown(tables: list[Table]) -> str:
 
 
 def latex(tables: list[Table]) -> str:
-    """A whole document; each table is shrunk to the line where it is wider."""
+    """Return a whole document; each table is shrunk to the line where it is wider."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -53,13 +53,16 @@ def latex(tables: list[Table]) -> str:
 
 
 def tex(text: str) -> str:
-    """`text` with everything that LaTeX would read as a command or cannot set replaced."""
-    replaced = (_TEX.get(character, character) for character in text)
+    """Return `text` with everything replaced that LaTeX would read as a command or cannot set."""
+    composed = unicodedata.normalize("NFC", text)
+    replaced = (_TEX.get(character, character) for character in composed)
     return "".join(piece if piece.isascii() else _ascii(piece) for piece in replaced)
 
 
 def pieces(cell: str) -> list[str]:
-    """The lines in which a narrow page sets a cell, such as "WRN-16-8," and "trainer.epochs=10"."""
+    """Return the lines in which a narrow page sets a cell, such as "WRN-16-8," and
+    "trainer.epochs=10".
+    """
     return re.split(r"(?<=,) | (?=\[\d+ [a-z])", cell) if len(cell) > 24 else [cell]
 
 
@@ -72,7 +75,7 @@ def _width(text: str) -> int:
 
 
 def _ascii(text: str) -> str:
-    """What is left of other scripts without their accents; LaTeX's own input encoding is not
-    relied on.
+    """Return what is left of other scripts without their accents, "?" where that is nothing;
+    LaTeX's own input encoding is not relied on.
     """
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode() or "?"

@@ -36,7 +36,7 @@ _TIMES = ("provenance.started", "provenance.ended", "provenance.process_started"
 def page(
     runs: pd.DataFrame, tables: list[Table], figures: list[tuple[str, bytes]], warnings: list[str]
 ) -> str:
-    """The page of labelled `runs`; `figures` are pairs of caption and PNG."""
+    """Return the page of labelled `runs`; `figures` are pairs of caption and PNG."""
     counts = runs["status"].value_counts()
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())
     environment = jinja2.Environment(
@@ -58,7 +58,7 @@ def page(
 
 
 def _cell(cell: Cell, runs: pd.DataFrame) -> dict[str, Any]:
-    """The runs of a cell by seed, and what their configuration and provenance share."""
+    """Return the runs of a cell by seed, and what their configuration and provenance share."""
     known = runs.columns[runs.notna().any()]
     columns = {name: column for name, column in _RUN.items() if column in known}
     return {
@@ -90,7 +90,7 @@ def _text(value: Any, column: str) -> str:
 
 
 def _values(column: pd.Series) -> str:
-    """The value that all runs share, or all values there are."""
+    """Return the value that all runs share, or all values there are."""
     known = column.dropna().unique()
     values = [_text(v, column.name) if column.name in _TIMES else str(v) for v in known]
     more = f", ... ({len(values)} values)" if len(values) > 8 else ""

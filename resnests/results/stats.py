@@ -9,7 +9,9 @@ nan. scipy is imported only where a quantile is needed.
 
 from __future__ import annotations
 
+import json
 import math
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,8 +28,8 @@ BASELINE = "standard"
 
 
 def millions(number: float, digits: int = 2) -> str:
-    """A count of parameters in millions with two significant digits, as in the paper: 11M, 8.7M,
-    9.0M, 0.27M.
+    """Return a count of parameters in millions with two significant digits, as in the paper: 11M,
+    8.7M, 9.0M, 0.27M.
     """
     rounded = float(f"{number / 1e6:.{digits - 1}e}")
     decimals = max(0, digits - 1 - math.floor(math.log10(rounded))) if rounded else 0
@@ -35,7 +37,7 @@ def millions(number: float, digits: int = 2) -> str:
 
 
 def cell_statistics(runs: pd.DataFrame) -> pd.DataFrame:
-    """Per cell with complete runs: n, mean, std (sample), median, min, max, and parameters;
+    """Return per cell with complete runs: n, mean, std (sample), median, min, max, and parameters;
     indexed by CELL.
     """
     groups = runs[runs["status"] == "complete"].groupby(CELL, observed=True)
@@ -45,22 +47,22 @@ def cell_statistics(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def t_quantile(n: pd.Series | int) -> np.ndarray:
-    """How many standard errors an interval of n values reaches to either side."""
+    """Return how many standard errors an interval of n values reaches to either side."""
     from scipy.special import stdtrit
 
     return stdtrit(np.maximum(n, 2) - 1, (1 + LEVEL) / 2)
 
 
 def standard_error(values: pd.DataFrame, seeds: float = math.inf) -> pd.Series:
-    """Of a mean, from its n, mean and std; or of its difference to the mean of `seeds` other
-    values with the same spread; nan where nothing tells the spread.
+    """Return the standard error of a mean, from its n, mean and std; or of its difference to the
+    mean of `seeds` other values with the same spread; nan where nothing tells the spread.
     """
     equal = values["std"] <= 1e-9 * values["mean"].abs().clip(lower=1)  # but for rounding
     return (values["std"] * np.sqrt(1 / values["n"] + 1 / seeds)).mask(equal)
 
 
 def with_interval(cells: pd.DataFrame, seeds: float = math.inf, prefix: str = "") -> pd.DataFrame:
-    """Cells with `low` and `high`, the ends of the interval of the mean.
+    """Return cells with `low` and `high`, the ends of the interval of the mean.
 
     With a finite number of `seeds`, of the interval in which the mean of as many other seeds is
     predicted (Hahn and Meeker, Statistical Intervals, chapter 4).
@@ -71,7 +73,8 @@ def with_interval(cells: pd.DataFrame, seeds: float = math.inf, prefix: str = ""
 
 
 def against_baseline(runs: pd.DataFrame) -> pd.DataFrame:
-    """Each variant less Standard in the same row, paired by seed; empty where no row holds both.
+    """Return each variant less Standard in the same row, paired by seed; empty where no row holds
+    both.
 
     n pairs, delta and std (mean and spread of the differences), the interval low to high of delta,
     detectable (the true difference that a test at 5% shows with 80% power), p of a two-sided paired
@@ -102,7 +105,7 @@ def against_baseline(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def holm(p: pd.Series) -> pd.Series:
-    """p values corrected by Holm's step-down method; a nan is no test, stays, and is not
+    """Return p values corrected by Holm's step-down method; a nan is no test, stays, and is not
     counted.
     """
     ordered = p.dropna().sort_values()
@@ -110,31 +113,50 @@ def holm(p: pd.Series) -> pd.Series:
     return corrected.reindex(p.index)
 
 
-def against_paper(cells: pd.DataFrame) -> pd.DataFrame:
-    """Cells that the paper has a number for, beside it.
+def against_paper(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of labelled `runs` that the paper has a number for, beside it.
 
     predicted_low, predicted_high (where the mean of as many seeds as the paper's is predicted from
-    ours), published, difference (our mean less it), inside (whether it lies there, NA where nothing
-    tells our spread), published_parameters (text), same_parameters.
+    ours), published, difference (our mean less it), deviations ("", or what is not the paper's
+    recipe), inside (whether it lies there, NA where nothing tells our spread or the recipe is
+    another), published_parameters (text), same_parameters.
     """
     published = pd.DataFrame(
         [(*key, *numbers) for key, numbers in paper.PUBLISHED.items()],
         columns=["dataset", "arch", "variant", "published", "published_parameters"],
     )
-    cells = with_interval(cells, paper.SEEDS, "predicted_").reset_index()
+    cells = with_interval(cell_statistics(runs))
+    cells = with_interval(cells, paper.SEEDS, "predicted_")
+    cells = cells.join(_deviations(runs)).reset_index()
     table = cells.merge(published, how="left", on=["dataset", "arch", "variant"])
     table = table.dropna(subset="published")
     low, high = table["predicted_low"], table["predicted_high"]
-    inside = table["published"].between(low, high).astype("boolean").mask(low.isna())
+    inside = table["published"].between(low, high).astype("boolean")
     return table.assign(
         difference=table["mean"] - table["published"],
-        inside=inside,
+        inside=inside.mask(low.isna() | (table["deviations"] != "")),
         same_parameters=table["parameters"].map(millions) == table["published_parameters"],
     )
 
 
+def _deviations(runs: pd.DataFrame) -> pd.Series:
+    """Return for each cell what is not the paper's recipe; "" where all is, or it has none."""
+
+    def of(run: dict[str, Any]) -> str:
+        cell = (run["dataset"], run["arch"], run["variant"])
+        if run["given"]:
+            return "given weights, of unknown training"
+        known = cell in paper.PUBLISHED
+        return ", ".join(paper.deviations(json.loads(run["recipe_values"]), *cell)) if known else ""
+
+    first = runs.drop_duplicates(CELL)
+    found = [of(run) for run in first.to_dict("records")]
+    return pd.Series(found, pd.MultiIndex.from_frame(first[CELL]), name="deviations", dtype=object)
+
+
 def at_best_epoch(runs: pd.DataFrame) -> pd.DataFrame:
-    """`runs` with the metrics of complete ones taken at the epoch of the best validation accuracy.
+    """Return `runs` with the metrics of complete ones taken at the epoch of the best validation
+    accuracy.
 
     Raises UserError where a complete run has no held-out split: the test set must not choose what
     is reported of it.
@@ -160,6 +182,6 @@ def at_best_epoch(runs: pd.DataFrame) -> pd.DataFrame:
                 f"--epoch best: {path}: history.csv has no epoch with validation and test accuracy"
             )
         best = epochs.loc[epochs["val_accuracy"].idxmax()]
-        for column in columns:
+        for column in (*columns, "val_accuracy"):
             runs.loc[index, column] = best[column]
     return runs

@@ -1,13 +1,13 @@
-"""How figures look: the size of a paper's column, one look a variant, names, titles and legends.
+"""How figures style: the size of a paper's column, one style a variant, names, titles and legends.
 
-Colours are Okabe and Ito's, safe for the colour-blind; markers and dashes repeat what they say, for
-print in grey.
+Colours are safe for the colour-blind; markers and dashes repeat what they say, for print in grey.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 import textwrap
 from dataclasses import dataclass
@@ -18,14 +18,19 @@ import pandas as pd
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from resnests.paper import dataset_label, variant_label
 
 WIDTH = 3.3  # inches
 DPI = 300
-COLORS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# The first seven are Okabe and Ito's, the others Tol's. The lengths have no common divisor, so that
+# all three together repeat only after 616 variants; the first eleven have colours of their own.
+COLORS = (
+    "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9",
+    "#882255", "#999933", "#332288", "#AA4499",
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = (
     "-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)), (0, (5, 1, 1, 1, 1, 1)),
     (0, (2, 2)),
@@ -51,7 +56,7 @@ class Drawing:
     data: pd.DataFrame
 
     def render(self, form: str) -> bytes:
-        """The figure as "png" or "pdf", the same bytes for the same data."""
+        """Return the figure as "png" or "pdf", the same bytes for the same data."""
         buffer = io.BytesIO()
         with mpl.rc_context(STYLE):
             metadata = {"CreationDate": None} if form == "pdf" else {"Software": None}
@@ -60,7 +65,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Look:
+class VariantStyle:
     """How a variant is drawn, in every figure the same: `index` is its place in the tables."""
 
     variant: str
@@ -76,20 +81,24 @@ class Look:
         return self.point | {"linestyle": DASHES[self.index % len(DASHES)]}
 
 
-def looks(variants: pd.Series) -> list[Look]:
-    """The looks of those `variants`, a column of labelled runs or cells, that occur."""
+def variant_styles(variants: pd.Series) -> list[VariantStyle]:
+    """Return the styles of those `variants`, a column of labelled runs or cells, that occur."""
     present = set(variants)
-    return [Look(v, i) for i, v in enumerate(variants.cat.categories) if v in present]
+    return [VariantStyle(v, i) for i, v in enumerate(variants.cat.categories) if v in present]
 
 
 def plain_numbers(axis: Axis) -> None:
-    """Numbers of a logarithmic axis as 0.5 or 20, not as powers of ten."""
+    """Label a logarithmic axis with numbers such as 0.5 or 20, as many as it has room for."""
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    subs = (1.0, 2.0, 5.0) if decades < 3 else (1.0, 3.0) if decades < 5 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def finish(figure: Figure, title: str, handles: list[Line2D]) -> None:
-    """A title and a legend above the axes, where they cover no data."""
+def title_and_legend(figure: Figure, title: str, handles: list[Line2D]) -> None:
+    """Put a title and a legend above the axes, where they cover no data."""
     figure.set_layout_engine("constrained")
     figure.legend(
         handles=handles,
@@ -103,17 +112,17 @@ def finish(figure: Figure, title: str, handles: list[Line2D]) -> None:
     )
 
 
-def entry(look: Look, style: dict[str, Any]) -> Line2D:
-    """An entry of a legend."""
-    return Line2D([], [], label=variant_label(look.variant), **style)
+def legend_entry(style: VariantStyle, drawn: dict[str, Any]) -> Line2D:
+    """Return the entry of a legend for a variant that is `drawn` as a line or as points."""
+    return Line2D([], [], label=variant_label(style.variant), **drawn)
 
 
 def figure_name(dataset: str, row: str) -> str:
-    """What the title of a figure names."""
+    """Return what the title of a figure names."""
     return f"{dataset_label(dataset)}, {row}" if row else dataset_label(dataset)
 
 
 def figure_key(*parts: str) -> str:
-    """A file name of at most 100 characters; a long one keeps its identity by a hash."""
+    """Return a file name of at most 100 characters; a long one keeps its identity by a hash."""
     key = re.sub(r"[^\w.=-]+", "_", "_".join(filter(None, parts)))
     return key if len(key) <= 100 else f"{key[:91]}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"

@@ -51,13 +51,13 @@ class Table:
 def accuracy_tables(
     runs: pd.DataFrame, statistic: str = "mean", epoch: str = "last"
 ) -> list[Table]:
-    """One table per data set of labelled `runs`: architectures and recipes by variants."""
+    """Return one table per data set of labelled `runs`: architectures and recipes by variants."""
     datasets = runs.groupby("dataset", observed=True)
     return [_accuracy_table(name, mine, statistic, epoch) for name, mine in datasets]
 
 
-def comparison_table(runs: pd.DataFrame) -> Table:
-    """Every variant's difference to Standard, paired by seed."""
+def comparison_table(runs: pd.DataFrame, epoch: str = "last") -> Table:
+    """Return every variant's difference to Standard, paired by seed."""
     differences = against_baseline(runs)
     rows = [
         [
@@ -72,22 +72,25 @@ def comparison_table(runs: pd.DataFrame) -> Table:
         "p", "p (Holm)",
     ]  # fmt: skip
     caption = (
-        "Difference of test accuracy to Standard in percentage points, paired by seed: mean, 95% "
-        "interval, two-sided p of a paired t test, and p corrected for the number of tests here, "
-        f"{differences['p'].notna().sum()} (Holm)."
+        f"Difference of test accuracy {notes.of_epoch(epoch)} to Standard in percentage points, "
+        "paired by seed: mean, 95% interval, two-sided p of a paired t test, and p corrected for "
+        f"the number of tests here, {differences['p'].notna().sum()} (Holm)."
     )
     title = "Differences to Standard"
     return Table("differences", title, caption, header, rows, notes.power(differences))
 
 
-def paper_table(runs: pd.DataFrame) -> Table:
-    """Ours beside the published number, for every cell that the paper has."""
-    cells = against_paper(with_interval(cell_statistics(runs)))
+def paper_table(runs: pd.DataFrame, epoch: str = "last") -> Table:
+    """Return our numbers beside the published ones, for every cell that the paper has."""
+    cells = against_paper(runs)
     rows = []
     for c in cells.to_dict("records"):
         interval, inside = NONE, "one seed" if c["n"] == 1 else "no spread"
-        if not pd.isna(c["inside"]):
+        if not pd.isna(c["predicted_low"]):
             interval = f"{c['predicted_low']:.2f} to {c['predicted_high']:.2f}"
+        if c["deviations"]:
+            inside = "no reproduction"
+        elif not pd.isna(c["inside"]):
             inside = "inside" if c["inside"] else "outside"
         numbers = [f"{c['n']}", f"{c['mean']:.2f}", f"{c['median']:.2f}", interval]
         theirs = [f"{c['published']:.2f}", f"{c['difference']:+.2f}", inside]
@@ -99,16 +102,16 @@ def paper_table(runs: pd.DataFrame) -> Table:
         "Paper", "Difference", "Paper in prediction", "Parameters",
     ]  # fmt: skip
     caption = (
-        "Test accuracy in % beside the paper's, which does not say whether it is a mean or a "
-        "median over seven seeds. The prediction is the 95% interval in which, from our seeds, the "
-        "mean of seven others lies (Student's t, the same spread, cut at 0 and 100%): of an exact "
-        "reproduction one cell in 20 is outside, and a few more if the paper's are medians. The "
-        "last column says whether the numbers of parameters agree."
+        f"Test accuracy {notes.of_epoch(epoch)} in % beside the paper's, which does not say "
+        "whether it is a mean or a median over seven seeds. The prediction is the 95% interval in "
+        "which, from our seeds, the mean of seven others lies (Student's t, the same spread, cut "
+        "at 0 and 100%): of an exact reproduction one cell in 20 is outside, and a few more if the "
+        "paper's are medians. The last column says whether the numbers of parameters agree."
     )
     published = {dataset for dataset, _, _ in PUBLISHED}
     absent = [dataset_label(name) for name in names(runs["dataset"]) if name not in published]
     lines = [f"The paper has no table for {', '.join(absent)}."] if absent else []
-    lines += notes.intervals(cells)
+    lines += [*notes.deviations(cells), *notes.intervals(cells)]
     return Table("paper", "Beside the paper", caption, header, rows, lines)
 
 
@@ -133,10 +136,8 @@ def _accuracy_table(dataset: str, runs: pd.DataFrame, statistic: str, epoch: str
         [row_name(arch, row), *(shown(Cell(dataset, arch, row, v)) for v in variants)]
         for (_, arch, row), _ in runs.groupby(ROW, observed=True)
     ]
-    best = "of the epoch with the best validation accuracy"
     caption = (
-        f"{dataset_label(dataset)}: test accuracy "
-        f"{'after the last epoch' if epoch == 'last' else best}, "
+        f"{dataset_label(dataset)}: test accuracy {notes.of_epoch(epoch)}, "
         f"{_seeds(cells, statistic)} (number of parameters)."
     )
     lines = notes.lines(runs, troubles, mixed)
@@ -146,7 +147,7 @@ def _accuracy_table(dataset: str, runs: pd.DataFrame, statistic: str, epoch: str
 
 
 def _seeds(cells: pd.DataFrame, statistic: str) -> str:
-    """What a caption says of the numbers of seeds."""
+    """Return what a caption says of the numbers of seeds."""
     counts = cells["n"].unique()
     if len(counts) == 0:
         return "no run is complete"
@@ -156,7 +157,7 @@ def _seeds(cells: pd.DataFrame, statistic: str) -> str:
 
 
 def _cell(cell: dict[str, Any], statistic: str, same_n: bool) -> str:
-    """One cell's text, such as "95.56% ± 0.12 (11M)"."""
+    """Return one cell's text, such as "95.56% ± 0.12 (11M)"."""
     text = f"{cell['median' if statistic == 'median' else 'mean']:.2f}%"
     if cell["n"] > 1:
         known = statistic != "ci" or not pd.isna(cell["low"])
@@ -165,7 +166,7 @@ def _cell(cell: dict[str, Any], statistic: str, same_n: bool) -> str:
 
 
 def _name(cell: dict[str, Any]) -> list[str]:
-    """Data set, architecture and variant of a row that is one cell."""
+    """Return data set, architecture and variant of a row that is one cell."""
     row = row_name(cell["arch"], cell["row"])
     return [dataset_label(cell["dataset"]), row, variant_label(cell["variant"])]
 

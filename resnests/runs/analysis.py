@@ -6,21 +6,17 @@ It lies beside the record of the analysis, in the folder `analysis` of the run t
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
-from typing import Any
 
-from resnests.config.schema import Analysis as Options
-from resnests.runs.record import BrokenRecord, checked
+from resnests.config.schema import AnalysisOptions
+from resnests.runs.record import Document, checked
 
-SCHEMA = 1
 TRAINED, LAST_MAPS, PREFIX = "trained", "last_maps", "prefix"
 
 
 @dataclass
 class Solve:
-    """A linear map of some features: the network's own, or the best one.
+    """Describes a linear map of some features: the network's own, or the best one.
 
     Losses are mean cross-entropies in nats, accuracies in percent. `value` is the training loss
     plus l2/2 |map|^2 over standardised features, at most `gap` above its least value; value and
@@ -46,8 +42,8 @@ class Solve:
 
 
 @dataclass
-class Analysis:
-    """The content of analysis.json."""
+class Analysis(Document):
+    """Holds the content of analysis.json."""
 
     l2: float | int
     tolerance: float | int  # nats
@@ -68,7 +64,7 @@ class Analysis:
     smallest_singular_value_of_the_last: float | int | None = None
     solves: list = field(default_factory=list)
 
-    def is_made_with(self, options: Options) -> bool:
+    def is_made_with(self, options: AnalysisOptions) -> bool:
         return (self.l2, self.tolerance) == (options.l2, options.tolerance)
 
     def find(self, quantity: str, family: str, group: str) -> Solve | None:
@@ -76,14 +72,14 @@ class Analysis:
         return next((s for s in self.solves if (s.quantity, s.family, s.group) == keys), None)
 
     def summary(self) -> dict[str, float | None]:
-        """Of training with penalty: trained (a), last_maps (b), bound (c), linear (e), eps =
-        (b) - (c) with eps_error, how far certificates leave it open to either side, and slack =
+        """Return, of training with penalty, trained (a), last_maps (b), bound (c), linear (e), eps
+        = (b) - (c) with eps_error, how far certificates leave it open to either side, and slack =
         (a) - (b); of squared error (b), (c) and eps; and the losses of (a), (b) and (c) on their
-        own, as trained.test_loss. None where there is no such thing or no result.
+        own, as trained.test_loss. None where there is no such thing, no result, or not yet.
         """
         own = next((s for s in self.solves if s.quantity == TRAINED), None)
-        exact = [s for s in self.solves if s.quantity == PREFIX and s.family == "exact"]
-        bound = exact[-1] if exact else None
+        # Prefixes are solved one by one, and only that of all features is the bound.
+        bound = self.find(PREFIX, "exact", own.group) if own else None
         linear = next((s for s in self.solves if s.group == "input"), None)
         last = next((s for s in self.solves if s.quantity == LAST_MAPS), None)
         if self.coupled is False:
@@ -107,21 +103,10 @@ class Analysis:
                 values[f"{name}.{metric}"] = _get(solve, metric)
         return values
 
-    def to_json(self) -> str:
-        """Raises a ValueError for numbers that are not finite, which JSON does not have."""
-        values = {"schema": SCHEMA} | dataclasses.asdict(self)
-        return json.dumps(values, indent=1, allow_nan=False) + "\n"
-
     @classmethod
     def from_json(cls, text: bytes) -> Analysis:
-        """The analysis in `text`, with its types checked; raises BrokenRecord."""
-        try:
-            raw: Any = json.loads(text)
-        except ValueError as error:
-            raise BrokenRecord(f"no JSON ({error})") from error
-        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-            raise BrokenRecord(f"no analysis of schema {SCHEMA}")
-        analysis = checked(cls, raw)
+        """Return the analysis in `text`, with its types checked; raise BrokenRecord."""
+        analysis = checked(cls, cls.object_of(text))
         analysis.solves = [checked(Solve, solve) for solve in analysis.solves]
         return analysis
 

@@ -6,12 +6,15 @@ torch.
                        python run.py --config-path=<this directory> --config-name=config
         record.json    status, final metrics, configuration, timings, provenance
         history.csv    one row an epoch
-        progress.json  the latest sign of life of a running training, about once a second
+        progress.json  the latest heartbeat of a running training, about once a second
         checkpoint.pt  what resuming needs; checkpoint.previous.pt is the one before it
         model.pt       the final weights, a plain state dict under the official names
+        model_epoch_<n>.pt   those after epoch n, of trainer.keep_epochs
         run.log        the output of the training process
         run.lock       held by the process that owns the directory
         unsent.<name>  why a tracker has not all of the run; there only where it has not
+        sync.<name>    locked by the process that sends the run to a tracker; it holds the run's id
+                       there where no epoch was done when it was sent first, or it started afresh
         analysis/      of task=analyze: a run directory of its own, with analysis.json besides
 
 Every file but run.log and run.lock is written to a temporary name, flushed and renamed: whole or
@@ -20,27 +23,35 @@ not at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from omegaconf import OmegaConf
 
 from resnests.config.recipe import recipe_hash
 from resnests.config.schema import Config, config_dict, config_from
+from resnests.errors import UserError
 from resnests.runs import history
 from resnests.runs.analysis import Analysis
 from resnests.runs.files import write_atomic as write_atomic
 from resnests.runs.history import HISTORY
-from resnests.runs.record import BrokenRecord, Record, is_recent
+from resnests.runs.lock import RunLock, is_flocked
+from resnests.runs.record import BrokenRecord, Record, UnreadableRun, is_recent, owner
 
 ANALYSIS = "analysis"  # the folder of a run's analysis
 STUDY = "study.db"  # what a folder holds whose runs are the trials of a search
+
+log = logging.getLogger(__name__)
 
 _RERUN_HEADER = """\
 # Run this again as it is: python run.py --config-path="$PWD" --config-name=config, with $PWD this
@@ -59,21 +70,28 @@ hydra:
 """
 
 
+def _file(name: str) -> Any:
+    """Return the property of a RunDirectory that is the path of its file `name`."""
+    return property(lambda run: run.path / name)
+
+
 class RunDirectory:
     """Reads and writes the files of one run."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.config_file = self.path / "config.yaml"
-        self.record_file = self.path / "record.json"
-        self.history_file = self.path / "history.csv"
-        self.progress_file = self.path / "progress.json"
-        self.checkpoint_file = self.path / "checkpoint.pt"
-        self.previous_checkpoint_file = self.path / "checkpoint.previous.pt"
-        self.weights_file = self.path / "model.pt"
-        self.log_file = self.path / "run.log"
-        self.lock_file = self.path / "run.lock"
-        self.analysis_file = self.path / "analysis.json"
+
+    # A tree of runs has many directories, of which few files are asked for.
+    config_file = _file("config.yaml")
+    record_file = _file("record.json")
+    history_file = _file("history.csv")
+    progress_file = _file("progress.json")
+    checkpoint_file = _file("checkpoint.pt")
+    previous_checkpoint_file = _file("checkpoint.previous.pt")
+    weights_file = _file("model.pt")
+    log_file = _file("run.log")
+    lock_file = _file("run.lock")
+    analysis_file = _file("analysis.json")
 
     @classmethod
     def of(cls, config: Config) -> RunDirectory:
@@ -83,20 +101,19 @@ class RunDirectory:
 
     @property
     def analysed(self) -> RunDirectory:
-        """The run that this directory, of task=analyze, is about."""
+        """Return the run that this directory, of task=analyze, is about."""
         return RunDirectory(self.path.parent)
 
     @property
     def analysis(self) -> RunDirectory:
-        """Where this run's analysis is, or would be."""
+        """Return where this run's analysis is, or would be."""
         return RunDirectory(self.path / ANALYSIS)
 
     def write_config(self, config: Config) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(
-            self.config_file,
-            (_RERUN_HEADER + OmegaConf.to_yaml(config_dict(config))).encode(),
-        )
+        tree = config_dict(config)
+        tree.pop("digests", None)  # which are taken anew when it runs again
+        write_atomic(self.config_file, (_RERUN_HEADER + OmegaConf.to_yaml(tree)).encode())
 
     def read_config(self) -> Config:
         tree = OmegaConf.load(self.config_file)
@@ -110,48 +127,73 @@ class RunDirectory:
             self.progress_file.unlink(missing_ok=True)
 
     def read_record(self) -> Record | None:
-        """The checked record, None where there is none; raises BrokenRecord."""
+        """Return the checked record, None where there is none; raise BrokenRecord, or its
+        UnreadableRun.
+        """
         try:
-            text = self.record_file.read_bytes()
+            with self._readable():
+                text = self.record_file.read_bytes()
         except FileNotFoundError:
             return None
         return Record.from_json(text)
 
+    def record_digest(self) -> str:
+        """Return what tells this record from any other of the run, "" where there is none."""
+        try:
+            return hashlib.sha256(self.record_file.read_bytes()).hexdigest()
+        except FileNotFoundError:
+            return ""
+
     def status(self) -> str | None:
-        """The status on record, None where there is no sound record."""
-        record = self.sound_record()
+        """Return the status on record, None where there is no sound record; raise UnreadableRun."""
+        try:
+            record = self.read_record()
+        except UnreadableRun:
+            raise
+        except BrokenRecord:
+            return None
         return record.status if record else None
 
-    def sound_record(self) -> Record | None:
-        """The record, None where there is none or a broken one."""
+    def record_or_none(self) -> Record | None:
+        """Return the record, None where there is none, or one that is broken or unreadable."""
         try:
             return self.read_record()
         except BrokenRecord:
             return None
 
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Turn what the operating system says, but that a file is not there, into UnreadableRun."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UnreadableRun(self.path, error) from error
+
     def write_analysis(self, analysis: Analysis) -> None:
         write_atomic(self.analysis_file, analysis.to_json().encode())
 
     def read_analysis(self) -> Analysis | None:
-        """The analysis so far, None where there is no sound one."""
+        """Return the analysis so far, None where there is no sound one."""
         try:
             return Analysis.from_json(self.analysis_file.read_bytes())
         except (OSError, BrokenRecord):
             return None
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
-        """Rows of HISTORY's columns; a value that was not measured stays empty."""
+        """Write rows of HISTORY's columns; a value that was not measured stays empty."""
         write_atomic(self.history_file, history.to_csv(rows))
 
     def read_history(self, columns: tuple[str, ...] = HISTORY) -> dict[str, list[float]]:
-        """The named columns, a value per epoch, nan where nothing was measured; raises
+        """Return the named columns, a value per epoch, nan where nothing was measured; raise
         BrokenRecord.
         """
         return history.read(self.history_file, columns)
 
     def history_rows(self) -> list[dict[str, float]]:
-        """The rows of history.csv so far, nan where nothing was measured; [] where there is no
-        sound file.
+        """Return the rows of history.csv so far, nan where nothing was measured; [] where there is
+        no sound file.
         """
         try:
             table = self.read_history()
@@ -162,11 +204,11 @@ class RunDirectory:
         ]
 
     def write_progress(self, progress: dict[str, Any]) -> None:
-        sign = progress | {"time": time.time(), "host": socket.gethostname()}
-        write_atomic(self.progress_file, json.dumps(sign).encode())
+        heartbeat = progress | {"time": time.time(), "host": socket.gethostname()}
+        write_atomic(self.progress_file, json.dumps(heartbeat).encode())
 
     def read_progress(self) -> dict[str, Any]:
-        """The latest sign of life ({} where there is none): state, device, epoch, loss, ...,
+        """Return the latest heartbeat ({} where there is none): state, device, epoch, loss, ...,
         time (Unix seconds), host.
         """
         try:
@@ -175,47 +217,100 @@ class RunDirectory:
             return {}
         return progress if isinstance(progress, dict) else {}
 
+    def kept_weights_file(self, epoch: int) -> Path:
+        """Return where the weights after `epoch` are, if trainer.keep_epochs has it."""
+        return self.path / f"model_epoch_{epoch}.pt"
+
     def unsent(self, tracker: str = "*") -> Path:
-        """Where it says why `tracker` has not all of the run."""
+        """Return the file that says why `tracker` has not all of the run."""
         return self.path / f"unsent.{tracker}"
 
-    def owner(self) -> FileLock:
-        """The lock that a process holds while the directory is its own."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        return _OwnerLock(self.lock_file)
+    def sync_file(self, tracker: str = "*") -> Path:
+        """Return the file that the process locks which sends the run to `tracker`."""
+        return self.path / f"sync.{tracker}"
 
-    def shows_life(self) -> bool:
-        """Whether another process works here, as far as its signs of life and its record tell."""
+    def lock(self) -> RunLock:
+        """Return the lock that a process holds while the directory is its own; not acquired yet."""
+        return RunLock(self)
+
+    def has_heartbeat(self) -> bool:
+        """Return whether another process works here, as far as its heartbeat and its record tell.
+
+        A file system without locks between its hosts (NFS or Lustre mounted with local flock) lets
+        each of them have the lock, and a lock file that was deleted while it was held lets anybody.
+        """
         progress = self.read_progress()
         if progress.get("host", socket.gethostname()) != socket.gethostname():
             return is_recent(progress)
-        record = self.sound_record()
+        record = self.record_or_none()
         if record is None or record.status != "running" or record.provenance.pid == os.getpid():
             return False
         return record.is_alive(progress)
 
-    def is_owned(self) -> bool:
-        """Whether some living process owns the directory."""
-        if not self.path.is_dir():
-            return False
-        try:
-            with self.owner().acquire(blocking=False):
-                return False
-        except Timeout:
-            return True
+    def is_locked(self) -> bool:
+        """Return whether some living process owns the directory; raise UnreadableRun.
 
-    def tidy(self) -> None:
+        This creates nothing, so that it works in folders that only others may write to.
+        """
+        with self._readable():
+            return is_flocked(self.lock_file) or self.has_heartbeat()
+
+    def require_writable(self) -> None:
+        """Raise a UserError where this process may not write here, as in another user's run."""
+        place = self.path
+        while not os.path.lexists(place) and place != place.parent:
+            place = place.parent
+        needed = [(place, os.W_OK | os.X_OK)]
+        if os.path.lexists(self.lock_file):
+            needed.append((self.lock_file, os.R_OK | os.W_OK))
+        # As this process would be asked, with the rights that it has beside its user's
+        effective = os.access in os.supports_effective_ids
+        for path, rights in needed:
+            if not path.is_dir() and path != self.lock_file:
+                raise UserError(f"{self.path}: cannot be made, as {path} is no directory")
+            if not os.access(path, rights, effective_ids=effective):
+                raise UserError(f"{self.path}: cannot be written; it belongs to {owner(path)}")
+
+    def remove_temporaries(self) -> None:
         """Remove the temporary files of writers that were killed; for the owner alone."""
         for path in self.path.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
+    def remove_if_not_begun(self) -> bool:
+        """Remove the directory of a run that left nothing but a log; return whether it is gone.
+
+        This happens under the lock, or it would take the directory from a process that waits for
+        its device and has written nothing yet. Who opened the lock file before it was removed, and
+        locks it afterwards, sees that it is no longer the file on disk (RunLock.acquire).
+        """
+        leftovers = {self.lock_file, self.log_file, self.progress_file, self.config_file}
+        if not self.path.is_dir():
+            return True
+        try:
+            with self.lock().acquire(blocking=False):
+                found = set(self.path.iterdir())
+                if any(path not in leftovers and path.suffix != ".tmp" for path in found):
+                    return False
+                for path in found:
+                    path.unlink()
+                self.path.rmdir()
+        except (Timeout, OSError):
+            return False
+        with suppress(OSError):  # other runs are in them
+            for parent in list(self.path.parents)[:4]:
+                parent.rmdir()
+        return True
+
     def clear(self) -> None:
-        """Forget what an earlier attempt left, but for its log and the lock."""
+        """Remove what an earlier attempt left, but for its log and the lock."""
         gone = (self.record_file, self.history_file, self.progress_file, self.weights_file)
         of_these_weights = (self.analysis.record_file, self.analysis.analysis_file)
         unsent = self.path.glob(self.unsent().name)
-        for path in (*gone, self.analysis_file, *of_these_weights, *unsent):
+        kept = self.path.glob("model_epoch_*.pt")
+        for path in (*gone, self.analysis_file, *of_these_weights, *unsent, *kept):
             path.unlink(missing_ok=True)
+        for path in self.path.glob(self.sync_file().name):
+            path.write_text(secrets.token_hex(8))  # another curve; in place, as it may be locked
         self.clear_checkpoints()
 
     def clear_checkpoints(self) -> None:
@@ -223,34 +318,37 @@ class RunDirectory:
         self.previous_checkpoint_file.unlink(missing_ok=True)
 
 
-class _OwnerLock(FileLock):
-    """run.lock; a directory that shows life is taken although the lock is free.
-
-    A file system without locks between its hosts (NFS or Lustre mounted with local flock) lets
-    each of them have it, and a file that was deleted while it was locked lets anybody.
-    """
-
-    def acquire(self, *args: Any, **kwargs: Any) -> Any:
-        held = super().acquire(*args, **kwargs)
-        if RunDirectory(Path(self.lock_file).parent).shows_life():
-            self.release()
-            raise Timeout(self.lock_file)
-        return held
-
-
 def study_folder(config: Config) -> Path:
-    """Where the study of a search is, and below it the run directories of its trials."""
+    """Return where the study of a search is, and below it the run directories of its trials."""
     return Path(config.runs_dir) / f"study-{config.tune.study}"
 
 
 def find_runs(root: Path | str, trials: bool = False) -> Iterator[RunDirectory]:
-    """Every directory below `root` that holds a record, in the order of its path; those of the
-    `trials` of a search only where asked for, or where `root` is inside of their study.
+    """Yield every directory below `root` that holds a record, in the order of its path; those of
+    the `trials` of a search only where asked for, or where `root` is inside of their study.
+
+    Symbolic links are followed where they lead out of `root`, and no folder is visited twice.
     """
-    for folder, children, files in os.walk(root):
-        children.sort()
+    top, visited = os.path.realpath(root), set()
+    for folder, children, files in os.walk(root, onerror=_warn_of_unreadable, followlinks=True):
+        place = os.stat(folder)
+        if (place.st_dev, place.st_ino) in visited:
+            children.clear()
+            continue
+        visited.add((place.st_dev, place.st_ino))
+        children[:] = sorted(name for name in children if not _leads_back(folder, name, top))
         if STUDY in files and not trials and folder != str(root):
             children.clear()
         elif "record.json" in files and os.path.basename(folder) != ANALYSIS:
-            children.clear()
             yield RunDirectory(folder)
+
+
+def _leads_back(folder: str, name: str, top: str) -> bool:
+    """Return whether `name` is a link to what is below `top`, which is found there anyway."""
+    path = os.path.join(folder, name)
+    return os.path.islink(path) and os.path.realpath(path).startswith(top + os.sep)
+
+
+def _warn_of_unreadable(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # no such folder, or removed in between
+        log.warning("warning: %s", UnreadableRun(Path(error.filename), error))

@@ -25,7 +25,7 @@ def to_csv(rows: list[dict[str, Any]]) -> bytes:
 
 
 def read(path: Path, columns: tuple[str, ...]) -> dict[str, list[float]]:
-    """The named columns, nan where a value is empty; raises BrokenRecord."""
+    """Return the named columns, nan where a value is empty; raise BrokenRecord."""
     try:
         with open(path, newline="") as file:
             header, *rows = csv.reader(file)

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, TypeVar, get_type_hints
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_type_hints
 
 from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.config.schema import Config, config_dict
+from resnests.errors import UserError
 
 SCHEMA = 1
 STATUSES = ("running", "complete", "diverged", "failed", "killed", "interrupted")
@@ -24,12 +26,55 @@ T = TypeVar("T")
 
 
 class BrokenRecord(ValueError):
-    """A record.json that is torn, foreign or inconsistent."""
+    """Says that a record.json is torn, foreign or inconsistent."""
+
+
+class UnreadableRun(BrokenRecord, UserError):
+    """Says that a run is there and cannot be read: another user's, or on a disk that fails."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(f"{path}: cannot be read ({error.strerror}); it belongs to {owner(path)}")
+
+
+def owner(path: Path) -> str:
+    """Return the name of the user who owns `path`, or the first folder above it that one can ask
+    about.
+    """
+    for place in (path, *path.absolute().parents):
+        try:
+            return place.owner()
+        except KeyError:  # a user without a name
+            return f"user {place.stat().st_uid}"
+        except OSError:
+            continue
+    return "nobody"
+
+
+class Document:
+    """Makes a dataclass a JSON file of schema 1."""
+
+    def to_json(self) -> str:
+        """Return the text; raise a ValueError for numbers that are not finite, which JSON does not
+        have.
+        """
+        values = {"schema": SCHEMA} | dataclasses.asdict(cast(Any, self))
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def object_of(cls, text: bytes) -> dict[str, Any]:
+        """Return the JSON object in `text`; raise BrokenRecord where it is none of our schema."""
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise BrokenRecord(f"no JSON ({error})") from error
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            raise BrokenRecord(f"no {cls.__name__.lower()} of schema {SCHEMA}")
+        return raw
 
 
 @dataclass
 class Provenance:
-    """Where the numbers of a run come from; times are Unix seconds.
+    """Says where the numbers of a run come from; times are Unix seconds.
 
     A run that ended before it could say so itself has nothing but the host.
     """
@@ -37,6 +82,9 @@ class Provenance:
     git_commit: str | None = None  # of the code; None outside a checkout
     git_dirty: bool | None = None  # whether the code was changed since
     versions: dict = field(default_factory=dict)  # package -> version
+    # the user's own repositories, each {"repository", "commit", "dirty"}: those of the working
+    # directory and of the parts that were brought
+    own_code: list = field(default_factory=list)
     device: str | None = None
     device_name: str | None = None
     threads: int | None = None
@@ -51,8 +99,8 @@ class Provenance:
 
 
 @dataclass
-class Record:
-    """The content of record.json. What was not measured is None."""
+class Record(Document):
+    """Holds the content of record.json. What was not measured is None."""
 
     task: str  # train, evaluate or analyze
     status: str  # one of STATUSES
@@ -81,10 +129,12 @@ class Record:
     peak_memory_bytes: int | None = None
     peak_device_memory_bytes: int | None = None
     arithmetic: str | None = None  # of convolutions and matrix products on the device, as fp32
+    classes: list | None = None  # their names in the order of their labels, where the data has any
+    images: dict = field(default_factory=dict)  # split -> number of images of each class
 
     @classmethod
     def of(cls, config: Config, provenance: Provenance) -> Record:
-        """The record of a run that starts now."""
+        """Return the record of a run that starts now."""
         return cls(
             task=config.task,
             status="running",
@@ -98,41 +148,24 @@ class Record:
             provenance=provenance,
         )
 
-    def to_json(self) -> str:
-        """Raises a ValueError for numbers that are not finite, which JSON does not have."""
-        values = {"schema": SCHEMA} | dataclasses.asdict(self)
-        return json.dumps(values, indent=1, allow_nan=False) + "\n"
-
     @classmethod
     def from_json(cls, text: bytes) -> Record:
-        """The record in `text`, with its types checked; raises BrokenRecord.
+        """Return the record in `text`, with its types checked; raise BrokenRecord.
 
         Keys that this version does not know are passed over.
         """
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise BrokenRecord(f"no JSON ({error})") from error
-        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-            raise BrokenRecord(f"no record of schema {SCHEMA}")
+        raw = cls.object_of(text)
         raw.setdefault("task", "train")  # the first records did not say
         raw["provenance"] = checked(Provenance, raw.get("provenance"))
         record = checked(cls, raw)
-        if record.status not in STATUSES:
-            raise BrokenRecord(f"unknown status {record.status!r}")
-        if record.status == "complete":
-            given = record.task == "evaluate"  # given weights have no training of ours
-            for name in (*(METRICS[2:] if given else METRICS), "parameters"):
-                value = getattr(record, name)
-                if value is None or not math.isfinite(value):
-                    raise BrokenRecord(f"{name} of a complete run is {value!r}")
+        require_sound(record)
         return record
 
     def is_alive(self, progress: dict[str, Any]) -> bool:
-        """Whether the process of a running record still works.
+        """Return whether the process of a running record still works.
 
-        Asks the operating system on the host that the run is on, and elsewhere believes recent
-        signs of life.
+        Asks the operating system on the host that the run is on, and elsewhere believes a
+        recent heartbeat.
         """
         if self.provenance.host != socket.gethostname():
             return is_recent(progress)
@@ -148,19 +181,34 @@ class Record:
             return False
 
 
+def require_sound(record: Any) -> None:
+    """Raise BrokenRecord unless what has the fields of Record has a known status, and a complete
+    run its numbers.
+    """
+    if record.status not in STATUSES:
+        raise BrokenRecord(f"unknown status {record.status!r}")
+    if record.status == "complete":
+        given = record.task == "evaluate"  # given weights have no training of ours
+        for name in (*(METRICS[2:] if given else METRICS), "parameters"):
+            value = getattr(record, name)
+            if value is None or not math.isfinite(value):
+                raise BrokenRecord(f"{name} of a complete run is {value!r}")
+
+
 # Finding them takes longer than all else of reading a record.
 _hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def is_recent(progress: dict[str, Any], stale: float = 60.0) -> bool:
-    """Whether a sign of life is at most `stale` seconds away; from far ahead it is no better than
-    an old one, as its clock is wrong.
+    """Return whether a heartbeat is at most `stale` seconds away; from far ahead it is no better
+    than an old one, as its clock is wrong.
     """
-    return abs(time.time() - progress.get("time", 0.0)) < stale
+    last = progress.get("time")
+    return isinstance(last, int | float) and abs(time.time() - last) < stale
 
 
 def checked(kind: type[T], raw: Any) -> T:
-    """The dataclass `kind` of a JSON object; raises BrokenRecord where a type does not fit."""
+    """Return the dataclass `kind` of a JSON object; raise BrokenRecord where a type is wrong."""
     if not isinstance(raw, dict):
         raise BrokenRecord(f"{kind.__name__.lower()} is {raw!r}, not an object")
     hints = _hints(kind)

@@ -9,13 +9,14 @@ import hashlib
 from pathlib import Path
 
 from resnests.config.schema import Config
+from resnests.config.targets import update_digest
 from resnests.errors import UserError, require
 from resnests.paper import official_name
 from resnests.runs.directory import RunDirectory, write_atomic
 
 
 def weights_file(config: Config) -> Path:
-    """The file that `weights` names, or that the official scheme gives in the folder that it
+    """Return the file that `weights` names, or that the official scheme gives in the folder that it
     names; to analyse without `weights`, the final weights of the run.
     """
     if config.task == "analyze" and config.weights is None:
@@ -39,12 +40,15 @@ def require_analysable(config: Config) -> None:
     file = weights_file(config)
     run = RunDirectory.of(config).analysed
     status = run.status()
-    if status != "complete" or not file.is_file():
+    if status != "complete":
         found = f"its status is {status}" if status else "there is no such run"
         mend = "task=evaluate" if config.weights else "analysis.train=true or task=train"
         raise UserError(
             f"task=analyze: {run.path}: expected a complete run, but {found}; first {mend}"
         )
+    if not file.is_file():
+        mend = "trainer.overwrite=true trains the run afresh"
+        raise UserError(f"task=analyze: {file}: expected the weights of the run; {mend}")
 
 
 def _official_name(config: Config) -> str:
@@ -52,12 +56,14 @@ def _official_name(config: Config) -> str:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Return the SHA-256 of a file."""
+    content = hashlib.sha256()
+    update_digest(content, path)
+    return content.hexdigest()
 
 
 def export_target(config: Config) -> Path:
-    """Where the official scheme has the weights of a run, below the folder to export to."""
+    """Return where the official scheme has the weights of a run, below the folder to export to."""
     require(
         config.weights is not None,
         "weights",
@@ -68,7 +74,7 @@ def export_target(config: Config) -> Path:
 
 
 def finished(config: Config) -> RunDirectory:
-    """The directory of a run that has its final weights; raises a UserError."""
+    """Return the directory of a run that has its final weights; raise a UserError."""
     directory = RunDirectory.of(config)
     if directory.status() != "complete" or not directory.weights_file.is_file():
         raise UserError(f"{directory.path}: no finished run to export")
@@ -76,7 +82,7 @@ def finished(config: Config) -> RunDirectory:
 
 
 def export(config: Config) -> Path:
-    """Copy the final weights of a finished run to where the official scheme has them; raises a
+    """Copy the final weights of a finished run to where the official scheme has them; raise a
     UserError.
     """
     target = export_target(config)

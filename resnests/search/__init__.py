@@ -1,1 +1,1 @@
-"""Choosing values on held-out images: Optuna asks, the processes of a sweep train. No torch."""
+"""Choose values on held-out images: Optuna proposes them, the sweep trains. No torch."""

@@ -1,4 +1,4 @@
-"""Figures of a search: how it went, and which of its values matter."""
+"""Draw how a search went, and which of its values matter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-from resnests.results.style import COLORS, STYLE, WIDTH, Drawing, finish
+from resnests.results.style import COLORS, STYLE, WIDTH, Drawing, title_and_legend
 from resnests.search.study import Study
 
 _COMPLETE: dict[str, Any] = {"color": COLORS[2], "marker": "o", "linestyle": "none"}
@@ -21,7 +21,10 @@ _BEST: dict[str, Any] = {"color": COLORS[4], "drawstyle": "steps-post"}
 
 
 def drawings(study: Study, frame: pd.DataFrame) -> Iterator[Drawing]:
-    """Those that the trials so far are enough for; `frame` is that of results.trials_frame."""
+    """Yield the figures that the trials so far are enough for.
+
+    `frame` is that of results.trials_frame.
+    """
     measured = frame.dropna(subset="val_accuracy") if len(frame) else frame
     if len(measured) > 1:
         with mpl.rc_context(STYLE):
@@ -34,7 +37,7 @@ def drawings(study: Study, frame: pd.DataFrame) -> Iterator[Drawing]:
 
 
 def _history(study: Study, trials: pd.DataFrame) -> Drawing:
-    """The accuracy of each trial, and the best up to it."""
+    """Draw the accuracy of each trial, and the best up to it."""
     figure = Figure(figsize=(WIDTH, 2.4))
     axes = figure.subplots()
     complete = trials[trials["state"] == "complete"]
@@ -51,13 +54,16 @@ def _history(study: Study, trials: pd.DataFrame) -> Drawing:
         handles.append(Line2D([], [], label="best so far", color=COLORS[4]))
     axes.set(xlabel="Trial", ylabel="Validation accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    finish(figure, study.folder.name, handles)
+    title_and_legend(figure, study.folder.name, handles)
     title = f"Validation accuracy of the trials of {study.folder.name}"
     return Drawing("history", title, figure, trials)
 
 
 def _importance(study: Study, keys: list[str], count: int) -> Drawing:
-    """The share of each value in the variance of the accuracy: fANOVA, Hutter et al., ICML 2014."""
+    """Draw the share of each value in the variance of the accuracy.
+
+    This is fANOVA: Hutter et al., ICML 2014.
+    """
     evaluator = FanovaImportanceEvaluator(seed=0)
     found = get_param_importances(study.optuna, evaluator=evaluator, params=keys)
     data = pd.DataFrame({"key": list(found), "importance": list(found.values())})

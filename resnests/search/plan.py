@@ -1,22 +1,20 @@
-"""What a search is to do, checked before it starts. No torch, and no Optuna yet."""
+"""Check and print what a search is to do, before it starts. No torch, and no Optuna yet."""
 
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import replace
 
-from resnests.config.schema import Config
+from resnests.environment import export_environment
 from resnests.errors import UserError, require
 from resnests.runs.directory import STUDY, study_folder
-from resnests.search.space import Space
+from resnests.search.space import Space, trial_configs
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.plan import plan_runs
 from resnests.sweep.prepare import prepare
-from resnests.sweep.protocol import tell_children
 
 
 def run_search(space: Space, words: list[str]) -> int:
-    """Search `space`; the exit status. `words` are those of the command line."""
+    """Search `space`; return the exit status. `words` are those of the command line."""
     config = space.first
     expected = "false: delete the folder of the study, or begin another by tune.study=NAME"
     require(not config.trainer.overwrite, "trainer.overwrite", True, expected)
@@ -29,15 +27,8 @@ def run_search(space: Space, words: list[str]) -> int:
     from resnests.search.drive import search
 
     prepare(runs)
-    tell_children()
+    export_environment()
     return search(space, allocation, words)
-
-
-def trial_configs(config: Config) -> list[Config]:
-    """A run for each seed of a trial, in the folder of the study."""
-    seeds = range(config.seed, config.seed + config.tune.seeds)
-    folder = str(study_folder(config))
-    return [replace(config, task="train", runs_dir=folder, seed=seed) for seed in seeds]
 
 
 def _print_plan(space: Space, allocation: Allocation) -> None:

@@ -1,6 +1,4 @@
-"""What a study found: a table of its best trials, trials.csv, figures, and the line that trains
-the winner.
-"""
+"""Show what a study found: its best trials, trials.csv, figures, and what trains the winner."""
 
 from __future__ import annotations
 
@@ -28,8 +26,9 @@ _DROPPED = ("task", "seed", "tune", "sweep")
 
 
 def show_results(study: Study, words: list[str]) -> None:
-    """Write files into the folder of the study, and print the rest; `words` are the overrides of
-    the command line.
+    """Write files into the folder of the study, and print the rest.
+
+    `words` are the overrides of the command line.
     """
     table, frame = best_table(study), trials_frame(study)
     if not table.rows:
@@ -51,14 +50,14 @@ def show_results(study: Study, words: list[str]) -> None:
 
 
 def trials_frame(study: Study) -> pd.DataFrame:
-    """A row a trial: state, accuracies in percent, values, epochs and seconds of all its runs."""
+    """Return a row for each trial: its state, accuracies, values, and the work of all its runs."""
     return pd.DataFrame([_row(study, trial) for trial in study.trials()])
 
 
 def _row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     runs = [RunDirectory(path) for path in trial.user_attrs.get("runs", [])]
-    records = [record for run in runs if (record := run.sound_record())]
-    row = {
+    records = [record for run in runs if (record := run.record_or_none())]
+    return {
         "trial": trial.number,
         "state": trial.state.name.lower(),
         "val_accuracy": trial.value,  # of a pruned one in its last epoch
@@ -69,11 +68,10 @@ def _row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
         "reason": trial.user_attrs.get("reason"),
         "runs": ";".join(str(run.path) for run in runs),
     }
-    return row
 
 
 def best_table(study: Study) -> Table:
-    """The best complete trials, or of none the pruned ones that came farthest."""
+    """Return the best complete trials, or of none the pruned ones that came farthest."""
     ended = [trial for trial in study.trials() if trial.state in _ORDER]
     ended.sort(key=lambda t: (_ORDER[t.state], -(t.last_step or 0), -(t.value or 0)))
     complete = [trial for trial in ended if trial.state == TrialState.COMPLETE]
@@ -99,7 +97,7 @@ def best_table(study: Study) -> Table:
 
 
 def winner_line(params: dict[str, Any], words: list[str]) -> str:
-    """The command that trains at `params` what `words` searched."""
+    """Return the command that trains at `params` what `words` searched."""
 
     def stays(word: str) -> bool:
         key = word.partition("=")[0]

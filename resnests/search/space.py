@@ -1,4 +1,4 @@
-"""What is searched, as Hydra's users write it, and the configurations that its values give.
+"""Read what is to be searched, as Hydra's users write it, and compose what its values give.
 
     optimizer.lr=tag(log, interval(1e-3, 1))     any number in between, evenly over its logarithm
     trainer.batch_size=interval(16, 128)         a whole number, as both ends and the value are
@@ -25,13 +25,15 @@ from resnests.config.grid import Grid
 from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.config.schema import Config
 from resnests.errors import UserError, require
+from resnests.runs.digests import Digester
+from resnests.runs.directory import study_folder
 
 Value = float | int | str
 
 
 @dataclass(frozen=True)
 class Dimension:
-    """Numbers from `low` to `high`, or `choices` as they are typed."""
+    """Holds the values of one key: from `low` to `high`, or `choices` as they are typed."""
 
     low: float | int = 0
     high: float | int = 0
@@ -41,7 +43,7 @@ class Dimension:
 
     @property
     def ends(self) -> tuple[Value, ...]:
-        """What shows whether all of it makes sense."""
+        """Return the values that show whether all of it makes sense."""
         return self.choices or (self.low, self.high)
 
     def __str__(self) -> str:
@@ -54,7 +56,7 @@ class Dimension:
 
 
 def dimension(override: Override) -> Dimension:
-    """That of a sweep override; raises a UserError."""
+    """Return the dimension that a sweep override means; raises a UserError."""
     value, line = override.value(), override.input_line
 
     def check(ok: bool, expected: str) -> None:
@@ -84,13 +86,20 @@ def dimension(override: Override) -> Dimension:
     return Dimension(choices=choices)
 
 
+def trial_configs(config: Config) -> list[Config]:
+    """Return a configuration for each seed of a trial, in the folder of the study."""
+    seeds = range(config.seed, config.seed + config.tune.seeds)
+    folder = str(study_folder(config))
+    return [dataclasses.replace(config, task="train", runs_dir=folder, seed=seed) for seed in seeds]
+
+
 class Space:
-    """The dimensions by their keys, each checked at its ends, and what all trials share."""
+    """Holds the dimensions by their keys, each checked at its ends, and what all trials share."""
 
     def __init__(
         self, overrides: Sequence[Override], loader: ConfigLoader, master: DictConfig
     ) -> None:
-        """`overrides` with one for each key; raises a UserError."""
+        """Take `overrides`, one for each key; raises a UserError."""
         fixed = [override for override in overrides if not override.is_sweep_override()]
         self.master = master
         self.fixed = BasicSweeper.split_arguments(fixed, None)[0][0]
@@ -100,6 +109,7 @@ class Space:
             raise UserError(f"task=tune: expected {expected}")
         first = {key: dim.ends[0] for key, dim in self.dimensions.items()}
         last = {key: dim.ends[-1] for key, dim in self.dimensions.items()}
+        self.digester = Digester()
         self.grid = Grid(loader, master, [self._words(first), self._words(last)])
         self.first = self.config(first)
         for key in self.dimensions:
@@ -109,17 +119,18 @@ class Space:
         require(held_out > 0, "dataset.val_fraction", held_out, expected)
 
     def config(self, params: Mapping[str, Value]) -> Config:
-        """The configuration at a point; raises a UserError where its values are none, or exclude
-        each other.
+        """Return the configuration at a point.
+
+        Raises a UserError where its values are none, or exclude each other.
         """
         try:
-            return self.grid.config(self._words(params))
+            return self.digester.with_digests(self.grid.config(self._words(params)))
         except HydraException as error:
             told = [str(e).splitlines()[0].rstrip(".") for e in (error, error.__cause__) if e]
             raise UserError(": ".join(told)) from error
 
     def setting(self) -> dict[str, Any]:
-        """What makes the values of two trials comparable."""
+        """Return what two trials must share for their accuracies to be compared."""
         config = self.first
         values = recipe_values(config)
         for group in ("dataset", "arch", "variant"):
@@ -132,7 +143,7 @@ class Space:
         return [*self.fixed, *(f"{key}={value}" for key, value in params.items())]
 
     def _checked(self, key: str, first: Mapping[str, Value]) -> Dimension:
-        """The dimension of `key`, of floats where that is what the key has."""
+        """Return the dimension of `key`, with floats where that is what the key has."""
         dim, name = self.dimensions[key], key.lstrip("+")
         require(name != "seed", "seed", dim, "one seed; tune.seeds says how many from it on")
         if name.partition(".")[0] == "dataset" and name != "dataset.flip":

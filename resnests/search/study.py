@@ -1,4 +1,4 @@
-"""The trials of a search in Optuna's own storage, from which every process takes its next one.
+"""Keep the trials of a search in Optuna's own storage, where all processes take their next one.
 
     <runs_dir>/study-<name>/
         study.db       Optuna's, an sqlite file: optuna-dashboard sqlite:///<this file>
@@ -6,8 +6,8 @@
         <dataset>/...  the run directories of the trials
         trials.csv, history.png, importance.png ...    see results.py
 
-A process that dies lets go of its trials: they are still RUNNING in study.db, and whoever finds
-their bytes unlocked goes on with them.
+The operating system releases the trials of a process that dies: they are still RUNNING in study.db,
+and whoever finds their bytes unlocked goes on with them.
 """
 
 from __future__ import annotations
@@ -32,11 +32,14 @@ from resnests.runs.directory import STUDY, study_folder
 from resnests.search.space import Dimension, Space
 
 _AGAIN, _SETTING = "again", "setting"  # attributes: of a trial, whose trial it repeats; of a study
-WAIT = 60.0  # seconds for another process to finish writing
+WAIT_SECONDS = 60.0  # for another process to finish writing
 
 
 class Study:
-    """One for each process; raises a UserError where the folder has another search in it."""
+    """Holds the study as one process sees it, and the trials that it has locked.
+
+    Raises a UserError where the folder has another search in it.
+    """
 
     def __init__(self, space: Space) -> None:
         config = space.first
@@ -48,10 +51,11 @@ class Study:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.locks = os.open(self.folder / "study.lock", os.O_RDWR | os.O_CREAT)
-        self.mine: set[int] = set()  # trials whose bytes this process has locked
-        with self._alone():
+        self.held: set[int] = set()  # trials whose bytes this process has locked
+        with self._locked():  # as one process makes the tables of the database
+            self.storage = _storage(self.folder)
             self.optuna = optuna.create_study(
-                storage=_storage(self.folder),
+                storage=self.storage,
                 sampler=sampler,
                 pruner=pruner,
                 study_name=self.tune.study,
@@ -64,31 +68,30 @@ class Study:
                 self._repeat(trial)
 
     def trials(self, *states: TrialState) -> list[optuna.trial.FrozenTrial]:
-        """Of these states, or all."""
+        """Return the trials of these states, or all."""
         return self.optuna.get_trials(deepcopy=False, states=states or None)
 
     def take(self) -> optuna.Trial | None:
-        """A trial whose process is gone, or else the next one; None where there is none."""
-        with self._alone():
+        """Return a trial whose process is gone, or else the next one, or None."""
+        with self._locked():
             return self._orphan() or self._next()
 
     def tell(self, trial: optuna.Trial, state: TrialState, value: float | None = None) -> None:
-        """The end of a trial that was taken."""
+        """Record the end of a trial that was taken, and release it."""
         self.optuna.tell(trial, value, state)
-        self.let_go(trial)
+        self.release(trial)
 
-    def let_go(self, trial: optuna.Trial) -> None:
+    def release(self, trial: optuna.Trial) -> None:
         """Leave a trial, which is over or not, to whoever takes it."""
-        self.mine.discard(trial.number)
-        fcntl.lockf(self.locks, fcntl.LOCK_UN, 1, 1 + trial.number)
+        self._unlock(trial.number)
 
     def is_over(self) -> bool:
-        """Whether every trial has ended, those of other processes too."""
+        """Return whether every trial has ended, those of other processes too."""
         unfinished = self.trials(TrialState.RUNNING, TrialState.WAITING)
         return not unfinished and self._missing() == 0
 
     def failed(self) -> list[optuna.trial.FrozenTrial]:
-        """Trials that failed and were not done again yet."""
+        """Return the trials that failed and were not done again yet."""
         repeated = self._repeated()
         return [t for t in self.trials(TrialState.FAIL) if t.number not in repeated]
 
@@ -96,19 +99,33 @@ class Study:
         return {t.user_attrs[_AGAIN] for t in self.trials() if _AGAIN in t.user_attrs}
 
     def _missing(self) -> int:
-        """How many trials are to be begun yet; one and its repetitions are one."""
+        """Return how many trials are to be begun yet; one and its repetitions are one."""
         return max(0, self.tune.trials - len(self.trials()) + len(self._repeated()))
 
     def _orphan(self) -> optuna.Trial | None:
+        """Take a trial that is RUNNING although no process has it.
+
+        Its state is read again once it is locked: its process may have recorded its end, and
+        released it, since we read that it was running.
+        """
         for known in self.trials(TrialState.RUNNING):
-            if known.number in self.mine or not self._lock(known.number):
+            if known.number in self.held or not self._lock(known.number):
                 continue
-            storage = self.optuna._storage
-            if known.params.keys() == self.distributions.keys():
-                return optuna.Trial(self.optuna, known._trial_id)
-            storage.set_trial_state_values(known._trial_id, TrialState.FAIL)  # it died in asking
-            self._repeat(known)
+            if self.trials()[known.number].state != TrialState.RUNNING:
+                self._unlock(known.number)
+            elif known.params.keys() == self.distributions.keys():
+                return self._reopen(known.number)
+            else:  # it died in asking
+                self.optuna.tell(known.number, state=TrialState.FAIL)
+                self._unlock(known.number)
+                self._repeat(known)
         return None
+
+    def _reopen(self, number: int) -> optuna.Trial:
+        """Return the trial as Optuna's ask() returned it to the process that is gone."""
+        study = self.storage.get_study_id_from_name(self.tune.study)
+        id = self.storage.get_trial_id_from_study_id_trial_number(study, number)
+        return optuna.Trial(self.optuna, id)
 
     def _next(self) -> optuna.Trial | None:
         if not self._missing() and not self.trials(TrialState.WAITING):
@@ -122,8 +139,8 @@ class Study:
         self.optuna.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.number})
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """While no other process chooses a trial."""
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes from choosing a trial meanwhile."""
         fcntl.lockf(self.locks, fcntl.LOCK_EX, 1, 0)
         try:
             yield
@@ -131,16 +148,20 @@ class Study:
             fcntl.lockf(self.locks, fcntl.LOCK_UN, 1, 0)
 
     def _lock(self, number: int) -> bool:
-        """Whether this process has trial `number` now."""
+        """Lock trial `number` if it is free; return whether this process has it now."""
         with suppress(OSError):
             fcntl.lockf(self.locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1 + number)
-            self.mine.add(number)
+            self.held.add(number)
             return True
         return False
 
+    def _unlock(self, number: int) -> None:
+        fcntl.lockf(self.locks, fcntl.LOCK_UN, 1, 1 + number)
+        self.held.discard(number)
+
 
 def ended_trials(space: Space) -> int:
-    """How many trials of the study have ended, for whoever only wants to know."""
+    """Return how many trials of the study have ended, for whoever only wants to know."""
     folder = study_folder(space.first)
     if not (folder / STUDY).exists():
         return 0
@@ -151,7 +172,7 @@ def ended_trials(space: Space) -> int:
 
 
 def _compare(folder: Path, study: optuna.Study, space: Space) -> None:
-    """Raises a UserError where the trials so far are those of another setting."""
+    """Raise a UserError where the trials so far are those of another setting."""
     setting = json.loads(json.dumps(space.setting()))
     known = study.user_attrs.get(_SETTING, setting)
     for key in (*space.dimensions, *sorted(known.keys() | setting.keys())):
@@ -163,7 +184,7 @@ def _compare(folder: Path, study: optuna.Study, space: Space) -> None:
 
 @contextmanager
 def storage_errors(folder: Path) -> Iterator[None]:
-    """Raises a UserError where study.db is broken, or cannot be written."""
+    """Raise a UserError where study.db is broken, or cannot be written."""
     try:
         yield
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
@@ -181,13 +202,13 @@ def _distribution(dim: Dimension) -> optuna.distributions.BaseDistribution:
 
 
 def _storage(folder: Path) -> optuna.storages.RDBStorage:
-    """sqlite gives up where another process writes for longer than `timeout` seconds."""
-    engine = {"connect_args": {"timeout": WAIT}}
+    """Open the database; sqlite gives up where another process writes for longer than `timeout`."""
+    engine = {"connect_args": {"timeout": WAIT_SECONDS}}
     return optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY}", engine_kwargs=engine)
 
 
 def _build(name: str, values: dict[str, Any]) -> Any:
-    """A sampler or pruner; raises a UserError."""
+    """Build a sampler or pruner; raises a UserError."""
     args = {key: value for key, value in values.items() if key != "_target_"}
     part = Part(name=name, _target_=values["_target_"], args=args)
     find(f"tune.{name}", part)  # also where only the working directory has it

@@ -1,136 +1,153 @@
-"""One trial at work: its runs, what they report to Optuna, and how it ends."""
+"""Bring one trial from its runs to what Optuna is told, in a thread of its own."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
-from contextlib import suppress
+from collections.abc import Sequence
+from concurrent.futures import Executor as Pool
+from contextlib import closing, suppress
 
 import optuna
 from filelock import Timeout
 from optuna.trial import TrialState
 
 from resnests.runs.directory import RunDirectory
-from resnests.runs.record import BrokenRecord
+from resnests.runs.record import FINAL, BrokenRecord
 from resnests.search.study import Study
-from resnests.sweep.child import last_line, train
 from resnests.sweep.devices import Allocation
-from resnests.sweep.drive import launch_until_done
+from resnests.sweep.executors.local import ThreadExecutor
 from resnests.sweep.plan import Run
-from resnests.sweep.protocol import BUSY
+from resnests.sweep.process import last_log_line
+from resnests.sweep.scheduler import Scheduler, State
 from resnests.sweep.stop import Stop
+
+Ending = tuple[TrialState, str]  # of a trial that does not complete, and why
 
 
 class TrialAtWork:
     """Trains a run for each seed, and stops them as soon as the trial is decided."""
 
-    def __init__(self, study: Study, trial: optuna.Trial, runs: Sequence[Run]) -> None:
-        self.study, self.trial, self.runs = study, trial, runs
+    def __init__(
+        self, study: Study, trial: optuna.Trial, runs: Sequence[Run], search_stop: Stop
+    ) -> None:
+        self.study, self.trial, self.runs, self.search_stop = study, trial, runs, search_stop
         self.stop = Stop()  # of its runs alone
-        self.ended: tuple[TrialState, str] | None = None  # before its runs did, and why
-        self.futures: list[Future[None]] = []
-        known = study.trials()[trial.number].intermediate_values
-        self.reported = set(known)  # epochs
-        trial.set_user_attr("runs", [str(run.directory.path) for run in runs])
-        if known and self._should_prune(max(known)):  # the process before was about to
-            self._prune(max(known))
+        self.reported = set(study.trials()[trial.number].intermediate_values)  # epochs
+        self.failed = False
 
     @property
     def name(self) -> str:
+        """Return the number of the trial, with its values."""
         values = " ".join(f"{key}={_short(value)}" for key, value in self.trial.params.items())
         return f"trial {self.trial.number} ({values})"
 
-    @property
-    def failed(self) -> bool:
-        return self.ended is not None and self.ended[0] == TrialState.FAIL
+    def work(self, pool: Pool, allocation: Allocation) -> str:
+        """Bring the trial to its end in threads of `pool`; return how it ended.
 
-    def start(self, executor: Executor, allocation: Allocation) -> None:
-        for run in [] if self.ended else self.runs:
-            self.futures.append(executor.submit(self._train, run, allocation))
-
-    def advance(self, stopping: Callable[[], bool]) -> str | None:
-        """Look at the runs, report and decide; how the trial ended, None while it goes on."""
-        over = all(future.done() for future in self.futures)  # then the report is the last one
-        if not self.ended:
-            self._report()
-        if not self.ended:
-            bad = [run for run in self._done_runs() if objective(run) is None]
-            if bad and not stopping():
-                self._end(*_blame(bad[0]))
-        return self._conclude() if over else None
-
-    def _train(self, run: Run, allocation: Allocation) -> None:
-        """Bring one run to its end, as a sweep would."""
-
-        def launch(batch: list[Run]) -> list[str | None]:
-            code = train(run, allocation, self.stop)
-            return ["busy" if code == BUSY else run.directory.status()] * len(batch)
-
-        launch_until_done([run], launch, self.stop.requested, lambda line: None)
-
-    def _done_runs(self) -> list[Run]:
-        pairs = zip(self.runs, self.futures, strict=False)
-        return [run for run, future in pairs if future.done() and not future.cancelled()]
-
-    def _report(self) -> None:
-        """Tell Optuna of each epoch that all runs at work have reached, and ask whether to prune.
-
-        Runs that wait for a device are not waited for: the first seeds may decide.
+        Its runs end before Optuna is told: whoever takes a trial with the same values next finds
+        their directories free.
         """
-        pairs = zip(self.runs, self.futures, strict=True)
-        begun = [run for run, future in pairs if future.running() or future.done()]
+        self.trial.set_user_attr("runs", [str(run.directory.path) for run in self.runs])
+        ending = self._ending_of_the_process_before()
+        if ending is None:
+            ending = self._train(ThreadExecutor(pool, allocation, self.stop))
+        if ending:
+            return self._tell(*ending)
+        accuracies = [objective(run) for run in self.runs]
+        if None in accuracies:
+            self.study.release(self.trial)  # interrupted: the same command goes on
+            return "interrupted"
+        return self._tell_complete([value for value in accuracies if value is not None])
+
+    def _train(self, executor: ThreadExecutor) -> Ending | None:
+        """Train the runs until they end or the trial is decided; return an ending but completion.
+
+        A decided trial asks its runs to stop, and goes on with the rounds until they have.
+        """
+        ending: Ending | None = None
+        scheduler = Scheduler(self.runs, executor, self._is_stopping, lambda line: None)
+        with closing(scheduler.rounds()) as rounds:
+            for jobs in rounds:
+                self.stop.signals = self.search_stop.signals  # the second one kills
+                queued = {run for job in jobs if job.state is State.QUEUED for run in job.runs}
+                begun = [run for run in self.runs if run not in queued]
+                given_up = self._given_up(scheduler)
+                ending = ending or self._report(begun) or self._failure(given_up)
+                if ending:
+                    self.stop.ask()
+        return ending or self._report(self.runs) or self._failure(self.runs)
+
+    def _is_stopping(self) -> bool:
+        return self.stop.requested() or self.search_stop.requested()
+
+    def count_unfinished(self) -> int:
+        """Return how many of its runs need a device, now or later."""
+        return sum(run.directory.status() not in FINAL for run in self.runs)
+
+    def _ending_of_the_process_before(self) -> Ending | None:
+        """Prune what a process that is gone was about to prune."""
+        last = max(self.reported, default=0)
+        return _pruned(last) if last and self._should_prune(last) else None
+
+    def _report(self, begun: Sequence[Run]) -> Ending | None:
+        """Report each epoch that all runs at work have reached; return an ending to prune.
+
+        Runs that wait for a device are not waited for: the first seeds may decide. After the last
+        epoch of the last seed there is nothing left to prune.
+        """
         curves = [accuracies(run.directory) for run in begun]
         common = set(curves[0]).intersection(*curves) if curves else set()
         for epoch in sorted(common - self.reported):
             self.trial.report(statistics.fmean(curve[epoch] for curve in curves), epoch)
             self.reported.add(epoch)
-            through = epoch == self.runs[0].config.trainer.epochs and len(begun) == len(self.runs)
-            if not through and self._should_prune(epoch):
-                return self._prune(epoch)
+            is_last = epoch == self.runs[0].config.trainer.epochs and len(begun) == len(self.runs)
+            if not is_last and self._should_prune(epoch):
+                return _pruned(epoch)
+        return None
 
     def _should_prune(self, epoch: int) -> bool:
         config = self.runs[0].config
-        ripe = epoch > config.tune.warmup * config.trainer.epochs
-        return ripe and self.trial.should_prune()
+        is_ripe = epoch > config.tune.warmup * config.trainer.epochs
+        return is_ripe and self.trial.should_prune()
 
-    def _prune(self, epoch: int) -> None:
-        self._end(TrialState.PRUNED, f"pruned in epoch {epoch}")
+    def _failure(self, ended: Sequence[Run]) -> Ending | None:
+        """Return the ending that a run makes of the trial which ended without an accuracy."""
+        bad = [run for run in ended if objective(run) is None]
+        if not bad or self.search_stop.requested():  # then it was interrupted, and goes on
+            return None
+        return outcome_of_failure(bad[0])
 
-    def _end(self, state: TrialState, reason: str) -> None:
-        self.ended = state, reason
-        self.stop.ask()
-        for future in self.futures:
-            future.cancel()
+    def _given_up(self, scheduler: Scheduler) -> list[Run]:
+        """Return the runs that no job will go on with."""
+        going_on = {run for job in scheduler.jobs for run in job.runs}
+        going_on |= {*scheduler.idle, *(run for _, run in scheduler.unsettled)}
+        return [run for run in self.runs if run not in going_on]
 
-    def _conclude(self) -> str | None:
-        if self.ended is None:
-            values = [objective(run) for run in self._done_runs()]
-            if None in values or len(values) < len(self.runs):
-                self.study.let_go(self.trial)  # interrupted: the same command goes on
-                return "interrupted"
-            found = [value for value in values if value is not None]
-            self.trial.set_user_attr("accuracies", found)
-            mean = statistics.fmean(found)
-            self.study.tell(self.trial, TrialState.COMPLETE, mean)
-            return f"{mean:.2f}%"
-        state, reason = self.ended
+    def _tell(self, state: TrialState, reason: str) -> str:
+        self.failed = state == TrialState.FAIL
         self.trial.set_user_attr("reason", reason)
+        place = f"trial {self.trial.number} of {self.study.folder.name}"
         for run in self.runs:
-            _note(run.directory, f"{reason}, trial {self.trial.number} of {self.study.folder.name}")
+            _record_reason(run.directory, f"{reason}, {place}")
         self.study.tell(self.trial, state)
         return reason
 
+    def _tell_complete(self, found: list[float]) -> str:
+        self.trial.set_user_attr("accuracies", found)
+        mean = statistics.fmean(found)
+        self.study.tell(self.trial, TrialState.COMPLETE, mean)
+        return f"{mean:.2f}%"
+
 
 def accuracies(directory: RunDirectory) -> dict[int, float]:
-    """Epoch -> validation accuracy in percent, where it was measured."""
+    """Return epoch -> validation accuracy in percent, where it was measured."""
     rows = directory.history_rows()
     return {int(r["epoch"]): r["val_accuracy"] for r in rows if math.isfinite(r["val_accuracy"])}
 
 
 def objective(run: Run) -> float | None:
-    """The validation accuracy of a run by tune.objective; None where it is not complete."""
+    """Return the validation accuracy by tune.objective, None of a run that is not complete."""
     measured = accuracies(run.directory)
     if run.directory.status() != "complete" or not measured:
         return None
@@ -138,20 +155,25 @@ def objective(run: Run) -> float | None:
     return last if run.config.tune.objective == "last" else max(measured.values())
 
 
-def _blame(run: Run) -> tuple[TrialState, str]:
-    """What a run that is not complete makes of its trial. One that diverged says as much as a
-    pruned one; any other failure says nothing of the values.
+def outcome_of_failure(run: Run) -> Ending:
+    """Return what a run that is not complete makes of its trial.
+
+    One that diverged says as much as a pruned one; any other failure says nothing of the values.
     """
-    record = run.directory.sound_record()
+    record = run.directory.record_or_none()
     if record and record.status == "diverged":
         return TrialState.PRUNED, f"diverged: {record.error}"
-    reason = record.error if record and record.error else last_line(run.directory)
+    reason = record.error if record and record.error else last_log_line(run.directory)
     return TrialState.FAIL, f"failed: {reason}; see {run.directory.log_file}"
 
 
-def _note(directory: RunDirectory, reason: str) -> None:
+def _pruned(epoch: int) -> Ending:
+    return TrialState.PRUNED, f"pruned in epoch {epoch}"
+
+
+def _record_reason(directory: RunDirectory, reason: str) -> None:
     """Put on record why the run was interrupted."""
-    with suppress(Timeout, OSError, BrokenRecord), directory.owner().acquire(blocking=False):
+    with suppress(Timeout, OSError, BrokenRecord), directory.lock().acquire(blocking=False):
         record = directory.read_record()
         if record and record.status == "interrupted" and record.error is None:
             record.error = reason

@@ -7,9 +7,9 @@ import statistics
 from typing import Any
 
 from resnests.paper import arch_label, dataset_label, variant_label
-from resnests.results.frame import text
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Record
+from resnests.text import as_typed
 
 _USE = {
     "safetensors": """\
@@ -31,7 +31,9 @@ logits = model(images)""",
 
 
 def card(directory: RunDirectory, record: Record, about: dict[str, Any]) -> str:
-    """Markdown: what the network is, how good over how many seeds, made how, and how to load it."""
+    """Return Markdown: what the network is, how good over how many seeds, how it was made, and how
+    to load it.
+    """
     names = f"{arch_label(record.arch)} {variant_label(record.variant)}"
     values = _accuracies(directory)
     mean = statistics.mean(values)
@@ -44,6 +46,8 @@ def card(directory: RunDirectory, record: Record, about: dict[str, Any]) -> str:
         "epochs": record.epochs,
         "seed": record.seed,
     }
+    use = "\n```\n\n```python\n".join(_USE[form] for form in about["files"])
+    digests = {f"sha256 of {each['file']}": each["sha256"] for each in about["files"].values()}
     return f"""\
 ---
 library_name: resnests
@@ -64,7 +68,7 @@ All accuracies are of the last epoch.
 ## Use
 
 ```python
-{_USE[about["format"]]}
+{use}
 ```
 
 `images` are RGB, (N, 3, H, W), values scaled to [0, 1], then less {about["mean"]}
@@ -76,14 +80,15 @@ and divided by {about["std"]} per channel; {about["num_classes"]} classes.
 
 ## Provenance
 
-{_table(_provenance(record) | {"sha256": about["sha256"]})}
+{_table(_provenance(record) | digests)}
 """
 
 
 def _accuracies(directory: RunDirectory) -> list[float]:
-    """Of all complete seeds of the recipe."""
-    records = [RunDirectory(path).sound_record() for path in directory.path.parent.glob("seed=*")]
-    return [r.test_accuracy for r in records if r and r.status == "complete" and r.test_accuracy]
+    """Return the test accuracies of all complete seeds of the recipe, 0% included."""
+    records = [RunDirectory(path).record_or_none() for path in directory.path.parent.glob("seed=*")]
+    complete = [record for record in records if record and record.status == "complete"]
+    return [r.test_accuracy for r in complete if r.test_accuracy is not None]
 
 
 def _provenance(record: Record) -> dict[str, Any]:
@@ -97,6 +102,6 @@ def _provenance(record: Record) -> dict[str, Any]:
 
 
 def _table(rows: dict[str, Any]) -> str:
-    cells = {key: str(text(value)).replace("|", r"\|") for key, value in rows.items()}
+    cells = {key: str(as_typed(value)).replace("|", r"\|") for key, value in rows.items()}
     lines = [f"| {key} | {value} |" for key, value in cells.items()]
     return "\n".join(["| | |", "|---|---|", *lines])

@@ -3,7 +3,7 @@
     python -m resnests.sharing.export < configs.json      # a list of configurations
 
     <weights>/<DIGITS_AResNEst_ResNet_20_seed=0>/
-        model.safetensors, model.onnx or model.torchscript.pt
+        model.safetensors, model.onnx, model.torchscript.pt: those that were asked for
         config.json        what load_model needs, and checks
         README.md          the model card
 
@@ -27,13 +27,15 @@ import torch
 from torch import Tensor, nn
 
 from resnests.config.schema import Config, config_dict, config_from
-from resnests.errors import UserError, guarded
+from resnests.config.targets import broken
+from resnests.errors import UserError, guarded, require_extra
 from resnests.models.resnet import build_network
+from resnests.models.weights import load_weights
 from resnests.runs.directory import RunDirectory, write_atomic
 from resnests.runs.record import Record
 from resnests.runs.weights import export_target, finished
 from resnests.sharing.card import card
-from resnests.training.checkpoint import load_weights
+from resnests.sharing.load import MALFORMED, files_of, own_values
 
 FILES = {
     "safetensors": "model.safetensors",
@@ -44,7 +46,7 @@ TOLERANCE = 1e-4  # of logits, relative to the largest of them (at least 1)
 
 
 def export(config: Config) -> Path:
-    """Write the folder of a finished run; raises a UserError."""
+    """Write the folder of a finished run and return it; raise a UserError."""
     directory = finished(config)
     record = directory.read_record()
     assert record is not None
@@ -52,16 +54,28 @@ def export(config: Config) -> Path:
     model = build_network(config.arch, config.variant, classes)
     load_weights(directory.weights_file, model)
     model.eval()
-    data = _WRITERS[config.format](model, _images(config, 2))
+    about = _about(config, record)
+    images = _images(config, 2)
+    try:
+        data = _WRITERS[config.format](config, model, images, about)
+    except UserError:
+        raise
+    except Exception as error:  # of the format's own library, which knows not every network
+        raise broken(f"format={config.format}: the network cannot be exported", error) from error
     folder = export_target(config).parent
-    about = _about(config, record, data)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / FILES[config.format], data)
+        about["files"] = _kept(folder, about) | {
+            config.format: {
+                "file": FILES[config.format],
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        }
         write_atomic(folder / "config.json", (json.dumps(about, indent=1) + "\n").encode())
         write_atomic(folder / "README.md", card(directory, record, about).encode())
         for form, name in FILES.items():
-            if form != config.format:  # an earlier export, which config.json says nothing of
+            if form not in about["files"]:  # of another network, and config.json says nothing of it
                 (folder / name).unlink(missing_ok=True)
     except OSError as error:
         reason = f"{folder} cannot be written ({error.strerror})"
@@ -69,13 +83,22 @@ def export(config: Config) -> Path:
     return folder
 
 
-def _about(config: Config, record: Record, data: bytes) -> dict[str, Any]:
-    """What config.json says."""
+def _kept(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Return what config.json in `folder` says of files in other formats of the same network."""
+    try:
+        before = json.loads((folder / "config.json").read_bytes())
+        files = files_of(before)
+        if own_values(before) != own_values(about):
+            return {}
+        return {form: file for form, file in files.items() if (folder / FILES[form]).is_file()}
+    except (OSError, *MALFORMED):  # no export of ours
+        return {}
+
+
+def _about(config: Config, record: Record) -> dict[str, Any]:
+    """Return what config.json says of the network, whatever the format."""
     tree = config_dict(config)
     return {
-        "format": config.format,
-        "file": FILES[config.format],
-        "sha256": hashlib.sha256(data).hexdigest(),
         "arch": tree["arch"],
         "variant": tree["variant"],
         "num_classes": config.dataset.num_classes or record.num_classes,
@@ -86,15 +109,27 @@ def _about(config: Config, record: Record, data: bytes) -> dict[str, Any]:
         "recipe": record.recipe,
         "seed": record.seed,
         "test_accuracy": record.test_accuracy,
+        "trained": record.provenance.ended,
     }
 
 
-def _safetensors(model: nn.Module, _images: Tensor) -> bytes:
-    save = _needs("safetensors.torch", "safetensors", "hub").save
-    return save({name: value.contiguous() for name, value in model.state_dict().items()})
+def _safetensors(config: Config, model: nn.Module, images: Tensor, about: dict[str, Any]) -> bytes:
+    """Return the weights, with a digest of what config.json says among them."""
+    library = require_extra("format=safetensors", "safetensors.torch", "hub")
+    # The format refuses tensors that share memory, as those of tied layers do.
+    state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
+    data = library.save(state, metadata={"config": own_values(about)})
+    again = build_network(config.arch, config.variant, about["num_classes"])
+    again.load_state_dict(library.load(data))
+    _verify("safetensors", model, again.eval(), images)
+    return data
 
 
-def _torchscript(model: nn.Module, images: Tensor) -> bytes:
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _torchscript(_config: Config, model: nn.Module, images: Tensor, _about: Any) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated, and still what C++ programs read
@@ -104,11 +139,10 @@ def _torchscript(model: nn.Module, images: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _onnx(model: nn.Module, images: Tensor) -> bytes:
-    """Of any batch size; one file."""
-    _needs("onnx", "onnx", "onnx")
-    _needs("onnxscript", "onnxscript", "onnx")
-    runtime = _needs("onnxruntime", "onnxruntime", "onnx")
+def _onnx(_config: Config, model: nn.Module, images: Tensor, _about: Any) -> bytes:
+    """Return the network as one file, which takes batches of any size."""
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        runtime = require_extra("format=onnx", module, "onnx")
     batch = torch.export.Dim("batch", min=1, max=2**16)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own libraries
@@ -134,7 +168,7 @@ def _onnx(model: nn.Module, images: Tensor) -> bytes:
     return data
 
 
-_WRITERS: dict[str, Callable[[nn.Module, Tensor], bytes]] = {
+_WRITERS: dict[str, Callable[[Config, nn.Module, Tensor, dict[str, Any]], bytes]] = {
     "safetensors": _safetensors,
     "onnx": _onnx,
     "torchscript": _torchscript,
@@ -143,7 +177,7 @@ _WRITERS: dict[str, Callable[[nn.Module, Tensor], bytes]] = {
 
 @torch.no_grad()
 def _verify(form: str, model: nn.Module, other: Callable[[Tensor], Tensor], images: Tensor) -> None:
-    """Raises a UserError unless `other` gives the logits of `model`, for other batches too."""
+    """Raise a UserError unless `other` gives the logits of `model`, for other batches too."""
     for batch in (images, torch.cat([images.flip(0), images[:1] * 0.5])):
         expected = model(batch)
         worst = (other(batch) - expected).abs().max().item()
@@ -153,25 +187,15 @@ def _verify(form: str, model: nn.Module, other: Callable[[Tensor], Tensor], imag
 
 
 def _images(config: Config, count: int) -> Tensor:
-    """Noise as large as normalised images, (count, 3, H, W)."""
+    """Return noise as large as normalised images, (count, 3, H, W)."""
     from resnests.data.splits import load
 
     height, width = load(config.dataset).test.images.shape[1:3]
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def _needs(module: str, package: str, extra: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        hint = f"needs {package}: pip install 'resnests[{extra}]'"
-        raise UserError(f"format={extra if extra == 'onnx' else package}: {hint}") from error
-
-
 def main() -> int:
-    """Export each, or say why not; 1 where any is missing."""
+    """Export each, or print why not; return 1 where any is missing."""
     missing = 0
     for values in json.load(sys.stdin):
         config = config_from(values)

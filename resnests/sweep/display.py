@@ -10,7 +10,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -20,12 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from resnests.runs.record import FINAL, BrokenRecord, Record
-from resnests.sweep import protocol
 from resnests.text import duration, epoch_line
 
 if TYPE_CHECKING:
-    from resnests.cluster.jobs import Job
     from resnests.sweep.plan import Run
+    from resnests.sweep.scheduler import Job
 
 INTERVAL = 0.5  # seconds between two looks at the files
 TURNS = 20  # runs for which no job of ours is at work and whose files are looked at nevertheless
@@ -89,12 +87,9 @@ class Display:
     elsewhere.
     """
 
-    def __init__(
-        self, runs: Sequence[Run], todo: Sequence[Run], folder: Path | None = None
-    ) -> None:
-        """`folder` is that of the sweep's orders, in which jobs say that they are at work."""
-        self.folder, self.begun = folder, set[int]()
-        self.jobs: dict[int, Job] = {}  # of a cluster, by the index of the run
+    def __init__(self, runs: Sequence[Run], todo: Sequence[Run]) -> None:
+        self.jobs: dict[int, Job] = {}  # the open ones, by the number of the run
+        self.active = set[int]()  # numbers of the runs that had an active job at the last refresh
         self.total, self.skipped = len(runs), len(runs) - len(todo)
         self.views = [View(run) for run in todo]
         self.by_index = {view.run.index: view for view in self.views}
@@ -125,11 +120,12 @@ class Display:
         if self.live:
             self.live.stop()
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
+        """Print a line, above the live table where there is one."""
         self.console.print(line)
 
-    def place(self, jobs: Sequence[Job]) -> None:
-        """Tell in which jobs of a cluster the runs are by now."""
+    def update(self, jobs: Sequence[Job]) -> None:
+        """Take note of the open jobs of the sweep."""
         self.jobs = {run.index: job for job in jobs for run in job.runs}
 
     def _follow(self) -> None:
@@ -137,13 +133,14 @@ class Display:
             self._refresh(self._due())
 
     def _due(self) -> list[View]:
-        """The runs that can have changed: those for which a job is at work or was at the last
-        look, and some of the others by turns, as another sweep may have them.
+        """Return the runs that can have changed.
+
+        Those are the runs whose job is active or was so at the last refresh, and some of the others
+        by turns, as another sweep may train them.
         """
-        begun = protocol.begun(self.folder) if self.folder else set[int]()
-        begun |= {index for index, job in self.jobs.items() if job.is_at_work}
-        due = [self.by_index[index] for index in begun | self.begun if index in self.by_index]
-        self.begun = begun
+        active = {index for index, job in self.jobs.items() if job.is_active}
+        due = [self.by_index[index] for index in active | self.active if index in self.by_index]
+        self.active = active
         for _ in range(min(TURNS, len(self.turns))):
             view = self.turns.popleft()
             if view.status not in FINAL:
@@ -157,34 +154,35 @@ class Display:
             if view.status in FINAL:
                 continue
             view.update(self.started)
-            self._tell(view, before)
+            self._print_change(view, before)
         if self.live:
             self.live.update(self._table(), refresh=True)
 
-    def _tell(self, view: View, before: str) -> None:
+    def _print_change(self, view: View, before: str) -> None:
         """Plain lines: start and end of each run of a sweep, every epoch of a single one."""
         label = view.run.label
         begun = before in (PENDING, WAITING) and view.status not in (PENDING, WAITING)
         again = view.status == RUNNING != before
         if (begun or again) and not self.live:
-            self.say(f"start {label} on {self._device(view) or 'its device'}")
+            self.print(f"start {label} on {self._device(view) or 'its device'}")
         if len(self.views) == 1 and not self.live:
-            self._tell_epochs(view)
+            self._print_epochs(view)
         if view.is_over and view.status != before:
             count = self.skipped + sum(v.is_over for v in self.views)
             outcome = f": {text}" if (text := view.outcome()) else ""
-            self.say(f"{view.status} {count}/{self.total} {label}{outcome}")
+            self.print(f"{view.status} {count}/{self.total} {label}{outcome}")
 
-    def _tell_epochs(self, view: View) -> None:
+    def _print_epochs(self, view: View) -> None:
         rows = view.run.directory.history_rows()
         for row in rows[view.shown_epochs :]:
-            self.say(epoch_line(row, view.run.config.trainer.epochs))
+            self.print(epoch_line(row, view.run.config.trainer.epochs))
         view.shown_epochs = max(view.shown_epochs, len(rows))
 
     def _table(self) -> Group:
         counts = Counter(view.status for view in self.views)
         running = [view for view in self.views if view.status == RUNNING]
-        queued = [job for job in self.jobs.values() if not job.is_at_work and not job.is_over]
+        open_jobs = self.jobs.values()
+        queued = [job for job in open_jobs if job.name and not job.is_active and not job.is_over]
         reasons = Counter(job.reason or "no reason given yet" for job in queued)
         parts = [
             f"{counts['complete'] + self.skipped} of {self.total} done",

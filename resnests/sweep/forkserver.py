@@ -124,7 +124,7 @@ def _import(modules: Sequence[str]) -> None:
     import numpy.ma  # noqa: F401  # which numpy.unique imports
     import torch._dynamo  # noqa: F401  # which optimizers import
 
-    import resnests.training.experiment  # noqa: F401
+    import resnests.tasks.experiment  # noqa: F401
     from resnests.training.provenance import code_version
 
     for module in modules:

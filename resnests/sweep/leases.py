@@ -19,6 +19,7 @@ import platform
 import random
 import re
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -78,8 +79,7 @@ class FileLocks:
     """The same with locked files in a folder of this user's own."""
 
     def __init__(self) -> None:
-        own = Path.home() / ".cache" / "resnests-slots"
-        self.folder = Path(os.environ.get("RESNESTS_LOCK_DIR", own))
+        self.folder = Path(os.environ.get("RESNESTS_LOCK_DIR") or _own_folder())
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def acquire(self, name: str) -> Release | None:
@@ -101,6 +101,14 @@ class FileLocks:
         except FileNotFoundError:
             return None
         return _describe(pid, text)
+
+
+def _own_folder() -> Path:
+    """Return the folder for this user's locks; without a home, as in containers, below /tmp."""
+    try:
+        return Path.home() / ".cache" / "resnests-slots"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"resnests-slots-{os.getuid()}"
 
 
 def _digest(text: str) -> str:

@@ -31,6 +31,8 @@ class Run:
     directory: RunDirectory
     index: int = 0
     differs: str = ""  # what tells it from other runs of the sweep with the same names and seed
+    # What it starts afresh over: the digest of the record that its worker clears; None resumes.
+    replaces: str | None = None
 
     @property
     def label(self) -> str:
@@ -38,9 +40,20 @@ class Run:
         names = f"{c.dataset.name}/{c.arch.name}/{c.variant.name}"
         return f"{names} seed={c.seed} {self.differs}".rstrip()
 
+    def status(self) -> str | None:
+        """Return the status on record, None where there is none but what it starts afresh over."""
+        if self.replaces is not None and self.directory.record_digest() == self.replaces:
+            return None
+        return self.directory.status()
+
+    def planned(self) -> Run:
+        """Return this run with what it replaces, as its action is `replace` or not by now."""
+        redo = self.config.trainer.overwrite or self.directory.status() in FINAL
+        return replace(self, replaces=self.directory.record_digest() if redo else None)
+
     @property
     def action(self) -> str:
-        """What the next launch would do: skip, resume or run."""
+        """Return what the next launch would do: skip, resume or run."""
         status = self.directory.status()
         if status in FINAL and not self.config.trainer.overwrite and not self._is_outdated():
             return "skip"

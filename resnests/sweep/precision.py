@@ -11,12 +11,11 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from resnests.config.schema import Config
+from resnests.cpuinfo import cpu_info
 from resnests.sweep.devices import Allocation
 
-CPUINFO = Path("/proc/cpuinfo")
 # By platform.machine(): what a CPU of that kind has where it computes in bf16
 BF16 = {
     "x86_64": ("avx512_bf16", "amx_bf16"),
@@ -63,11 +62,9 @@ def emulation(precision: str, kind: str, gpus: Sequence[str]) -> str | None:
 
 def _cpu_flags() -> set[str]:
     """What the first CPU can do, in the words of the system; nothing where it does not say."""
-    with suppress(OSError):
-        for line in CPUINFO.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("flags", "Features"):
-                return set(value.split())
+    told = cpu_info()
+    if flags := told.get("flags") or told.get("Features"):
+        return set(flags.split())
     if platform.system() != "Darwin":
         return set()
     with suppress(OSError, subprocess.SubprocessError):

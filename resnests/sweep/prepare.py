@@ -10,14 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from filelock import Timeout
-
 from resnests.config.schema import PARTS, config_dict
 from resnests.data.splits import is_ready
+from resnests.environment import python_path
 from resnests.errors import UserError
-from resnests.runs.record import FINAL
 from resnests.sweep.plan import Run
-from resnests.sweep.protocol import python_path
 
 
 def prepare(runs: Sequence[Run]) -> None:
@@ -32,35 +29,24 @@ def prepare(runs: Sequence[Run]) -> None:
         _warn_of_missing(logger)
     tried = {}
     for run in runs:
-        parts = [getattr(run.config, name) for name in PARTS]
-        if any(part.target is not None for part in parts):
-            tried[repr(parts)] = config_dict(run.config)
+        config = run.config
+        parts = [getattr(config, name) for name in PARTS]
+        if any(part.target is not None for part in parts) or config.dataset.source == "images":
+            key = repr([*parts, config.trainer, config.pipeline, config.task])
+            tried[key] = config_dict(config)
     if tried:
-        _run_module("resnests.training.preflight", given=json.dumps(list(tried.values())))
+        _run_module("resnests.tasks.preflight", given=json.dumps(list(tried.values())))
 
 
 def _warn_of_missing(logger: dict[str, Any]) -> None:
     """Of trackers that cannot work, before hours of training that they would miss."""
-    from resnests.trackers.echo import require_installed
+    from resnests.trackers.tracker import require_installed
 
     for name, values in logger.items():
         try:
             require_installed(name, values)
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr)
-
-
-def clear_what_starts_afresh(runs: Sequence[Run]) -> None:
-    """Clear what was finished, or is to start again at the user's wish."""
-    for run in runs:
-        redo = run.config.trainer.overwrite or run.directory.status() in FINAL
-        if redo and run.directory.path.is_dir():
-            try:
-                with run.directory.owner().acquire(blocking=False):
-                    run.directory.clear()
-            except Timeout:
-                reason = "cannot start afresh, as it is being trained right now"
-                raise UserError(f"{run.directory.path}: {reason}") from None
 
 
 def _run_module(name: str, *arguments: str, given: str = "") -> None:

@@ -1,12 +1,16 @@
-"""What the processes of a sweep say to each other, in which words. No torch.
+"""What the processes of a sweep tell each other. No torch.
 
-sweep     in Hydra's own process: plans, launches until all is done, tells how it went
-  |       RESNESTS_SWEEP: a file with the orders, which is the token as well (stop.py);
-  |       RESNESTS_RUN: which of its configurations
-job       in a process of the launcher, maybe on another host: starts (or has started: forking.py),
-  |       watches and concludes
-  |       one line on standard input, whose end says stop
-worker    a training: owns its directory and its device; answers with its exit status
+sweep     Hydra's own process: plans, submits jobs until all runs are done, prints the summary
+  |       a folder (RESNESTS_SWEEP) with the specs of its jobs, and what jobs answer
+job       a process of the launcher or of a queue, maybe on another host: starts a worker, waits
+  |       for it, and records how it ended
+  |       one line on the worker's standard input, whose end says stop
+worker    trains: locks its directory, leases its device, answers with its exit status
+
+    jobs.jsonl       a line for all jobs, then one for each number of a run; the sweep removes the
+                     file to stop its jobs, and has a lock on it, so that they end with it (stop.py)
+    active-<run>     there while a job trains run number <run>
+    ended-<run>      how a job left it: a status of its record, busy or refused
 """
 
 from __future__ import annotations
@@ -23,117 +27,121 @@ from pathlib import Path
 from typing import IO, Any
 
 from resnests.config.schema import Config, config_dict, config_from
-from resnests.errors import USER_ERROR as USER_ERROR  # said by a worker, too
+from resnests.environment import COMMAND, RUN, SWEEP, export_environment
+from resnests.errors import USER_ERROR as USER_ERROR  # of a worker, too
 from resnests.sweep.devices import Allocation
+from resnests.sweep.plan import Run
 
 # Exit statuses of a worker, beside 0 for a final status on record, 1 for a failure and USER_ERROR.
 # NO_GRAPH asks for a new process that trains without a CUDA graph.
 BUSY, NO_GRAPH, INTERRUPTED = 75, 76, 130
 
-RUN = "RESNESTS_RUN"
-JOB = "RESNESTS_JOB"  # the number that a batch system gave the job of this process
-_SWEEP, COMMAND = "RESNESTS_SWEEP", "RESNESTS_COMMAND"
-_MARK = "begun-"
+_ACTIVE, _ENDED = "active-", "ended-"
 
 # What this process exits with once Hydra is through: it must return for users' callbacks to fire.
 exit_status = 0
 
 
-@dataclass
-class Order:
-    """What a sweep tells one of its jobs. It trains the configuration that the sweep has checked:
-    composed anew in the job, an interpolation such as ${now:...} could come out otherwise.
-    """
+@dataclass(frozen=True)
+class JobSpec:
+    """What a job trains: the very configuration that the sweep has checked."""
 
-    local: bool  # whether jobs run on the host of the sweep, and by its allocation
-    allocation: dict[str, Any] | None
     config: dict[str, Any]
+    replaces: str | None  # see sweep/plan.py
+    allocation: dict[str, Any] | None  # that of the sweep's host; None where a job has its own
+    local: bool  # whether the job runs on the host of the sweep
+
+
+class SweepFolder:
+    """The folder by which a sweep and its jobs, maybe on other hosts, know of each other."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.specs = path / "jobs.jsonl"
 
     @classmethod
-    def receive(cls, index: int) -> tuple[Order, Path] | None:
-        """The order for configuration `index`, and the file of all, the token; None where the
-        sweep is over.
-        """
-        token = token_path()
+    def of_this_job(cls) -> SweepFolder:
+        """Return the folder of the sweep that this process works for."""
+        return cls(Path(os.environ[SWEEP]))
+
+    def write(self, runs: Sequence[Run], allocation: Allocation | None) -> None:
+        """Write the specs of `runs`, for jobs on this host where there is an `allocation`."""
+        shared = dataclasses.asdict(allocation) if allocation else None
+        by_number = {run.index: run for run in runs}
+        with open(self.specs, "w") as lines:
+            print(json.dumps({"local": allocation is not None, "allocation": shared}), file=lines)
+            for number in range(max(by_number, default=-1) + 1):
+                run = by_number.get(number)
+                own = {"config": config_dict(run.config), "replaces": run.replaces} if run else {}
+                print(json.dumps(own), file=lines)
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that jobs of this sweep must find."""
+        export_environment()
+        names = (COMMAND, "PYTHONPATH")
+        return {SWEEP: str(self.path)} | {name: os.environ[name] for name in names}
+
+    def read(self, number: int) -> JobSpec | None:
+        """Return the spec of run `number`; None where the sweep is over or stops."""
         try:
-            with open(token) as lines:  # of which a job parses its own, as there may be thousands
+            with open(self.specs) as lines:  # a job parses its own, as there may be thousands
                 common = json.loads(next(lines))
-                return cls(**common, config=json.loads(next(islice(lines, index, None)))), token
+                return JobSpec(**common, **json.loads(next(islice(lines, number, None))))
         except FileNotFoundError:
             return None
 
+    def stop(self) -> None:
+        """Have the jobs write their checkpoints and end, and those that wait not begin."""
+        self.specs.unlink(missing_ok=True)
 
-def announce(configs: Sequence[Config], allocation: Allocation | None, folder: Path) -> Path:
-    """Write the orders into `folder` and set what processes started from now on inherit."""
-    file = folder / "orders.jsonl"
-    shared = dataclasses.asdict(allocation) if allocation else None
-    with open(file, "w") as lines:
-        print(json.dumps({"local": allocation is not None, "allocation": shared}), file=lines)
-        for config in configs:
-            print(json.dumps(config_dict(config)), file=lines)
-    os.environ[_SWEEP] = str(file)
-    tell_children()
-    return file
+    @contextmanager
+    def active(self, number: int) -> Iterator[None]:
+        """Show that a job trains run `number`, for as long as the `with` block takes."""
+        marker = self.path / f"{_ACTIVE}{number}"
+        with suppress(OSError):  # the sweep may have ended
+            marker.touch()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                marker.unlink()
 
-
-def tell_children() -> None:
-    """Set what processes started from now on put on record, and where they find this package."""
-    os.environ |= {COMMAND: command_line(), "PYTHONPATH": python_path()}
-
-
-def token_path() -> Path:
-    """The file with the orders of the sweep that this process works for."""
-    return Path(os.environ[_SWEEP])
-
-
-def environment() -> dict[str, str]:
-    """What jobs of the sweep that was announced last must find, where they do not inherit it."""
-    return {name: os.environ[name] for name in (_SWEEP, COMMAND, "PYTHONPATH")}
-
-
-def begun(folder: Path) -> set[int]:
-    """The configurations for which a job is at work, of the sweep with its orders in `folder`."""
-    names = os.listdir(folder) if folder.is_dir() else []
-    return {int(name.removeprefix(_MARK)) for name in names if name.startswith(_MARK)}
-
-
-@contextmanager
-def at_work(token: Path, index: int) -> Iterator[None]:
-    """Shows in the folder of the token that a job is at work; what watches need look there only."""
-    mark = token.with_name(f"{_MARK}{index}")
-    with suppress(OSError):  # the sweep may have ended
-        mark.touch()
-    try:
-        yield
-    finally:
+    def end(self, number: int, outcome: str) -> None:
+        """Tell the sweep how run `number` was left."""
         with suppress(OSError):
-            mark.unlink()
+            (self.path / f"{_ENDED}{number}").write_text(outcome)
+
+    def state(self) -> tuple[set[int], dict[int, str]]:
+        """Return the numbers of the active runs, and those that were left with how."""
+        names = os.listdir(self.path) if self.path.is_dir() else []
+        ended = {}
+        for name in names:
+            if name.startswith(_ENDED):
+                with suppress(OSError):
+                    ended[int(name.removeprefix(_ENDED))] = (self.path / name).read_text()
+        active = {int(n.removeprefix(_ACTIVE)) for n in names if n.startswith(_ACTIVE)}
+        return active, {number: outcome for number, outcome in ended.items() if outcome}
+
+    def forget(self, number: int) -> None:
+        """Forget how run `number` was left, before it is submitted again."""
+        (self.path / f"{_ENDED}{number}").unlink(missing_ok=True)
 
 
-def is_ordered() -> bool:
-    """Whether this process works for a sweep of ours."""
-    return _SWEEP in os.environ and RUN in os.environ
+def is_job() -> bool:
+    """Return whether this process works for a sweep of ours."""
+    return SWEEP in os.environ and RUN in os.environ
 
 
-def command_line() -> str:
-    """What the user typed."""
-    return os.environ.get(COMMAND, " ".join(sys.argv))
-
-
-def python_path() -> str:
-    """Where other processes find this package."""
-    here = str(Path(__file__).parents[2])
-    return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
-
-
-def send_job(pipe: IO[bytes], config: Config, allocation: Allocation) -> None:
-    job = {"config": config_dict(config), "allocation": dataclasses.asdict(allocation)}
+def send_job(pipe: IO[bytes], config: Config, allocation: Allocation, replaces: str | None) -> None:
+    """Send a worker what it trains, in one line."""
+    shared = dataclasses.asdict(allocation)
+    job = {"config": config_dict(config), "allocation": shared, "replaces": replaces}
     pipe.write(json.dumps(job).encode() + b"\n")
     pipe.flush()
 
 
-def receive_job() -> tuple[Config, Allocation]:
-    """The job in the first line of standard input; not a byte more is read."""
+def receive_job() -> tuple[Config, Allocation, str | None]:
+    """Return the job in the first line of standard input; not a byte more is read."""
     line = b""
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
@@ -141,4 +149,4 @@ def receive_job() -> tuple[Config, Allocation]:
             sys.exit("no job on standard input")
         line += byte
     job = json.loads(line)
-    return config_from(job["config"]), Allocation(**job["allocation"])
+    return config_from(job["config"]), Allocation(**job["allocation"]), job["replaces"]

@@ -1,9 +1,9 @@
 """How a process learns that it is to stop. No torch.
 
-In two ways: it listens to signals (Stop), and it is told by the process above it: a job by the
-sweep, which takes its token away; a training by its job, which closes its standard input. A job
-dies with its sweep (die_with), and a training sees standard input close however its job ended, so
-that nothing outlives who started it, and a checkpoint is written all the same.
+In two ways: by signals (Stop), and from the process above it. A sweep removes the specs of its
+jobs, a job closes the standard input of its worker. A job ends with its sweep (exit_with), and a
+worker sees its standard input close however its job ended, so that nothing outlives who started
+it, and a checkpoint is written all the same.
 """
 
 from __future__ import annotations
@@ -20,32 +20,34 @@ from typing import Any
 
 
 class Stop:
-    """Whether this process is to stop: because of a signal, of `ask`, or of the missing `token`.
+    """Whether this process is to stop: because of a signal, of `ask`, or of a missing `file`.
 
-    The token is a file that gives leave to go on. As a file it also reaches jobs on other hosts,
-    and those that still wait in a queue when the sweep ends. `on_signal` is called with the number
-    of signals so far.
+    The file gives leave to go on. As a file it also reaches jobs on other hosts, and those that
+    still wait in a queue when the sweep ends. `on_signal` is called with the number of signals so
+    far.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
     current: Stop | None = None  # of this process, to which its signal handlers belong
 
     def __init__(
-        self, token: Path | None = None, on_signal: Callable[[int], None] = lambda count: None
+        self, file: Path | None = None, on_signal: Callable[[int], None] = lambda count: None
     ) -> None:
-        self.token, self.on_signal, self.signals = token, on_signal, 0
+        self.file, self.on_signal, self.signals = file, on_signal, 0
         self.last: int | None = None  # signal
         self._asked = False
         self._previous: dict[int, Any] = {}
 
     @classmethod
-    def listen(cls, token: Path) -> AbstractContextManager[Stop]:
-        """That of this process: a job in the very process of its sweep shares the sweep's."""
-        return nullcontext(cls.current) if cls.current else cls(token)
+    def listen(cls, file: Path) -> AbstractContextManager[Stop]:
+        """Return the Stop of this process: a job in the very process of its sweep shares it."""
+        return nullcontext(cls.current) if cls.current else cls(file)
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for number in self.SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue  # nohup wants it so
                 self._previous[number] = signal.signal(number, self._handle)
         Stop.current = self
         return self
@@ -61,31 +63,33 @@ class Stop:
         self.on_signal(self.signals)
 
     def ask(self) -> None:
+        """Have `requested` return True from now on."""
         self._asked = True
 
     def requested(self) -> bool:
-        missing = self.token is not None and not self.token.exists()
+        """Return whether this process is to stop."""
+        missing = self.file is not None and not self.file.exists()
         return self._asked or self.signals > 0 or missing
 
 
-def hold(token: Path) -> None:
-    """Lock `token` for as long as this process lives; the operating system lets go of it after."""
-    fcntl.flock(os.open(token, os.O_RDONLY), fcntl.LOCK_EX)
+def lock_until_exit(file: Path) -> None:
+    """Lock `file` for as long as this process lives; the operating system releases it after."""
+    fcntl.flock(os.open(file, os.O_RDONLY), fcntl.LOCK_EX)
 
 
 @cache
-def die_with(token: Path) -> None:
-    """End this process as soon as the one that holds `token` is gone.
+def exit_with(file: Path) -> None:
+    """End this process as soon as the one that has locked `file` is gone.
 
     A launcher's process would wait for its next run, or start it, although its sweep was killed.
     """
     try:
-        file = os.open(token, os.O_RDONLY)
+        locked = os.open(file, os.O_RDONLY)
     except FileNotFoundError:
         return  # the sweep is stopping, and takes its launcher's processes with it
 
     def wait() -> None:
-        fcntl.flock(file, fcntl.LOCK_SH)
+        fcntl.flock(locked, fcntl.LOCK_SH)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

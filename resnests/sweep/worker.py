@@ -19,14 +19,16 @@ from typing import Any, NoReturn
 from filelock import Timeout
 
 from resnests.config.schema import Config
+from resnests.environment import JOB
 from resnests.errors import CaptureFailed, UserError
+from resnests.runs.digests import require_unchanged
 from resnests.runs.directory import RunDirectory
 from resnests.runs.files import require_locks
 from resnests.runs.record import FINAL
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import lease
 from resnests.sweep.precision import emulation, used
-from resnests.sweep.protocol import BUSY, INTERRUPTED, JOB, NO_GRAPH, USER_ERROR, receive_job
+from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR, receive_job
 from resnests.sweep.stop import Stop
 
 HEARTBEAT = 1.0  # seconds
@@ -38,10 +40,13 @@ log = logging.getLogger(__name__)
 class Worker:
     """Trains one configuration, and shows in progress.json that it lives."""
 
-    def __init__(self, config: Config, allocation: Allocation, stop: Stop) -> None:
+    def __init__(
+        self, config: Config, allocation: Allocation, stop: Stop, replaces: str | None = None
+    ) -> None:
         self.config, self.allocation, self.stop = config, allocation, stop
+        self.replaces = replaces  # the digest of the record to clear, see sweep/plan.py
         self.directory = RunDirectory.of(config)
-        self.owner = self.directory.owner()
+        self.lock = self.directory.lock()
         self.progress: dict[str, Any] = {"state": "waiting", "pid": os.getpid()}
         self.progress["job"] = os.environ.get(JOB)
         self._over, self._writing = threading.Event(), threading.Lock()
@@ -50,12 +55,12 @@ class Worker:
         """The exit status."""
         require_locks(self.config.runs_dir)
         try:
-            self.owner.acquire(blocking=False)
+            self.lock.acquire(blocking=False)
         except Timeout:
             return BUSY
-        if self.directory.status() in FINAL:
+        if self._is_done():
             return 0
-        self.directory.tidy()
+        self.directory.remove_temporaries()
         self._show_progress()
         heart = threading.Thread(target=self._heartbeat, daemon=True)
         heart.start()
@@ -65,6 +70,22 @@ class Worker:
             self._over.set()
             heart.join()
             self.directory.progress_file.unlink(missing_ok=True)  # other hosts would wait for it
+
+    def _is_done(self) -> bool:
+        """Return whether somebody has finished the run, unless that is what it starts afresh over.
+
+        Asked again after the lease, as waiting for a device may have taken hours.
+        """
+        final = self.directory.status() in FINAL
+        return final and self.directory.record_digest() != self.replaces
+
+    def _clear_for_rerun(self) -> None:
+        """Clear what the run starts afresh over, now that nothing can refuse any more.
+
+        Once it is cleared, and trains, its record is another: a job after this one resumes.
+        """
+        if self.replaces is not None and self.directory.record_digest() == self.replaces:
+            self.directory.clear()
 
     def report(self, progress: dict[str, Any]) -> None:
         self.progress = self.progress | progress
@@ -76,6 +97,14 @@ class Worker:
         if self.held is None:
             print("interrupted while it waited for a device", flush=True)
             return INTERRUPTED
+        if not self.lock.is_held():
+            raise UserError(
+                f"{self.directory.path}: was removed while this run waited for a device"
+            )
+        if self._is_done():
+            return 0
+        require_unchanged(config)
+        self._clear_for_rerun()
         self.report({"state": "starting", "device": " ".join(self.held.names)})
         self._show_progress()
         os.environ.update(self.held.environment())
@@ -92,7 +121,7 @@ class Worker:
         import torch
 
         from resnests.models.norm_relu import keep_freed_memory
-        from resnests.training.experiment import run_experiment
+        from resnests.tasks.experiment import run_experiment
 
         if allocation.kind == "cpu":
             keep_freed_memory()
@@ -107,12 +136,12 @@ class Worker:
 
     def _train_first(self, device: str) -> str | None:
         """The status of the run that is to be analysed, which is trained where it is not."""
-        from resnests.training.experiment import run_experiment
+        from resnests.tasks.experiment import run_experiment
 
         config = dataclasses.replace(self.config, task="train")
         directory = RunDirectory.of(config)
         try:
-            with directory.owner().acquire(blocking=False):
+            with directory.lock().acquire(blocking=False):
                 if (status := directory.status()) in FINAL:
                     return status
                 return run_experiment(config, device, self.stop.requested, self.report)
@@ -156,9 +185,9 @@ def main() -> NoReturn:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     stop = Stop()
     stop.__enter__()  # until the process ends
-    config, allocation = receive_job()
+    config, allocation, replaces = receive_job()
     threading.Thread(target=watch_parent, args=(stop,), daemon=True).start()
-    worker = Worker(config, allocation, stop)
+    worker = Worker(config, allocation, stop, replaces)
     code = exit_status(worker)
     logging.shutdown()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Echo in MLflow: a run a run, found again by a tag; the folder of runs is its experiment."""
+"""Copy runs to MLflow, where the folder of runs is an experiment, and a tag has the id of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
-from resnests.trackers.echo import Row, TrackedRun
+from resnests.trackers.tracker import Row, TrackedRun
 
 ID = "resnests.id"
 STATUS = {"complete": "FINISHED", "interrupted": "KILLED", "killed": "KILLED"}  # else FAILED
@@ -23,7 +23,7 @@ BATCH = 100  # parameters that MLflow takes at once
 
 
 class MLflow:
-    """Metrics by epoch, parameters, tags and figures, by MLflow's own client."""
+    """Sends metrics by epoch, parameters, tags and figures by MLflow's own client."""
 
     def __init__(self, uri: str, experiment: str | None, artifacts: str | None) -> None:
         self.uri, self.experiment, self.artifacts = uri, experiment, artifacts
@@ -72,7 +72,7 @@ class MLflow:
         self.client.set_terminated(self.id, STATUS.get(status, "FAILED"))
 
     def _experiment(self, name: str) -> str:
-        """The id of the experiment, made where there is none."""
+        """Return the id of the experiment, which is made where there is none."""
         known = self.client.get_experiment_by_name(name)
         if known is None:
             try:

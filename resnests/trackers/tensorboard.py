@@ -1,4 +1,4 @@
-"""Echo in TensorBoard's event files: a folder a run, which holds nothing but its curve."""
+"""Copy runs to TensorBoard's event files: a folder a run, which holds nothing but its curve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import metadata
@@ -16,11 +16,11 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, Sessi
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from resnests.trackers.echo import Row, TrackedRun
+from resnests.trackers.tracker import Row, TrackedRun
 
 
 class TensorBoard:
-    """Scalars, figures and hyperparameters; seeds of a cell are one group of the latter."""
+    """Writes scalars, figures and hyperparameters; seeds of a cell are one group of the latter."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -28,13 +28,19 @@ class TensorBoard:
     def start(self, run: TrackedRun) -> set[int]:
         place = self.folder / run.name
         tags, epochs = set(), set()
+        self.images: dict[str, tuple[int, bytes]] = {}  # by tag the latest one, and its step
         for file in sorted(place.glob("events.out.tfevents.*")):
             if not file.name.endswith(run.id):
                 file.unlink()  # of a training that was started afresh since
                 continue
-            for event in EventFileLoader(str(file)).Load():
-                tags |= {value.tag for value in event.summary.value}
-                epochs |= {event.step for v in event.summary.value if v.tag == "train_loss"}
+            for event in LegacyEventFileLoader(str(file)).Load():
+                for value in event.summary.value:
+                    tags.add(value.tag)
+                    if value.tag == "train_loss":
+                        epochs.add(event.step)
+                    elif value.HasField("image"):
+                        png = value.image.encoded_image_string
+                        self.images[value.tag] = event.step, png
         self.ended = metadata.SESSION_END_INFO_TAG in tags
         self.epochs = max(epochs, default=0)
         self.writer = EventFileWriter(str(place), filename_suffix=f".{run.id}")
@@ -54,16 +60,21 @@ class TensorBoard:
         self.writer.flush()
 
     def end(self, status: str, metrics: Row, figures: dict[str, bytes]) -> None:
-        if not self.ended:
+        if metrics and not self.ended:
             scalars = [Summary.Value(tag=f"final/{k}", simple_value=metrics[k]) for k in metrics]
-            images = [_image(f"figures/{name}", png) for name, png in figures.items()]
-            self._write(Summary(value=[*scalars, *images]), self.epochs)
-            if metrics:
-                self._write(_session_end(status))
+            self._write(Summary(value=scalars), self.epochs)
+            self._write(_session_end(status))
+        for name, png in figures.items():
+            tag = f"figures/{name}"
+            step, known = self.images.get(tag, (self.epochs - 1, b""))
+            if png != known:  # a figure that has changed is the next one of its kind
+                self._write(Summary(value=[_image(tag, png)]), step + 1)
         self.writer.close()
 
     def _write(self, summary: Summary, step: int = 0, when: float | None = None) -> None:
-        self.writer.add_event(Event(summary=summary, step=step, wall_time=when or time.time()))
+        self.writer.add_event(
+            Event(summary=summary, step=step, wall_time=time.time() if when is None else when)
+        )
 
 
 def _session_end(status: str) -> Summary:

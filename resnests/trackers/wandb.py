@@ -1,13 +1,14 @@
-"""Echo in Weights & Biases: a run a run, its cell as group."""
+"""Copy runs to Weights & Biases, where a cell is a group."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import wandb
 
-from resnests.trackers.echo import Row, TrackedRun
+from resnests.trackers.tracker import Row, TrackedRun
 
 OFFLINE = "offline-run-*-{}"
 
@@ -27,7 +28,7 @@ class WandB:
         self.run = wandb.init(
             project=self.project,
             entity=self.entity,
-            mode=self.mode,
+            mode=cast(Any, self.mode),
             dir=str(self.folder),
             id=run.id,
             resume=None if self.mode == "offline" else "allow",
@@ -35,7 +36,7 @@ class WandB:
             group=run.group,
             tags=[f"{key}={value}"[:64] for key, value in run.tags.items()],  # W&B's limit
             config=dict(run.hyperparameters) | dict(run.tags),
-            reinit="finish_previous",
+            reinit="create_new",  # beside those of other runs
             settings=wandb.Settings(
                 console="off", silent=True, disable_git=True, save_code=False, x_disable_stats=True
             ),

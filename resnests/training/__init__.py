@@ -1,1 +1,1 @@
-"""One run, from a Config to a finished run directory."""
+"""How a network is trained: loop, step, optimizer and schedule, checkpoints, provenance."""

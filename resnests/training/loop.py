@@ -4,9 +4,10 @@ files.
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch.nn import functional as F
 
 from resnests.config.schema import Config
 from resnests.data.pipelines import Batch, Images, Pipeline
+from resnests.errors import Interrupted
+from resnests.training.generators import generator_states, restore_generators
 from resnests.training.optim import learning_rate, set_learning_rate
 from resnests.training.step import Step, add_totals, autocast, zero_totals
 
@@ -26,58 +29,130 @@ class Diverged(ArithmeticError):
     """The loss is no longer finite."""
 
 
-class Interrupted(Exception):
-    """Asked to stop. The state is that of a step boundary, from which training can go on."""
-
-
 @dataclass
 class State:
-    """Where a training is: what a checkpoint holds besides weights and optimizer. Random streams
-    follow from it.
-    """
+    """Where a training is: what a checkpoint holds besides weights and optimizer."""
 
     epoch: int = 1  # the one in training, from 1
     step: int = 0  # steps of it that are done
-    totals: list[float] = field(
-        default_factory=lambda: [0.0, 0.0]
-    )  # its summed loss and correct predictions
+    # its summed loss and correct predictions
+    totals: list[float] = field(default_factory=lambda: [0.0, 0.0])
     epoch_seconds: float = 0.0  # its training so far
     train_seconds: float = 0.0  # training of the epochs before it, without evaluation
-    history: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # a row of record.HISTORY for each epoch before it
+    # a row of history.HISTORY for each epoch before it
+    history: list[dict[str, Any]] = field(default_factory=list)
+    # of the global random generators, {} where a checkpoint of before has none
+    generators: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """What the loop tells and asks its surroundings."""
+class Training:
+    """What is trained, with what, and whom the loop reports to and asks."""
 
-    report: Callable[[dict[str, Any]], None]  # about once a second
+    config: Config
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    pipeline: Pipeline
+    evaluations: dict[str, Images]  # by the prefix of their columns in the history: val, test
+    report: Callable[[dict[str, Any]], None]  # called about once a second
     epoch_done: Callable[[State], None]  # the state is that before the next epoch
     should_stop: Callable[[], bool]  # asked at every step boundary
 
+    def rate(self, state: State, step: int) -> float:
+        """Return the learning rate of `step` in the epoch of `state`."""
+        place = (state.epoch, self.config.trainer.epochs, step, self.pipeline.steps)
+        return learning_rate(self.config.optimizer, *place)
 
-def train_steps(
-    step: Step,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterable[Batch],
-    clip_norm: float | None = None,
-) -> Iterator[int]:
-    """Train on each batch; yields its size after it. Nothing here waits for the device."""
-    step.model.train()
-    for images, labels in batches:
-        step(images, labels)
+
+def fit(training: Training, state: State) -> None:
+    """Train from `state` to the last epoch; raise Diverged, or Interrupted with `state` at a step
+    boundary.
+    """
+    trainer, pipeline = training.config.trainer, training.pipeline
+    step = Step(training.model, trainer)
+    progress = _Progress(training, state)
+    restore_generators(state.generators, step.device)
+    while state.epoch <= trainer.epochs:
+        _train_epoch(training, step, state, progress)
+        row = {
+            "epoch": state.epoch,
+            "lr": training.rate(state, pipeline.steps - 1),
+            "train_loss": state.totals[0] / pipeline.count,
+            "train_accuracy": 100 * state.totals[1] / pipeline.count,
+        }
+        _require_finite(row["train_loss"], "train loss", state.epoch)
+        started = time.perf_counter()
+        if state.epoch % trainer.eval_every == 0 or state.epoch == trainer.epochs:
+            row |= _evaluate_all(training, state, progress)
+        row["seconds"] = round(state.epoch_seconds + time.perf_counter() - started, 4)
+        row["images_per_second"] = round(pipeline.count / state.epoch_seconds, 2)
+        state.history.append(row)
+        state.train_seconds += state.epoch_seconds
+        state.epoch, state.step = state.epoch + 1, 0
+        state.totals, state.epoch_seconds = [0.0, 0.0], 0.0
+        state.generators = generator_states(step.device)
+        training.epoch_done(state)
+
+
+def _train_epoch(training: Training, step: Step, state: State, progress: _Progress) -> None:
+    """Train from state.step to the end of the epoch. Between two reports nothing waits for the
+    device.
+    """
+    model, optimizer, pipeline = training.model, training.optimizer, training.pipeline
+    clip_norm = training.config.optimizer.clip_norm
+    started, earlier, stopped = time.perf_counter(), state.epoch_seconds, False
+    step.totals.copy_(torch.tensor(state.totals, dtype=step.totals.dtype))
+    model.train()
+    for images, labels in _remaining_batches(pipeline, state, step.device):
+        set_learning_rate(optimizer, training.rate(state, state.step))
+        step(images, labels)  # loss.backward()
         if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(step.model.parameters(), clip_norm)
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         optimizer.step()
-        yield len(labels)
+        state.step += 1
+        if progress.is_due():
+            state.totals = step.totals.tolist()
+            _require_finite(state.totals[0], "train loss", state.epoch)
+            progress.show("training")
+        if stopped := training.should_stop():
+            break
+    state.totals = step.totals.tolist()
+    state.epoch_seconds = earlier + time.perf_counter() - started
+    state.generators = generator_states(step.device)
+    if stopped:
+        raise Interrupted
+
+
+def _remaining_batches(pipeline: Pipeline, state: State, device: torch.device) -> Iterator[Batch]:
+    """Yield the batches of the epoch from state.step on, with the generators as they were there.
+
+    The torchvision pipeline seeds the global generator when an epoch begins, and draws from it.
+    Begun again in the middle of one, that is undone before the first step.
+    """
+    batches = pipeline.batches(state.epoch, state.step)
+    first = list(itertools.islice(batches, 1))
+    if state.step > 0:
+        restore_generators(state.generators, device)
+    yield from itertools.chain(first, batches)
+
+
+def _evaluate_all(training: Training, state: State, progress: _Progress) -> dict[str, float]:
+    """Return the columns that the evaluations add to the history; raise Diverged or Interrupted."""
+    columns: dict[str, float] = {}
+    progress.show("evaluating")
+    for prefix, split in training.evaluations.items():
+        precision = training.config.trainer.precision
+        loss, accuracy = evaluate(training.model, split, precision, training.should_stop)
+        _require_finite(loss, f"{prefix} loss", state.epoch)
+        columns |= {f"{prefix}_loss": loss, f"{prefix}_accuracy": accuracy}
+    return columns
 
 
 @torch.no_grad()
 def evaluate(
     model: nn.Module, split: Images, precision: str, should_stop: Callable[[], bool] = lambda: False
 ) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy in percent; raises Interrupted."""
+    """Return the mean cross-entropy and the accuracy in percent; raise Interrupted."""
     model.eval()
     device = split.labels.device
     totals = zero_totals(device)
@@ -91,107 +166,29 @@ def evaluate(
     return loss / len(split), 100 * correct / len(split)
 
 
-def fit(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    pipeline: Pipeline,
-    evaluations: dict[str, Images],
-    config: Config,
-    state: State,
-    hooks: Hooks,
-) -> None:
-    """Train from `state` to the last epoch; raises Diverged, or Interrupted with `state` at a step
-    boundary.
-
-    `evaluations` maps a prefix of the history's columns (test, val) to its split.
-    """
-    step = Step(model, config.trainer)
-    progress = _Progress(config.trainer.epochs, pipeline, state, hooks.report)
-    while state.epoch <= config.trainer.epochs:
-        rate = _train_epoch(step, optimizer, pipeline, config, state, hooks, progress)
-        loss, accuracy = state.totals[0] / pipeline.count, 100 * state.totals[1] / pipeline.count
-        _require_finite(loss, "train loss", state.epoch)
-        row = {"epoch": state.epoch, "lr": rate, "train_loss": loss, "train_accuracy": accuracy}
-        started = time.perf_counter()
-        if state.epoch % config.trainer.eval_every == 0 or state.epoch == config.trainer.epochs:
-            progress.show("evaluating")
-            for prefix, split in evaluations.items():
-                loss, accuracy = evaluate(model, split, config.trainer.precision, hooks.should_stop)
-                _require_finite(loss, f"{prefix} loss", state.epoch)
-                row |= {f"{prefix}_loss": loss, f"{prefix}_accuracy": accuracy}
-        row["seconds"] = round(state.epoch_seconds + time.perf_counter() - started, 4)
-        row["images_per_second"] = round(pipeline.count / state.epoch_seconds, 2)
-        state.history.append(row)
-        state.train_seconds += state.epoch_seconds
-        state.epoch, state.step = state.epoch + 1, 0
-        state.totals, state.epoch_seconds = [0.0, 0.0], 0.0
-        hooks.epoch_done(state)
-
-
-def _train_epoch(
-    step: Step,
-    optimizer: torch.optim.Optimizer,
-    pipeline: Pipeline,
-    config: Config,
-    state: State,
-    hooks: Hooks,
-    progress: _Progress,
-) -> float:
-    """Train from state.step to the end of the epoch; the learning rate of its last step."""
-
-    def rate(number: int) -> float:
-        place = (state.epoch, config.trainer.epochs, number, pipeline.steps)
-        return learning_rate(config.optimizer, *place)
-
-    def batches() -> Iterator[Batch]:
-        for batch in pipeline.batches(state.epoch, state.step):
-            set_learning_rate(optimizer, rate(state.step))
-            yield batch
-
-    step.totals.copy_(torch.tensor(state.totals, dtype=step.totals.dtype))
-    started, earlier, stopped = time.perf_counter(), state.epoch_seconds, False
-    for _ in train_steps(step, optimizer, batches(), config.optimizer.clip_norm):
-        state.step += 1
-        if progress.is_due():
-            state.totals = step.totals.tolist()
-            _require_finite(state.totals[0], "train loss", state.epoch)
-            progress.show("training")
-        if stopped := hooks.should_stop():
-            break
-    state.totals = step.totals.tolist()
-    state.epoch_seconds = earlier + time.perf_counter() - started
-    if stopped:
-        raise Interrupted
-    return rate(pipeline.steps - 1)
-
-
 class _Progress:
     """Turns the state into reports: losses, speed and time left."""
 
-    def __init__(
-        self,
-        epochs: int,
-        pipeline: Pipeline,
-        state: State,
-        report: Callable[[dict[str, Any]], None],
-    ) -> None:
-        self.epochs, self.pipeline, self.state, self.report = epochs, pipeline, state, report
+    def __init__(self, training: Training, state: State) -> None:
+        self.epochs, self.pipeline = training.config.trainer.epochs, training.pipeline
+        self.report, self.state = training.report, state
         self.started = self.last = time.perf_counter()
         self.done_before = self._done()
 
     def _done(self) -> float:
-        """Epochs, with the fraction of the one in training."""
+        """Return the epochs that are done, with the fraction of the one in training."""
         return self.state.epoch - 1 + self.state.step / self.pipeline.steps
 
     def is_due(self) -> bool:
+        """Return whether the last report is long enough ago."""
         return time.perf_counter() - self.last >= REPORT_EVERY
 
     def show(self, phase: str) -> None:
+        """Report where the training is."""
         self.last = time.perf_counter()
         seen = min(self.state.step * self.pipeline.batch_size, self.pipeline.count)
-        speed = (self._done() - self.done_before) / (
-            self.last - self.started
-        )  # epochs per second, this process
+        # Epochs per second of this process.
+        speed = (self._done() - self.done_before) / (self.last - self.started)
         self.report(
             {
                 "state": phase,
@@ -208,5 +205,6 @@ class _Progress:
 
 
 def _require_finite(loss: float, what: str, epoch: int) -> None:
+    """Raise Diverged unless `loss` is finite."""
     if not math.isfinite(loss):
         raise Diverged(f"{what} is {loss} in epoch {epoch}")

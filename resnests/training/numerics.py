@@ -9,8 +9,10 @@ from resnests.data.pipelines import memory_format
 
 
 def set_numerics(trainer: Trainer) -> None:
-    """Of trainer.precision; `official` is what PyTorch does by itself, kernels chosen by its rules
-    instead of by a measurement included.
+    """Set the process to trainer.precision.
+
+    `official` is what PyTorch does by itself, which includes kernels that are chosen by its rules
+    instead of by a measurement.
     """
     official = trainer.precision == "official"
     torch.backends.cuda.matmul.allow_tf32 = trainer.precision == "tf32"
@@ -20,7 +22,7 @@ def set_numerics(trainer: Trainer) -> None:
 
 
 def arithmetic(trainer: Trainer, device: torch.device) -> str:
-    """In what convolutions and matrix products are computed on `device`, for the record."""
+    """Return in what convolutions and matrix products are computed on `device`, for the record."""
     if trainer.precision == "bf16":
         return "bf16 by autocast"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
@@ -29,5 +31,5 @@ def arithmetic(trainer: Trainer, device: torch.device) -> str:
 
 
 def move(model: torch.nn.Module, device: torch.device, trainer: Trainer) -> None:
-    """To the device, in the layout of the images there."""
+    """Move the network to the device, in the layout of the images there."""
     model.to(device).to(memory_format=memory_format(trainer, device))

@@ -10,12 +10,13 @@ import torch
 from torch.nn import Parameter
 
 from resnests.config.parts import Optimizer
+from resnests.config.schedule import milestone_epochs
 from resnests.config.targets import build, takes
 from resnests.errors import UserError
 
 
 def build_optimizer(optimizer: Optimizer, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
-    """Weight decay applies to every parameter, as in the official recipe."""
+    """Return the update rule. Weight decay applies to every parameter, as officially."""
     if optimizer.target is not None:
         return _own(optimizer, parameters)
     values: dict[str, Any] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
@@ -29,10 +30,12 @@ def build_optimizer(optimizer: Optimizer, parameters: Iterable[Parameter]) -> to
 def learning_rate(
     optimizer: Optimizer, epoch: int, epochs: int, step: int = 0, steps: int = 1
 ) -> float:
-    """The rate of `epoch` (from 1) of `epochs` in its `step` (from 0) of `steps`; a function of
-    these alone, so that resuming needs no state.
+    """Return the rate of `epoch` (from 1) of `epochs` in its `step` (from 0) of `steps`.
+
+    It depends on these alone, so that resuming needs no state. The milestones come first, the
+    cosine multiplies what they give, and the warm-up what both give.
     """
-    passed = sum(epoch > round(milestone * epochs) for milestone in optimizer.milestones)
+    passed = sum(epoch > end for end in milestone_epochs(optimizer.milestones, epochs))
     rate = optimizer.lr * optimizer.gamma**passed
     if optimizer.cosine:
         done = epoch - 1 + (step / steps if optimizer.per_step else 0)
@@ -43,12 +46,13 @@ def learning_rate(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the rate of every group of parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 
 
 def _own(optimizer: Optimizer, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
-    """What optimizer._target_ builds, with those of our keys that are set."""
+    """Return what optimizer._target_ builds, with those of our keys that are set."""
     ours = {
         "weight_decay": optimizer.weight_decay,
         "momentum": optimizer.momentum,

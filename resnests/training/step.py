@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -10,24 +11,28 @@ from torch.nn import functional as F
 
 from resnests.config.schema import Trainer
 from resnests.errors import CaptureFailed, UserError
+from resnests.training.generators import drawn_on_host, generator_states, restore_generators
 
+log = logging.getLogger(__name__)
 WARM_UP = 3  # steps before a capture: in them kernels are chosen and workspaces allocated
 
 Network = Callable[[Tensor], Tensor]  # images (B, 3, H, W) -> logits (B, K)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which a network computes in `precision`."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def zero_totals(device: torch.device) -> Tensor:
-    """Summed loss and correct predictions, (2,)."""
+    """Return a summed loss and a number of correct predictions, (2,), both 0."""
     return torch.zeros(
         2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device
     )
 
 
 def add_totals(totals: Tensor, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
+    """Add a batch's summed loss and correct predictions, without waiting for the device."""
     totals += torch.stack((loss_sum, (logits.argmax(1) == labels).sum()))
 
 
@@ -51,8 +56,10 @@ class Step:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """Images (B, 3, H, W), labels (B,); raises a UserError where trainer.compile or
-        trainer.cuda_graph fails, and CaptureFailed where a graph was no more than tried.
+        """Work on images (B, 3, H, W) with labels (B,).
+
+        Raise a UserError where trainer.compile or trainer.cuda_graph fails, and CaptureFailed where
+        a graph was no more than tried.
         """
         full = len(labels) == self.trainer.batch_size
         if full and self.captures and self.graph is None:
@@ -66,6 +73,7 @@ class Step:
         self._run(self.network if full else self.model, images, labels)
 
     def _run(self, network: Network, images: Tensor, labels: Tensor) -> None:
+        """Compute the gradients, operation by operation."""
         try:
             with autocast(self.device, self.trainer.precision):
                 logits = network(images)
@@ -83,6 +91,7 @@ class Step:
         add_totals(self.totals, loss.detach() * len(labels), logits.detach(), labels)
 
     def _try_capture(self, images: Tensor, labels: Tensor) -> None:
+        """Capture the graph; raise what __call__ promises where that fails."""
         try:
             self._capture(images, labels)
         except RuntimeError as error:
@@ -97,12 +106,17 @@ class Step:
             raise CaptureFailed(f"{wanted}: {_reason(first)}") from error
 
     def _capture(self, images: Tensor, labels: Tensor) -> None:
-        """Make the graph, on inputs of its own; weights, statistics and totals are as before after
-        it. Where it fails they are lost.
+        """Make the graph, on inputs of its own; weights, statistics, totals and random generators
+        are as before after it. Where it fails they are lost.
+
+        Each replay draws from the device's default generator, which a capture registers, as the
+        operations would. Were the draws of the warm-up not undone, a resumed run, which warms up
+        once more, would go on with other numbers than the run that was never interrupted.
         """
         self.images, self.labels = images.clone(), labels.clone()
         changed = (*self.model.buffers(), self.totals)
         before = [value.clone() for value in changed]
+        drawn = generator_states(self.device)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -111,22 +125,34 @@ class Step:
                 self._run(self.network, self.images, self.labels)
         torch.cuda.current_stream().wait_stream(side)
         self.model.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: a data loader's thread may pin memory meanwhile
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._run(self.network, self.images, self.labels)
-        self.graph = graph
+        if drawn_on_host(drawn, self.device):
+            self._refuse_host_draws()
+        else:
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: a data loader's thread may pin memory meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._run(self.network, self.images, self.labels)
+            self.graph = graph
         for value, old in zip(changed, before, strict=True):
             value.copy_(old)
+        restore_generators(drawn, self.device)
+
+    def _refuse_host_draws(self) -> None:
+        """Go on without a graph, which would repeat the numbers that were drawn on the host."""
+        reason = "the network draws random numbers on the host, which a graph would repeat"
+        if self.trainer.cuda_graph:
+            raise UserError(f"trainer.cuda_graph=true: expected null, as {reason}")
+        log.info("trains without a CUDA graph: %s", reason)
+        self.captures = False
 
 
 def _first(error: RuntimeError) -> RuntimeError:
-    """What went wrong first: the end of a capture complains once more of whatever did."""
+    """Return what went wrong first: the end of a capture complains once more of whatever did."""
     while isinstance(error.__context__, RuntimeError):
         error = error.__context__
     return error
 
 
 def _reason(error: Exception) -> str:
-    """Some of the errors say in their first line only who raised them."""
+    """Return two lines of the error as one, as the first may only say who raised it."""
     return " ".join(f"{type(error).__name__}: {error}".splitlines()[:2])

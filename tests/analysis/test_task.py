@@ -41,7 +41,7 @@ def test_runs_are_analysed_into_their_directories_and_tabled(tmp_path):
     tables = run_command("--analysis", cwd=tmp_path, script="aggregate.py")
     assert tables.returncode == 0, tables.stderr
     assert "(c) bound" in tables.stdout
-    assert "ResNEst and DenseNEst train with learning rate 0.01" in tables.stdout
+    assert "Learning rates: 0.01 (ResNEst), 0.1 (Standard, A-ResNEst); differences" in tables.stdout
     frame = load_runs(tmp_path / "runs")
     resnest = frame[frame["variant"] == "resnest"]
     gap = resnest["analysis.last_maps"] - resnest["analysis.bound"]

@@ -13,8 +13,8 @@ import torch
 from helpers import REPOSITORY, TINY, history, run_command
 from sweeps import GRID as GRID  # of the tests here, too
 
+from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory, find_runs
-from resnests.training.checkpoint import read_torch
 
 STARTED: list[subprocess.Popen] = []
 SLURM = ("cluster=slurm", "cluster.cpus=1", "cluster.gpus=0")

@@ -84,7 +84,7 @@ def test_a_task_that_a_cancel_does_not_reach_ends_all_the_same(tmp_path, nodes):
     until(lambda: len(epochs(tmp_path)) == 2 and min(epochs(tmp_path)) > 1)
     (token,) = (tmp_path / "runs").glob(".sweep-ray-*")
     token.unlink()
-    until(lambda: not any(run.is_owned() for run in runs(tmp_path).values()))
+    until(lambda: not any(run.is_locked() for run in runs(tmp_path).values()))
     assert "interrupted" in statuses(tmp_path)
     process.send_signal(signal.SIGINT)  # or it would try again and again
     assert process.wait(60) in (1, 130)
@@ -95,7 +95,7 @@ def test_tasks_end_with_a_killed_sweep_and_the_same_command_goes_on(tmp_path, no
     until(lambda: len(epochs(tmp_path)) == 2 and min(epochs(tmp_path)) > 1)
     process.kill()
     process.wait()
-    until(lambda: not any(run.is_owned() for run in runs(tmp_path).values()))
+    until(lambda: not any(run.is_locked() for run in runs(tmp_path).values()))
     assert min(epochs(tmp_path)) > 1
     assert sweep(tmp_path, *RAY, *GRID, LONG) == 0
     assert_same_results(tmp_path, undisturbed)

@@ -69,6 +69,7 @@ def test_what_does_not_change_the_numbers_does_not_change_the_recipe():
         "trainer.channels_last=false",
         "trainer.checkpoint_every=7",
         "trainer.eval_every=5",
+        "trainer.keep_epochs=[1,30]",
         "trainer.overwrite=true",
         "dataset.root=/elsewhere",
         "dataset.download=false",
@@ -97,6 +98,8 @@ def test_a_configuration_survives_the_way_through_plain_values():
     ("override", "key"),
     [
         ("trainer.epochs=0", "trainer.epochs=0"),
+        ("trainer.keep_epochs=[0,3]", "trainer.keep_epochs=[0, 3]"),
+        ("trainer.keep_epochs=[201]", "trainer.keep_epochs=[201]"),
         ("trainer.batch_size=-1", "trainer.batch_size=-1"),
         ("trainer.precision=fp64", "trainer.precision=fp64"),
         ("trainer.device=tpu", "trainer.device=tpu"),
@@ -120,6 +123,34 @@ def test_a_configuration_survives_the_way_through_plain_values():
         ("arch.name='../up'", "arch.name"),
         ("devices.runs_per_gpu=0", "devices.runs_per_gpu=0"),
         ("sweep.retries=-1", "sweep.retries=-1"),
+        ("dataset.name=a/b", "dataset.name='a/b'"),
+        ("variant.name=a/b", "variant.name='a/b'"),
+        ("dataset.num_classes=1", "dataset.num_classes=1"),
+        ("dataset.source=mnist", "dataset.source=mnist"),
+        ("variant.head=null", "variant.head=None"),
+        ("optimizer.name=lion", "optimizer.name=lion"),
+        ("optimizer.warmup=1.5", "optimizer.warmup=1.5"),
+        ("optimizer.per_step=true", "optimizer.per_step=True"),
+        ("optimizer.weight_decay=null", "optimizer.weight_decay=null"),
+        ("optimizer.momentum=null", "optimizer.momentum=null"),
+        ("optimizer.momentum=1", "optimizer.momentum=1.0"),
+        ("optimizer.momentum=0", "optimizer.nesterov=True"),
+        ("optimizer.clip_norm=0", "optimizer.clip_norm=0.0"),
+        ("pipeline.name=numpy", "pipeline.name=numpy"),
+        ("pipeline.crop_padding=-1", "pipeline.crop_padding=-1"),
+        ("trainer.checkpoint_every=0", "trainer.checkpoint_every=0"),
+        ("trainer.eval_every=0", "trainer.eval_every=0"),
+        ("trainer.label_smoothing=1", "trainer.label_smoothing=1.0"),
+        ("task=sleep", "task=sleep"),
+        ("format=gguf", "format=gguf"),
+        ("format=onnx", "format=onnx"),
+        ("weights=m.pt", "weights=m.pt"),
+        ("devices.slots=0", "devices.slots=0"),
+        ("devices.cpu_slots=0", "devices.cpu_slots=0"),
+        ("analysis.l2=0", "analysis.l2=0.0"),
+        ("analysis.memory_gb=-1", "analysis.memory_gb=-1.0"),
+        ("+logger.mine=5", "logger.mine=5"),
+        ("tune.trials=0", "tune.trials=0"),
     ],
 )
 def test_values_out_of_range_are_named(override, key):
@@ -128,6 +159,44 @@ def test_values_out_of_range_are_named(override, key):
     assert key in str(caught.value)
     assert "expected" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["optimizer=adamw", "optimizer.betas=[0.9]"], "optimizer.betas=[0.9]"),
+        (["optimizer=adamw", "optimizer.betas=[0.9,1]"], "optimizer.betas=[0.9, 1.0]"),
+        (["optimizer=adamw", "optimizer.betas=null"], "optimizer.betas=null"),
+        (["task=analyze", "weights=m.pt", "analysis.train=true"], "analysis.train=True"),
+        (["cluster=slurm", "cluster.grace=-1"], "cluster.grace=-1"),
+    ],
+)
+def test_values_that_do_not_go_together_are_named(overrides, key):
+    with pytest.raises(UserError) as caught:
+        make_config(*overrides)
+    assert f"{key}: expected" in str(caught.value)
+
+
+TARGET = {"_target_": "nets.net", "name": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("components", "key"),
+    [
+        ({"dataset": TARGET | {"num_classes": 2, "source": "digits"}}, "dataset.source=digits"),
+        ({"arch": TARGET | {"blocks": [1]}}, "arch.blocks=[1]"),
+        ({"arch": TARGET | {"widths": [1]}}, "arch.widths=[1]"),
+        ({"variant": TARGET | {"head": "standard"}}, "variant.head=standard"),
+        ({"arch": TARGET, "variant": TARGET}, "variant._target_=nets.net"),
+        ({"arch": "resnet8"}, "arch=resnet8"),
+        ({"tune": {"sampler": {"_target_": None}}}, "tune.sampler={'_target_': None}"),
+        ({"logger": {"a b": {"_target_": "x"}}}, "logger='a b'"),
+    ],
+)
+def test_components_that_contradict_themselves_are_named(components, key):
+    with pytest.raises(UserError) as caught:
+        config_from(config_dict(tiny()) | components)
+    assert f"{key}: expected" in str(caught.value)
 
 
 def test_momentum_is_not_accepted_where_it_would_be_ignored():
@@ -157,5 +226,7 @@ def test_every_value_is_part_of_the_recipe_or_declared_free(path, free):
     changed = node
     for name in path[:-1]:
         node = getattr(node, name)
-    setattr(node, path[-1], {"depth": 3} if path[-1] == "args" else "another value")
+    given = {"args": {"depth": 3}, "digests": {"arch.code": "0123abcd"}}
+    given |= {"milestones": [0.9], "epochs": 9}
+    setattr(node, path[-1], given.get(path[-1], "another value"))
     assert (recipe_hash(changed) == before) == (free or path in LABELS)

@@ -11,6 +11,7 @@ from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.config.schema import config_dict, config_from, part_from
 from resnests.config.targets import build, find, source_files
 from resnests.errors import UserError
+from resnests.runs.digests import with_digests
 
 NETS = """
 def net(num_classes, depth=1, inner=None):
@@ -32,9 +33,7 @@ def nets(tmp_path, monkeypatch):
     (tmp_path / "nets.py").write_text(NETS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "nets", raising=False)
-    source_files.cache_clear()
-    yield tmp_path
-    source_files.cache_clear()
+    return tmp_path
 
 
 def arch(**values):
@@ -107,11 +106,11 @@ def test_arguments_and_target_are_part_of_the_recipe(nets):
 
 
 def test_another_source_is_another_recipe(nets):
-    before = own(_target_="nets.net")
-    first = recipe_hash(before)
-    assert first == recipe_hash(own(_target_="nets.net"))
+    (before, same) = with_digests([own(_target_="nets.net")] * 2)
+    assert recipe_hash(before) == recipe_hash(same) != recipe_hash(own(_target_="nets.net"))
     (nets / "nets.py").write_text(NETS + "# edited\n")
-    assert recipe_hash(before) != first
+    (after,) = with_digests([own(_target_="nets.net")])
+    assert recipe_hash(after) != recipe_hash(before)
 
 
 def test_the_source_of_a_package_is_all_of_its_files(nets):

@@ -148,6 +148,9 @@ def test_every_offset_and_both_orientations_come_up_equally_often():
     counts = torch.bincount(places, minlength=1024)
     assert (counts > 0).sum() == 162
     assert counts[counts > 0].float().std() < 3 * 50**0.5
+    columns = torch.arange(1024) % 32
+    flipped = int(counts[columns >= 16].sum())  # the pixel was in column 10, or 21
+    assert abs(flipped - 4050) < 3 * (8100 / 4) ** 0.5
 
 
 def test_a_data_set_without_mirror_symmetry_is_never_flipped(split):

@@ -219,10 +219,63 @@ def test_without_a_compiler_training_still_works(monkeypatch):
 
 def test_the_library_is_built_once(tmp_path, monkeypatch, compiled):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = kernels._build()
+    kernels._load()
+    (first,) = (tmp_path / "resnests").iterdir()
     monkeypatch.setattr(kernels.subprocess, "run", lambda *a, **k: pytest.fail("compiled again"))
-    assert kernels._build() == first
+    kernels._load()
     assert list((tmp_path / "resnests").iterdir()) == [first]
+
+
+@pytest.fixture
+def fresh():
+    kernels.library.cache_clear()
+    yield
+    kernels.library.cache_clear()
+
+
+def no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("cache", [None, "/proc/nowhere"])
+def test_without_a_usable_cache_a_process_builds_its_own(
+    fresh, compiled, monkeypatch, caplog, cache
+):
+    """No HOME and no account, as in many containers; or a home that cannot be written."""
+    if cache is None:
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(kernels.Path, "home", no_home)
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    kernels.library.cache_clear()
+    with caplog.at_level("INFO"):
+        assert kernels.library() is not None
+    (line,) = caplog.messages
+    assert "built for this process alone" in line
+    assert len(losses("standard", "fp32", steps=1)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exit 1",
+        "while [ $# -gt 1 ]; do shift; done; echo nonsense > $1",
+        # a library that lacks the functions
+        'while [ $# -gt 1 ]; do shift; done; echo "int x;" | c++ -shared -fPIC -x c++ - -o $1',
+        "echo wrong >&2; kill -9 $$",
+    ],
+)
+def test_a_broken_compiler_fails_no_run(fresh, compiled, monkeypatch, caplog, tmp_path, script):
+    compiler = tmp_path / "c++"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    kernels.library.cache_clear()
+    with caplog.at_level("INFO"), monkeypatch.context() as patched:
+        patched.setenv("CXX", str(compiler))
+        assert kernels.library() is None
+    assert "PyTorch's operations" in caplog.messages[-1]
+    assert len(losses("standard", "fp32", steps=1)[0]) == 1
 
 
 PAGE_FAULTS = """

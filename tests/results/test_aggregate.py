@@ -101,12 +101,36 @@ def test_a_directory_gets_every_format_and_the_figures_with_their_data(tree, tmp
     names = {path.name for path in out.iterdir()}
     assert names == {
         "tables.md", "tables.tex", "report.html", "figures",
-        "runs.csv", "cells.csv", "differences.csv", "paper.csv",
+        "runs.csv", "cells.csv", "differences.csv", "paper.csv", "files.txt",
     }  # fmt: skip
     figures = {path.name for path in (out / "figures").iterdir()}
     keys = ("curves_cifar10_resnet20", "parameters_cifar10", "variants_cifar10")
     assert figures == {f"{key}.{ending}" for key in keys for ending in ("png", "pdf", "csv")}
     assert (out / "report.html").read_text().count("data:image/png") == 3
+
+
+@pytest.mark.slow
+def test_a_folder_that_is_written_again_holds_what_there_is_now(tree, tmp_path):
+    runs, out = tmp_path / "runs", tmp_path / "results"
+    shutil.copytree(tree, runs)
+    history = trees.history_rows(90, 5)
+    trees.add_run(runs, 90, arch="resnet8", trainer__epochs=5, history=history)
+    aggregate(runs, "--output", f"{out}/")
+    stale = out / "figures" / "curves_cifar10_resnet8.png"
+    mine = out / "figures" / "curves_of_mine.png"
+    mine.write_bytes(b"x")
+    assert stale.exists()
+    shutil.rmtree(runs / "cifar10" / "resnet8")
+    with open(out / "files.txt", "a") as file:
+        file.write("../runs\nfigures/../../outside\n/etc/passwd\n.\n")
+    (tmp_path / "outside").write_bytes(b"x")
+    aggregate(runs, "--output", f"{out}/")
+    assert not stale.exists()
+    assert mine.exists()
+    assert (tmp_path / "outside").exists()
+    listed = (out / "files.txt").read_text().splitlines()
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert found == {*listed, "files.txt", "figures/curves_of_mine.png"}
 
 
 @pytest.mark.slow
@@ -196,5 +220,20 @@ def test_help_lists_every_option():
     text = aggregate("--help").stdout
     assert all(
         option in text
-        for option in ("--statistic", "--compare", "--output", "--epoch", "--status", "--watch")
+        for option in (
+            "--statistic",
+            "--compare",
+            "--output",
+            "--epoch",
+            "--status",
+            "--list",
+            "--best",
+        )
     )
+
+
+def test_results_stand_below_what_trains_and_what_users_command():
+    above = ("cluster", "sweep", "search", "trackers", "training", "commands", "sharing")
+    for file in (ROOT / "resnests" / "results").glob("*.py"):
+        for name in above:
+            assert f"resnests.{name}" not in file.read_text(), file

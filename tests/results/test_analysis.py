@@ -1,29 +1,38 @@
 """Tables and figures of analyses, of made-up ones."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 import trees
 
 from resnests import load_runs
-from resnests.results.analysis import analysis_tables, read_analyses
+from resnests.results.analysis import Analyses, analysis_tables, interval, read_analyses
 from resnests.results.analysis_plots import drawings
 from resnests.results.cells import label_rows
 from resnests.runs.analysis import LAST_MAPS, PREFIX, TRAINED, Analysis, Solve
 
 
-def add_analysis(root, arch: str, variant: str, seed: int, blocks: int, eps: float) -> None:
-    run = trees.add_run(root, arch=arch, variant=variant, seed=seed, dataset="cifar10")
+def add_analysis(
+    root, arch: str, variant: str, seed: int, blocks: int, eps: float, l2=5e-4, solved=99, **config
+) -> None:
+    """Write a run and its analysis, of which the first `solved` solves are done."""
+    run = trees.add_run(root, arch=arch, variant=variant, seed=seed, dataset="cifar10", **config)
     more = {"test_loss": 0.4, "train_squared": 0.1}
     groups = [f"3.{i + 1}" for i in range(blocks)]
     solves = [Solve(PREFIX, "exact", group, 576, 0.2, 1e-4, **more) for group in groups]
     solves.insert(0, Solve(TRAINED, "exact", groups[-1], 576, 0.3))
     last = Solve(LAST_MAPS, "exact", groups[-1], 640, 0.2 + eps, 1e-4, train_squared=0.1 + eps)
+    solves = [*solves, last]
+    status = "complete" if solved >= len(solves) else "interrupted"
     run.analysis.path.mkdir()
-    run.analysis.write_analysis(Analysis(5e-4, 5e-4, "0" * 64, True, solves=[*solves, last]))
+    record = dataclasses.replace(run.read_record(), task="analyze", status=status)
+    run.analysis.write_record(record)
+    run.analysis.write_analysis(Analysis(l2, 5e-4, "0" * 64, True, solves=solves[:solved]))
 
 
 @pytest.fixture
-def analyses(tmp_path) -> pd.DataFrame:
+def analyses(tmp_path) -> Analyses:
     for arch, blocks in (("resnet20", 9), ("resnet110", 54), ("wrn16_8", 6)):
         for variant in ("resnest", "bn_resnest"):
             for seed in (0, 1):
@@ -45,4 +54,59 @@ def test_the_table_has_eps_with_what_certificates_leave_open(analyses):
     (row,) = [r for r in table.rows if r[:2] == ["ResNet-110", "ResNEst"]]
     assert row[2] == "2"
     assert row[table.header.index("ε")].startswith("0.0590 [")
+    assert not any("(n=" in cell for row in table.rows for cell in row)
     assert "Certificates leave each ε open by at most 0.0001 to either side." in table.notes
+
+
+def test_an_analysis_that_has_not_come_to_its_end_has_no_bound(tmp_path):
+    """Its last prefix so far was once shown as the bound, and averaged with others."""
+    add_analysis(tmp_path, "resnet20", "resnest", 0, 9, 0.01)
+    add_analysis(tmp_path, "resnet20", "resnest", 1, 9, 0.01, solved=4)
+    runs = load_runs(tmp_path)
+    assert runs["analysis.bound"].notna().tolist() == [True, False]
+    assert runs["analysis.status"].tolist() == ["complete", "interrupted"]
+    (row, *_), notes = (
+        (made := analysis_tables(read_analyses(label_rows(runs)))[0]).rows,
+        made.notes,
+    )
+    shown = dict(zip(made.header, row, strict=True))
+    assert shown["n"] == "2"
+    assert shown["(a) trained"] == "0.3000"
+    assert shown["(c) bound"] == "0.2000 (n=1)"
+    assert "Not analysed to the end (interrupted): seed 1 of ResNet-20 ResNEst." in notes
+
+
+def test_analyses_made_with_other_settings_are_never_averaged(tmp_path):
+    for seed, l2 in enumerate((5e-4, 5e-4, 1e-3)):
+        add_analysis(tmp_path, "resnet20", "resnest", seed, 9, 0.01 + seed, l2=l2)
+        add_analysis(tmp_path, "resnet8", "resnest", seed, 3, 0.02 + seed, l2=l2)
+    analyses = read_analyses(label_rows(load_runs(tmp_path)))
+    made = analysis_tables(analyses)[0]
+    eps = made.header.index("ε")
+    assert [(row[0], row[2], row[eps].split()[0]) for row in made.rows] == [
+        ("ResNet-20, analysis.l2=0.0005", "2", "0.5100"),
+        ("ResNet-20, analysis.l2=0.001", "1", "2.0100"),
+        ("ResNet-8, analysis.l2=0.0005", "2", "0.5200"),
+        ("ResNet-8, analysis.l2=0.001", "1", "2.0200"),
+    ]
+    figures = [drawing for drawing in drawings(analyses) if drawing.key.startswith("depth")]
+    assert [len(drawing.data) for drawing in figures] == [4, 2]
+
+
+def test_the_note_on_learning_rates_is_of_the_rates_that_were_used(tmp_path):
+    for variant in ("standard", "resnest", "bn_resnest"):
+        add_analysis(tmp_path / "paper", "resnet20", variant, 0, 9, 0.01)
+        adamw = {"name": "adamw", "lr": 1e-3, "betas": [0.9, 0.999], "weight_decay": 0.01}
+        add_analysis(tmp_path / "adamw", "resnet20", variant, 0, 9, 0.01, optimizer=adamw)
+    notes = {
+        name: " ".join(
+            analysis_tables(read_analyses(label_rows(load_runs(tmp_path / name))))[0].notes
+        )
+        for name in ("paper", "adamw")
+    }
+    assert "Learning rates: 0.01 (ResNEst), 0.1 (Standard, BN-ResNEst);" in notes["paper"]
+    assert "earning rate" not in notes["adamw"]
+
+
+def test_no_interval_of_zeros_has_a_minus():
+    assert interval(pd.Series([0.0, 0.00001, 0.00002])) == "0.0000 [0.0000 to 0.0000]"

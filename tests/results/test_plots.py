@@ -3,13 +3,16 @@
 import io
 
 import numpy as np
+import pandas as pd
 import pytest
 import trees
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from resnests.results.cells import label_rows
 from resnests.results.frame import read_runs
-from resnests.results.plots import WIDTH, drawings
+from resnests.results.plots import WIDTH, drawings, spread
+from resnests.results.style import plain_numbers, variant_styles
 
 
 def drawn(root):
@@ -65,14 +68,63 @@ def test_the_variants_keep_colour_and_marker_whichever_others_there_are(tree, tm
     assert look(both, "ResNEst")[1] != look(both, "Standard")[1]
 
 
-def test_the_papers_points_are_in_the_figure_over_parameters(tree):
-    drawing = drawn(tree)[0]["parameters_cifar10"]
+def test_the_papers_points_are_in_the_figure_over_parameters(tmp_path):
+    for variant in ("standard", "resnest"):
+        trees.add_run(tmp_path, 90, variant=variant)
+    drawing = drawn(tmp_path)[0]["parameters_cifar10"]
     assert list(drawing.data.set_index("variant")["published"][["standard", "resnest"]]) == [
         92.60,
         91.02,
     ]
     heights = {float(y) for line in drawing.figure.axes[0].lines for y in line.get_ydata()}
     assert heights == {92.60, 91.02, 90.0}
+
+
+def test_the_papers_points_are_only_beside_its_own_recipe(tmp_path):
+    trees.add_run(tmp_path, 80, trainer__epochs=2)
+    drawing = drawn(tmp_path)[0]["parameters_cifar10"]
+    assert drawing.data["published"].isna().all()
+    assert "paper" not in drawing.title
+
+
+def test_no_two_variants_are_drawn_alike():
+    """standard and the fourth head of one's own were once."""
+    variants = pd.Series(pd.Categorical([f"v{i}" for i in range(60)]))
+    styles = variant_styles(variants)
+    assert len({(s.point["color"], s.point["marker"]) for s in styles}) == 60
+    assert len({str(s.line) for s in styles}) == 60
+    assert len({s.point["color"] for s in styles[:11]}) == 11
+
+
+def test_names_of_architectures_of_one_size_do_not_cover_each_other(tmp_path):
+    for arch, size in (("resnet8", 100_000), ("resnet20", 101_000), ("resnet110", 102_000)):
+        trees.add_run(tmp_path, 90, arch=arch, parameters=size)
+    figure = drawn(tmp_path)[0]["parameters_cifar10"].figure
+    figure.draw_without_rendering()
+    names = sorted(text.get_position() for text in figure.axes[0].texts)
+    assert len(names) == 3
+    assert np.diff([x for x, _ in names]).min() > 0.05
+
+
+def test_places_are_spread_as_little_as_their_gap_asks():
+    assert spread(np.array([0.1, 0.5, 0.9]), 0.2) == pytest.approx([0.1, 0.5, 0.9])
+    assert spread(np.array([0.5, 0.5, 0.5]), 0.1) == pytest.approx([0.4, 0.5, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [(0.2, 2, ["0.2", "0.5", "1", "2"]), (0.01, 90, 5), (1e-6, 1, 7)],
+)
+def test_a_logarithmic_axis_has_several_labels_and_not_too_many(low, high, labels):
+    axes = Figure().subplots()
+    axes.plot([1, 2], [low, high])
+    axes.set(yscale="log", ylim=(low, high))
+    plain_numbers(axes.yaxis)
+    shown = [f"{tick:g}" for tick in axes.get_yticks() if low <= tick <= high]
+    if isinstance(labels, list):
+        assert shown == labels
+    else:
+        assert labels <= len(shown) <= 10
 
 
 def test_no_bar_passes_100_percent(tmp_path):

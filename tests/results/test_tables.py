@@ -1,22 +1,30 @@
 """What a reader finds in the tables: cells, rows, marks and notes."""
 
+import ast
 import dataclasses
+import math
 import os
 import socket
+from pathlib import Path
 
 import psutil
 import pytest
 import trees
+from helpers import make_config
 
 from resnests import load_runs
+from resnests.config.recipe import IMAGES, recipe_values
 from resnests.errors import UserError
-from resnests.paper import PUBLISHED
+from resnests.paper import PUBLISHED, deviations
 from resnests.results import render
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import COLUMNS, read_runs
-from resnests.results.stats import millions
+from resnests.results.plots import drawings
+from resnests.results.stats import against_paper, millions
 from resnests.results.tables import accuracy_tables, comparison_table, paper_table
 from resnests.runs.record import BrokenRecord
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def prepared(root):
@@ -219,6 +227,36 @@ def test_two_folders_of_given_weights_are_two_rows(tmp_path):
     assert rows["ResNet-20, given weights, weights=/mine"]["Standard"] == "90.00% (0.27M)†"
 
 
+def test_two_files_of_given_weights_are_two_rows_not_copies(tmp_path):
+    for name, accuracy in (("a", 12.0), ("b", 10.0)):
+        weights = f"/w/{name}.pt"
+        record = {"weights": weights, "weights_sha256": name}
+        trees.add_run(tmp_path, accuracy, task="evaluate", weights=weights, record=record)
+    runs, lines = drop_copies(label_rows(read_runs(tmp_path)[0]))
+    assert lines == []
+    rows = body(accuracy_tables(runs)[0])
+    assert rows["ResNet-20, given weights, weights=/w/a.pt"]["Standard"] == "12.00% (0.27M)†"
+    assert rows["ResNet-20, given weights, weights=/w/b.pt"]["Standard"] == "10.00% (0.27M)†"
+
+
+def test_runs_of_other_images_never_share_a_cell_and_those_of_unknown_ones_say_so(tmp_path):
+    trees.add_run(tmp_path, 90)
+    for digest, accuracy in (("aaaa1111" * 8, 80.0), ("bbbb2222" * 8, 70.0)):
+        run = trees.add_run(tmp_path / digest, accuracy)
+        record = run.read_record()
+        values = record.recipe_values | {IMAGES: digest}
+        config = record.config | {"digests": {IMAGES: digest}}
+        changes = {"recipe": digest[:8], "recipe_values": values, "config": config}
+        run.write_record(dataclasses.replace(record, **changes))
+    made = table(tmp_path)
+    assert {name: row["Standard"] for name, row in body(made).items()} == {
+        "ResNet-20, images aaaa1111": "80.00% (0.27M)",
+        "ResNet-20, images bbbb2222": "70.00% (0.27M)",
+        "ResNet-20, images not on record": "90.00% (0.27M)",
+    }
+    assert any(note.startswith("Images not on record: runs of an") for note in made.notes)
+
+
 def test_a_seed_or_a_file_of_weights_counts_once(tmp_path):
     trees.add_run(tmp_path / "a", 90, provenance={"started": 1735689600.0})
     trees.add_run(tmp_path / "b", 95, provenance={"started": 1735776000.0})
@@ -294,6 +332,56 @@ def test_the_published_tables_are_complete_and_the_comparison_uses_them(tmp_path
     assert any(note.startswith("An interval from 2 seeds says little") for note in made.notes)
 
 
+def test_the_published_runs_have_the_papers_recipe():
+    """As conf/ composes them, and with the official pipeline and arithmetic too."""
+    for dataset, arch, variant in PUBLISHED:
+        for more in ([], ["pipeline=torchvision", "trainer.precision=official"]):
+            config = make_config(f"dataset={dataset}", f"arch={arch}", f"variant={variant}", *more)
+            assert deviations(recipe_values(config), dataset, arch, variant) == []
+
+
+def test_another_recipe_is_no_reproduction_and_says_in_what(tmp_path):
+    """2 epochs on 256 images were once "outside"."""
+    changed = {
+        "trainer__epochs": 2,
+        "dataset__train_limit": 256,
+        "optimizer": trees.SGD | {"lr": 1},
+    }
+    del changed["optimizer"]["milestones"]
+    add_seeds(tmp_path, [92.5, 92.6, 92.7], variant="resnest")
+    add_seeds(tmp_path, [35.0, 36.0], **changed)
+    add_seeds(tmp_path, [40.0, 41.0], dataset="cifar100", record={"weights": "/w/x.pt"})
+    made = paper_table(runs := prepared(tmp_path))
+    ours = [dict(zip(made.header, row, strict=True)) for row in made.rows]
+    verdicts = {
+        (row["Data set"], row["Variant"]): (row["Difference"], row["Paper in prediction"])
+        for row in ours
+    }
+    assert verdicts == {
+        ("CIFAR-10", "ResNEst"): ("+1.58", "outside"),
+        ("CIFAR-10", "Standard"): ("-57.10", "no reproduction"),
+        ("CIFAR-100", "Standard"): ("-28.06", "no reproduction"),
+    }
+    different = "dataset.train_limit=256, optimizer.lr=1.0, optimizer.milestones=default, "
+    assert f"No reproduction: {different}trainer.epochs=2 (ResNet-20 Standard)." in made.notes
+    given = "No reproduction: given weights, of unknown training (ResNet-20 Standard)."
+    assert given in made.notes
+    beside = against_paper(runs).set_index(["dataset", "variant"])["inside"]
+    assert beside.isna().tolist() == [True, False, True]
+
+
+def test_captions_say_that_an_epoch_was_chosen(tmp_path):
+    add_seeds(tmp_path, [90, 91, 92])
+    add_seeds(tmp_path, [90, 91, 92], variant="resnest")
+    runs, words = prepared(tmp_path), "of the epoch with the best validation accuracy"
+    for make in (comparison_table, paper_table):
+        assert words in make(runs, "best").caption
+        assert words not in make(runs).caption
+    named = {d.key: d.title for d in drawings(runs, [], "best")}
+    assert words in named["variants_cifar10"]
+    assert words in named["parameters_cifar10"]
+
+
 def test_the_papers_own_error_counts_and_no_spread_no_verdict(tmp_path):
     """The paper's 92.60 is outside the interval of our mean, 92.23 to 92.57."""
     add_seeds(tmp_path, [92.33, 92.40, 92.47])
@@ -344,6 +432,15 @@ def test_load_runs_has_its_columns_and_the_configuration(tmp_path):
     assert run["provenance.versions.torch"] == "2.5.0"
 
 
+def test_load_runs_has_the_accuracy_on_held_out_images(tmp_path):
+    history = trees.history_rows(90, 4, val=True)
+    trees.add_run(tmp_path, 90, dataset__val_fraction=0.1, trainer__epochs=4, history=history)
+    trees.add_run(tmp_path, 90, seed=1, dataset__val_fraction=0.1)  # whose history is lost
+    known = load_runs(tmp_path).set_index("seed")["val_accuracy"]
+    assert known[0] == 91.0
+    assert math.isnan(known[1])
+
+
 def test_load_runs_warns_of_a_broken_record_and_keeps_the_others(tmp_path):
     trees.add_run(tmp_path, 90)
     trees.add_run(tmp_path, 90, seed=1).record_file.write_text("{")
@@ -382,6 +479,29 @@ def test_markdown_survives_pipes_and_latex_its_special_characters(tmp_path):
     assert render.latex([made]).isascii()
 
 
+def strings_of_ours():
+    """Every string in the source that can stand in a table."""
+    files = [*(ROOT / "resnests/results").glob("*.py"), ROOT / "resnests/search/results.py"]
+    for file in (*files, ROOT / "resnests/paper.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_latex_keeps_every_character_that_we_write():
+    """ε once became "?", and |map|² another formula."""
+    strings = list(strings_of_ours())
+    assert {"ε", "²", "Δ"} <= set("".join(strings))
+    for text in strings:
+        written = render.tex(text)
+        assert written.isascii()
+        assert written.count("?") == text.count("?")
+    strange = {c for text in strings for c in text if not c.isascii()}
+    assert all(len(render.tex(c)) > 1 for c in strange), "a command, not what is left of it"
+    assert render.tex("|map|²") == r"$|$map$|$\textsuperscript{2}"
+    assert render.tex("e\u0301é") == "ee"
+
+
 def test_a_source_that_was_edited_is_a_row_of_its_own_and_says_so(tmp_path):
     """A network's own, and a head's, which no column of the configuration tells apart."""
     for code, accuracy in (("aaaa0000", 80.0), ("bbbb1111", 90.0)):
@@ -394,3 +514,23 @@ def test_a_source_that_was_edited_is_a_row_of_its_own_and_says_so(tmp_path):
         "ResNet-20, source of variant changed (aaaa0000)",
         "ResNet-20, source of variant changed (bbbb1111)",
     ]
+
+
+def test_a_nested_target_is_a_value_like_any_other(tmp_path):
+    """docs/own_parts.md allows it; it once ended the tables of the whole folder."""
+    for name, accuracy in (("torch.nn.GELU", 80.0), ("torch.nn.ReLU", 90.0)):
+        run = trees.add_run(tmp_path / name, accuracy)
+        record = run.read_record()
+        act = {"_target_": name, "sizes": [1, 2]}
+        config = record.config | {"arch": record.config["arch"] | {"act": act}}
+        values = record.recipe_values | {"arch.act": act, "optimizer.extra": {"a": None}}
+        recipe = f"{accuracy:08.0f}"
+        changes = {"recipe": recipe, "recipe_values": values, "config": config}
+        run.write_record(dataclasses.replace(record, **changes))
+    made = table(tmp_path)
+    assert [row[0] for row in made.rows] == [
+        "ResNet-20, arch.act={_target_:torch.nn.GELU,sizes:[1,2]}",
+        "ResNet-20, arch.act={_target_:torch.nn.ReLU,sizes:[1,2]}",
+    ]
+    assert any("optimizer.extra={a:null}" in note for note in made.notes)
+    assert list(read_runs(tmp_path)[0]["arch.act._target_"]) == ["torch.nn.GELU", "torch.nn.ReLU"]

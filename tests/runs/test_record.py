@@ -43,6 +43,19 @@ def test_the_place_of_a_run_follows_from_its_configuration_alone(tmp_path):
     assert longer.path.parent != one.parent
 
 
+def measured(text: bytes, value: bytes) -> bytes:
+    """A complete record in which everything was measured, as `value`."""
+    for name in (b"train_loss", b"train_accuracy", b"test_loss", b"test_accuracy"):
+        text = text.replace(b'"%s": null' % name, b'"%s": %s' % (name, value))
+    text = text.replace(b'"parameters": null', b'"parameters": 1')
+    return text.replace(b'"running"', b'"complete"')
+
+
+def test_a_complete_record_has_all_that_was_measured(directory):
+    text = directory.record_file.read_bytes()
+    assert Record.from_json(measured(text, b"1")).status == "complete"
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -54,6 +67,7 @@ def test_the_place_of_a_run_follows_from_its_configuration_alone(tmp_path):
         lambda text: text.replace(b'"running"', b'"resting"'),
         lambda text: text.replace(b'"running"', b'"complete"'),
         lambda text: text.replace(b'"seed": 0', b'"seed": "zero"'),
+        lambda text: measured(text, b"NaN"),
     ],
 )
 def test_a_broken_record_is_never_taken_for_a_sound_one(directory, damage):
@@ -104,10 +118,10 @@ def test_infinite_numbers_never_reach_a_record(directory):
 
 
 def test_one_process_owns_a_directory_at_a_time(directory):
-    assert not directory.is_owned()
-    with directory.owner().acquire(blocking=False):
-        assert RunDirectory(directory.path).is_owned()
-    assert not directory.is_owned()
+    assert not directory.is_locked()
+    with directory.lock().acquire(blocking=False):
+        assert RunDirectory(directory.path).is_locked()
+    assert not directory.is_locked()
 
 
 @pytest.fixture
@@ -128,11 +142,11 @@ def running(directory):
 def is_free(directory) -> bool:
     """Both for those who look and for those who would take it."""
     try:
-        with directory.owner().acquire(blocking=False):
+        with directory.lock().acquire(blocking=False):
             owned = False
     except Timeout:
         owned = True
-    assert directory.is_owned() == owned
+    assert directory.is_locked() == owned
     return not owned
 
 
@@ -164,6 +178,19 @@ def test_a_run_is_owned_although_its_lock_file_was_deleted(directory, running):
     training.kill()
     training.wait()
     assert is_free(directory)
+
+
+def test_a_process_is_no_other_to_itself_and_a_dead_one_none(directory, running):
+    me = psutil.Process()
+    running(socket.gethostname(), 1, pid=me.pid, process_started=me.create_time())
+    assert not directory.has_heartbeat()
+    dead = psutil.Popen(["true"])
+    started = dead.create_time()
+    while dead.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    running(socket.gethostname(), 1, pid=dead.pid, process_started=started)
+    assert not directory.has_heartbeat()
+    dead.wait()
 
 
 def test_a_sign_of_life_says_where_it_comes_from(directory):

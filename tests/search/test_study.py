@@ -22,7 +22,9 @@ from resnests.search import drive
 from resnests.search.plan import run_search
 from resnests.search.results import winner_line
 from resnests.search.study import Study, ended_trials
-from resnests.sweep import child
+from resnests.sweep import process
+from resnests.sweep.devices import allocate
+from resnests.sweep.executors import local
 from resnests.sweep.protocol import INTERRUPTED, NO_GRAPH
 
 EPOCHS = 4
@@ -30,10 +32,12 @@ BASE = (f"trainer.epochs={EPOCHS}", "tune.trials=5", "devices.slots=2", "devices
 
 
 class Trainings:
-    """Stands for run_child. The accuracy of a rate is best at 0.03, and of epoch 3."""
+    """Stands for run_process. The accuracy of a rate is best at 0.03, and of epoch 3."""
 
     def __init__(self):
-        self.begun, self.resumed, self.epoch_seconds = 0, 0, 0.0
+        self.begun, self.resumed = 0, 0
+        self.pace = lambda config: 0.0  # seconds an epoch
+        self.at_once, self.most_at_once = 0, 0
         self.end = lambda config: ("complete", None)
 
     def accuracy(self, config, epoch):
@@ -41,6 +45,14 @@ class Trainings:
         return 90 - 20 * abs(math.log10(lr / 0.03)) - 2 * abs(epoch - 3) + config.seed
 
     def __call__(self, run, allocation, stop):
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            return self.train(run, stop)
+        finally:
+            self.at_once -= 1
+
+    def train(self, run, stop):
         self.begun += 1
         directory, config = run.directory, run.config
         rows = directory.history_rows()
@@ -54,9 +66,10 @@ class Trainings:
                 break
             value = self.accuracy(config, epoch)
             rows.append({"epoch": epoch, "lr": 0.1, "val_accuracy": value, "seconds": 1})
+            rows[-1] |= {"train_loss": 1.0, "test_accuracy": 9.0}
             directory.write_history(rows)
             record.epochs = epoch
-            time.sleep(self.epoch_seconds)
+            time.sleep(self.pace(config))
         if record.status == "complete":
             record = replace(record, train_loss=1, train_accuracy=9, test_loss=1)
             record = replace(record, test_accuracy=9, parameters=1)
@@ -67,8 +80,9 @@ class Trainings:
 @pytest.fixture
 def trainings(monkeypatch):
     made = Trainings()
-    monkeypatch.setattr(child, "run_child", made)
-    monkeypatch.setattr(drive, "POLL", 0.02)
+    monkeypatch.setattr(process, "run_process", made)
+    monkeypatch.setattr(drive, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(local, "POLL_SECONDS", 0.02)
     return made
 
 
@@ -92,7 +106,7 @@ def test_a_trial_whose_step_makes_no_cuda_graph_goes_on_without(tmp_path, traini
         asked.append(run.config.trainer.cuda_graph)
         return NO_GRAPH if asked[-1] is None else trainings(run, allocation, stop)
 
-    monkeypatch.setattr(child, "run_child", trained)
+    monkeypatch.setattr(process, "run_process", trained)
     words = (*BASE, "tune.trials=1")
     assert run_search(make_space(tmp_path, *words), [*words]) == 0
     assert asked == [None, False]
@@ -124,7 +138,7 @@ def test_a_study_is_finished_once_and_shown(tmp_path, trainings, capsys, objecti
 
 
 def test_a_pruned_run_is_on_record_and_resumes_when_asked_for_again(tmp_path, trainings, capsys):
-    trainings.epoch_seconds = 0.2
+    trainings.pace = lambda config: 0.2
     pruner = "+tune.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 200}"
     words = (*BASE, "tune.trials=1", pruner)
     assert run_search(make_space(tmp_path, *words, "tune.warmup=0.25"), []) == 0
@@ -176,6 +190,99 @@ def test_a_process_leaves_the_trials_of_another_alone(tmp_path):
     assert first.number == 0
     assert one.take().number == 1, "whose process is gone"
     assert one.take() is None
+
+
+def test_a_trial_that_ends_while_another_process_looks_is_not_taken_again(tmp_path):
+    study = Study(make_space(tmp_path, *BASE))
+    trial = study.take()
+    seen = study.trials(TrialState.RUNNING)  # what the other process read, before
+    study.tell(trial, TrialState.COMPLETE, 50.0)
+    real = study.trials
+    study.trials = lambda *states: seen if states == (TrialState.RUNNING,) else real(*states)
+    assert study.take().number == 1
+    assert study.held == {1}
+    assert real()[0].value == 50.0
+
+
+def test_every_device_has_a_run_and_none_has_two(tmp_path, trainings):
+    trainings.pace = lambda config: 0.1
+    words = (*BASE, "devices.slots=3", "devices.cpu_slots=3", "tune.seeds=2", "tune.trials=3")
+    assert run_search(make_space(tmp_path, *words), []) == 0
+    assert trainings.most_at_once == 3
+    assert trainings.begun == 6
+
+
+@pytest.mark.parametrize("fail_fast", ["true", "false"])
+def test_a_seed_that_fails_stops_the_others_of_its_trial(tmp_path, trainings, capsys, fail_fast):
+    trainings.end = lambda config: ("failed", "no luck") if config.seed else ("complete", None)
+    trainings.pace = lambda config: 0.0 if config.seed else 0.3
+    words = (*BASE, "tune.seeds=2", "tune.trials=1", f"sweep.fail_fast={fail_fast}")
+    assert run_search(make_space(tmp_path, *words), []) == 1
+    assert states(tmp_path) == ["FAIL"]
+    ends = {run.read_config().seed: run.status() for run in find_runs(tmp_path / "study-tune")}
+    assert ends == {0: "interrupted", 1: "failed"}
+    assert "failed: no luck; see " in capsys.readouterr().out
+
+
+def test_fail_fast_ends_the_search_and_a_retry_saves_the_trial(tmp_path, trainings):
+    trainings.end = lambda config: (
+        ("failed", "no luck") if trainings.begun < 2 else ("complete", None)
+    )
+    words = (*BASE, "devices.slots=1", "tune.trials=2")
+    assert run_search(make_space(tmp_path, *words, "sweep.fail_fast=true"), []) == 1
+    assert states(tmp_path) == ["FAIL"]
+    trainings.begun = 0
+    words = (*words, "tune.study=other", "sweep.retries=1")
+    assert run_search(make_space(tmp_path, *words), []) == 0
+    assert {trial.state.name for trial in study_of(tmp_path, "other").trials} == {"COMPLETE"}
+
+
+def test_a_second_signal_reaches_the_trainings(tmp_path, trainings):
+    trainings.pace = lambda config: 0.2
+    space = make_space(tmp_path, *BASE)
+    search = drive.Search(Study(space), allocate(space.first, 2), lambda runs: None)
+    seen = []
+
+    def train(run, stop):
+        search.stop.signals = 2  # as two of them do
+        until = time.monotonic() + 30
+        while stop.signals < 2 and time.monotonic() < until:
+            time.sleep(0.02)
+        seen.append(stop.signals)
+        return INTERRUPTED
+
+    trainings.train = train
+    search.run()
+    assert set(seen) == {2}
+    assert set(states(tmp_path)) == {"RUNNING"}, "the same command goes on"
+
+
+def test_a_broken_store_in_the_thread_of_a_trial_ends_the_search(tmp_path, trainings, monkeypatch):
+    def fail(*_):
+        raise optuna.exceptions.StorageInternalError("the disk is full")
+
+    monkeypatch.setattr(Study, "tell", fail)
+    with pytest.raises(UserError, match=r"study\.db: the disk is full"):
+        run_search(make_space(tmp_path, *BASE), [])
+
+
+def test_trials_are_sent_to_trackers(tmp_path, trainings, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "class Notes:\n"
+        "    def start(self, run):\n"
+        "        self.name = run.name\n"
+        "        return set()\n"
+        "    def epoch(self, *values):\n"
+        "        pass\n"
+        "    def end(self, status, *values):\n"
+        "        print(self.name, status, file=open('notes', 'a'))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = (*BASE, "tune.trials=2", "+logger.notes._target_=mine.Notes")
+    assert run_search(make_space(tmp_path, *words), []) == 0
+    notes = (tmp_path / "notes").read_text().splitlines()
+    assert len(notes) == 2
+    assert {line.rpartition(" ")[2] for line in notes} == {"complete"}
 
 
 def test_what_diverges_is_never_the_best_and_what_fails_is_tried_again(tmp_path, trainings, capsys):

@@ -1,5 +1,7 @@
 """Exported networks: what others read gives the logits of what was trained, or is refused."""
 
+import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,8 +15,10 @@ from helpers import REPOSITORY, TINY, run_command
 from resnests import build_model, load_model
 from resnests.errors import UserError
 from resnests.models.resnet import count_parameters
+from resnests.models.weights import save_weights
+from resnests.runs.directory import RunDirectory
+from resnests.sharing import export as writers
 from resnests.sharing.export import export
-from resnests.training.checkpoint import save_weights
 
 IMAGES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -59,9 +63,20 @@ def test_load_model_gives_the_network_back(tmp_path, variant):
     [
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "sha256 differs"),
         (lambda folder: (folder / "config.json").unlink(), "expected a folder of task=export"),
-        (lambda folder: edit(folder, parameters=1), "config.json says 1"),
-        (lambda folder: edit(folder, num_classes=7), r"linear.weight is \(10, 64\)"),
-        (lambda folder: edit(folder, format="onnx"), "holds format=onnx"),
+        (lambda folder: edit(folder, parameters=1), "config.json was edited"),
+        (lambda folder: edit(folder, num_classes=7), "config.json was edited"),
+        (lambda folder: edit(folder, mean=[0.0, 0.0, 0.0]), "config.json was edited"),
+        (
+            lambda folder: edit(folder, variant={"name": "standard", "head": "bn_resnest"}),
+            "config.json was edited",
+        ),
+        (lambda folder: edit(folder, files={"onnx": {}}), "holds format=onnx"),
+        (lambda folder: edit(folder, arch="resnet8"), "arch=resnet8: expected the keys of"),
+        (lambda folder: edit(folder, num_classes=None), "expected a folder of task=export"),
+        (lambda folder: edit(folder, files=[]), "expected a folder of task=export"),
+        (lambda folder: edit(folder, dataset="${oc.env:HOME}"), "refers to another"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "expected a folder of task=exp"),
+        (lambda folder: (folder / "config.json").write_text("{}"), "expected a folder of task=exp"),
     ],
 )
 def test_a_folder_that_is_not_what_it_says_is_refused(tmp_path, break_it, said):
@@ -70,6 +85,102 @@ def test_a_folder_that_is_not_what_it_says_is_refused(tmp_path, break_it, said):
     break_it(folder)
     with pytest.raises(UserError, match=said):
         load_model(folder)
+
+
+def test_code_that_a_folder_names_runs_only_with_trust(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors", reason="needs resnests[hub]")
+    folder = export(finished(tmp_path, "standard", "safetensors")[0])
+    code = "import pathlib\npathlib.Path('ran').touch()\nfrom resnests import build_model\n"
+    (tmp_path / "shared_nets.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    written = str(tmp_path / "written")
+    for arch in (
+        {"_target_": "shared_nets.build_model"},
+        {"_target_": "resnests.runs.files.write_atomic", "path": written, "data": ""},
+        {
+            "_target_": "resnests.models.single_stage.SingleStage",
+            "block": [{"_target_": "numpy.savetxt", "fname": written, "X": []}],
+        },
+    ):
+        edit(folder, arch={"name": "mine"} | arch)
+        strip(folder)
+        with pytest.raises(UserError, match=r"names code, \S+, which is not run. trust=True"):
+            load_model(folder)
+        with pytest.raises(UserError, match="which is not run"):
+            torch.hub.load(str(REPOSITORY), "load_model", folder, source="local")
+    assert not (tmp_path / "ran").exists()
+    assert not Path(written).exists()
+    edit(folder, arch={"name": "mine", "_target_": "shared_nets.build_model", "arch": "resnet8"})
+    strip(folder)
+    assert torch.is_tensor(load_model(folder, trust=True)(IMAGES))
+
+
+def strip(folder: Path) -> None:
+    """Make a folder whole again, as somebody who edits it on purpose would."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    save_file(load_file(file), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    edit(folder, files={"safetensors": {"file": file.name, "sha256": digest}})
+
+
+def test_a_folder_of_an_earlier_version_is_read(tmp_path):
+    pytest.importorskip("safetensors", reason="needs resnests[hub]")
+    config, model = finished(tmp_path, "standard", "safetensors")
+    folder = export(config)
+    strip(folder)
+    about = json.loads((folder / "config.json").read_text())
+    about |= {"format": "safetensors"} | about.pop("files")["safetensors"]
+    (folder / "config.json").write_text(json.dumps(about))
+    assert torch.equal(load_model(folder)(IMAGES), model(IMAGES))
+
+
+def test_a_folder_exported_in_two_formats_keeps_both(tmp_path):
+    pytest.importorskip("safetensors", reason="needs resnests[hub]")
+    config, model = finished(tmp_path, "standard", "safetensors")
+    folder = export(config)
+    assert export(dataclasses.replace(config, format="torchscript")) == folder
+    assert torch.equal(load_model(folder)(IMAGES), model(IMAGES))
+    about = json.loads((folder / "config.json").read_text())
+    assert list(about["files"]) == ["safetensors", "torchscript"]
+    card = (folder / "README.md").read_text()
+    assert "load_model" in card
+    assert "torch.jit.load" in card
+    for described in about["files"].values():
+        assert described["sha256"] in card
+    run = RunDirectory.of(config)
+    run.write_record(dataclasses.replace(run.read_record(), test_accuracy=12.0))
+    export(dataclasses.replace(config, format="torchscript"))
+    assert not (folder / "model.safetensors").exists(), "it is another network's"
+
+
+def test_tied_weights_are_exported(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors", reason="needs resnests[hub]")
+    config, _ = finished(tmp_path, "standard", "safetensors")
+
+    def tied(*_):
+        model = build_model("resnet8")
+        model.linear.bias = model.stem_norm_bias = torch.nn.Parameter(torch.zeros(10))
+        return model
+
+    monkeypatch.setattr("resnests.sharing.export.build_network", tied)
+    monkeypatch.setattr("resnests.sharing.export.load_weights", lambda *_: None)
+    export(config)  # which reads back what it wrote, and compares the logits
+
+
+def test_the_card_averages_complete_runs_alone_and_counts_nothing_correct(tmp_path):
+    config, _ = finished(tmp_path, "standard", "torchscript")
+    run = RunDirectory.of(config)
+    record = run.read_record()
+    others = [(2, "complete", 0.0), (3, "interrupted", 50.0), (4, "running", 60.0)]
+    for seed, status, accuracy in others:
+        changed = {"seed": seed, "status": status, "test_accuracy": accuracy}
+        other = RunDirectory(run.path.parent / f"seed={seed}")
+        other.path.mkdir()
+        other.write_record(dataclasses.replace(record, **changed))
+    card = (export(config) / "README.md").read_text()
+    assert "mean over n = 3 seed(s) | 60.67% ± 52.55 |" in card
 
 
 def edit(folder: Path, **values) -> None:
@@ -98,10 +209,7 @@ def test_onnx_gives_the_logits_in_onnxruntime(tmp_path, variant):
 @pytest.mark.slow
 def test_torchscript_needs_nothing_of_ours(tmp_path):
     config, model = finished(tmp_path, "resnest", "torchscript")
-    (tmp_path / "out" / "DIGITS_ResNEst_ResNet_8_seed=0").mkdir(parents=True)
-    (tmp_path / "out" / "DIGITS_ResNEst_ResNet_8_seed=0" / "model.onnx").touch()
     file = export(config) / "model.torchscript.pt"
-    assert not file.with_name("model.onnx").exists(), "a folder holds one format"
     torch.save(IMAGES, tmp_path / "images.pt")
     code = f"""import torch, sys
 logits = torch.jit.load({str(file)!r})(torch.load({str(tmp_path / "images.pt")!r}))
@@ -114,8 +222,9 @@ torch.save(logits.detach(), {str(tmp_path / "logits.pt")!r})"""
 def test_an_export_whose_logits_are_off_is_not_written(tmp_path, monkeypatch):
     config, _ = finished(tmp_path, "standard", "torchscript")
     monkeypatch.setattr("resnests.sharing.export.TOLERANCE", -1.0)
-    with pytest.raises(UserError, match=r"format=torchscript: its logits are off by"):
-        export(config)
+    for form in ("torchscript", "safetensors"):
+        with pytest.raises(UserError, match=f"format={form}: its logits are off by"):
+            export(dataclasses.replace(config, format=form))
     assert not (tmp_path / "out").exists()
 
 
@@ -142,3 +251,14 @@ def test_torch_hub_has_the_networks(tmp_path):
     assert count_parameters(model) == 272_282
     with pytest.raises(UserError, match="expected a folder of task=export"):
         torch.hub.load(str(REPOSITORY), "load_model", tmp_path, source="local")
+
+
+def test_a_network_that_a_format_does_not_know_is_one_line(tmp_path, monkeypatch):
+    config, _ = finished(tmp_path, "standard", "torchscript")
+
+    def unknown(*_):
+        raise RuntimeError("unsupported\nand how")
+
+    monkeypatch.setitem(writers._WRITERS, "torchscript", unknown)
+    with pytest.raises(UserError, match=r"^format=torchscript: the network cannot be exported: Ru"):
+        export(config)

@@ -5,12 +5,11 @@ from dataclasses import replace
 import pytest
 from helpers import tiny
 
-from resnests.cluster.jobs import Job, State
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Provenance, Record
 from resnests.sweep.display import Display
 from resnests.sweep.plan import Run
-from resnests.sweep.protocol import at_work
+from resnests.sweep.scheduler import Job, State
 
 PROGRESS = {
     "state": "training",
@@ -99,16 +98,17 @@ def test_of_many_runs_only_those_are_looked_at_that_can_have_changed(tmp_path):
     config = tiny(f"runs_dir={tmp_path}")
     configs = [replace(config, seed=seed) for seed in range(100)]
     runs = [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]
-    display = Display(runs, runs, tmp_path)
+    display = Display(runs, runs)
     display.started -= 1
-    with at_work(tmp_path / "token", 70), at_work(tmp_path / "token", 80):
-        started(runs[70])
-        started(runs[80])
-        first = display._due()
-        display._refresh(first)
-        assert {70, 80} <= {view.run.index for view in first}
-        assert len(first) < 25
-        assert "0 of 100 done, 2 running, 98 waiting" in shown(display)
+    display.update([Job("", [runs[70]], State.RUNNING), Job("", [runs[80]], State.RUNNING)])
+    started(runs[70])
+    started(runs[80])
+    first = display._due()
+    display._refresh(first)
+    assert {70, 80} <= {view.run.index for view in first}
+    assert len(first) < 25
+    assert "0 of 100 done, 2 running, 98 waiting" in shown(display)
+    display.update([])
     last = display._due()  # how a run ended is seen after its job is gone
     assert {70, 80} <= {view.run.index for view in last}
     assert len(display._due()) == 20
@@ -137,7 +137,7 @@ def test_of_jobs_on_a_cluster_it_tells_who_waits_for_what_and_which_node_trains(
     queued = [
         Job(f"7_{i}", [runs[i]], reason=reason) for i, reason in ((1, "Priority"), (2, "Priority"))
     ]
-    display.place([Job("7_0", [runs[0]], State.RUNNING, node="n3", began=True), *queued])
+    display.update([Job("7_0", [runs[0]], State.RUNNING, node="n3", started=True), *queued])
     started(runs[0])
     display._refresh(display._due())
     text = shown(display)

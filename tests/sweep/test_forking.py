@@ -16,21 +16,21 @@ import pytest
 from helpers import REPOSITORY, history, tiny
 
 from resnests.errors import USER_ERROR
+from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory
-from resnests.sweep import child, forking
-from resnests.sweep.child import run_child
+from resnests.sweep import forking, process
 from resnests.sweep.devices import allocate
 from resnests.sweep.forkserver import receive
 from resnests.sweep.plan import Run
+from resnests.sweep.process import run_process
 from resnests.sweep.protocol import INTERRUPTED
 from resnests.sweep.stop import Stop
-from resnests.training.checkpoint import read_torch
 
 pytestmark = [
     pytest.mark.slow,  # the server imports torch
     pytest.mark.skipif(sys.platform != "linux", reason="forking is for Linux"),
 ]
-IN_ANOTHER_WAY = child._start
+IN_ANOTHER_WAY = process._start
 LONG = "trainer.epochs=100000"
 
 
@@ -40,7 +40,7 @@ def run_of(folder: Path, *overrides: str) -> Run:
 
 
 def train(run: Run, stop: Stop | None = None, threads: int = 1) -> int:
-    return run_child(run, replace(allocate(run.config, 2), threads=threads), stop or Stop())
+    return run_process(run, replace(allocate(run.config, 2), threads=threads), stop or Stop())
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +54,17 @@ def _served(tmp_path_factory) -> psutil.Process:
 @pytest.fixture
 def server(_served, monkeypatch) -> psutil.Process:
     """That of all tests which do not kill it, in which no training may start in another way."""
-    monkeypatch.setattr("resnests.sweep.child._start", None)
+    monkeypatch.setattr("resnests.sweep.process._start", None)
     return _served
 
 
 def servers() -> list[psutil.Process]:
     """Of this process, the latest last."""
     found = []
-    for process in psutil.Process().children():
+    for child in psutil.Process().children():
         with suppress(psutil.ZombieProcess):
-            if "resnests.sweep.forkserver" in process.cmdline():
-                found.append(process)
+            if "resnests.sweep.forkserver" in child.cmdline():
+                found.append(child)
     return sorted(found, key=psutil.Process.create_time)
 
 
@@ -93,7 +93,7 @@ def test_a_forked_training_gives_the_bits_of_one_that_imports_torch(server, tmp_
     forked, plain = run_of(tmp_path / "forked"), run_of(tmp_path / "plain")
     assert train(forked, threads=2) == 0
     monkeypatch.delenv(forking.ADDRESS)
-    monkeypatch.setattr("resnests.sweep.child._start", IN_ANOTHER_WAY)
+    monkeypatch.setattr("resnests.sweep.process._start", IN_ANOTHER_WAY)
     assert train(plain, threads=2) == 0
     weights = [read_torch(run.directory.path / "model.pt") for run in (forked, plain)]
     assert all(weights[0][name].equal(value) for name, value in weights[1].items())
@@ -148,7 +148,7 @@ def test_a_users_mistake_is_said_in_its_log(server, tmp_path):
 
 def test_a_job_that_is_killed_takes_its_training_along(server, tmp_path):
     program = f"""
-from resnests.sweep.child import run_child
+from resnests.sweep.process import run_process
 from test_forking import *
 train(run_of(Path({str(tmp_path)!r}), LONG))
 """

@@ -13,7 +13,7 @@ from resnests.sweep.drive import run_single
 from resnests.sweep.precision import emulation, used
 from resnests.sweep.stop import Stop
 from resnests.sweep.worker import Worker
-from resnests.training import experiment
+from resnests.tasks import experiment
 
 OLD_XEON = "processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\n\nprocessor\t: 1\n"
 WARNED = "is emulated on this CPU, which lacks avx512_bf16 and amx_bf16: expect 0.4x the speed"
@@ -25,7 +25,7 @@ def cpu(monkeypatch, tmp_path):
 
     def pretend(machine, cpuinfo):
         (tmp_path / "cpuinfo").write_text(cpuinfo)
-        monkeypatch.setattr(precision, "CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr("resnests.cpuinfo.CPUINFO", tmp_path / "cpuinfo")
         monkeypatch.setattr(precision.platform, "machine", lambda: machine)
         monkeypatch.setattr(precision.platform, "system", lambda: "Linux")
 

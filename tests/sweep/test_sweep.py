@@ -2,7 +2,6 @@
 of it.
 """
 
-import os
 import random
 import signal
 import socket
@@ -15,20 +14,24 @@ from pathlib import Path
 import psutil
 import pytest
 from faults import FAULTS, campaign
+from filelock import FileLock
 from helpers import REPOSITORY, TINY, run_command, tiny
 from sweeps import Sweep
 
 from resnests.errors import CaptureFailed
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import Provenance, Record
-from resnests.sweep import child, worker
-from resnests.sweep.child import job, run_child
+from resnests.sweep import process, worker
 from resnests.sweep.devices import Allocation, allocate
-from resnests.sweep.drive import launch_until_done, run_single, run_sweep
+from resnests.sweep.drive import run_single, run_sweep
+from resnests.sweep.executors.local import LauncherExecutor, local_sweep
+from resnests.sweep.job import run_job
 from resnests.sweep.leases import lease
 from resnests.sweep.plan import Run
 from resnests.sweep.prepare import prepare
-from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH
+from resnests.sweep.process import run_process
+from resnests.sweep.protocol import INTERRUPTED, NO_GRAPH
+from resnests.sweep.scheduler import Scheduler
 from resnests.sweep.stop import Stop
 
 
@@ -177,7 +180,7 @@ def test_a_run_whose_step_cannot_be_captured_starts_again_without_a_graph(tmp_pa
         run.directory.write_record(replace(Record.of(run.config, Provenance()), status="failed"))
         return 1
 
-    monkeypatch.setattr(child, "run_child", trained)
+    monkeypatch.setattr(process, "run_process", trained)
     assert run_single(tiny(f"runs_dir={tmp_path}")) == 1
     assert asked == [None, False]
 
@@ -218,29 +221,44 @@ def runs(tmp_path) -> list[Run]:
 
 
 def launches(runs, launch) -> list[list[int]]:
-    """What `launch` was asked for: the indices of the runs in each of its calls."""
+    """Return what a launcher was asked for, call by call: `launch` says how the runs were left."""
     asked = []
 
-    def record_and_launch(batch):
-        asked.append([run.index for run in batch])
-        return launch(batch, len(asked))
+    def record_and_launch(numbers):
+        asked.append(numbers)
+        batch = [run for run in runs if run.index in numbers]
+        for run, outcome in zip(batch, launch(batch, len(asked)), strict=True):
+            folder.end(run.index, outcome)
 
-    launch_until_done(runs, record_and_launch, lambda: False, print)
+    with local_sweep(runs, allocate(runs[0].config, 1)) as folder:
+        executor = LauncherExecutor(record_and_launch, folder, print)
+        list(Scheduler(runs, executor, lambda: False, print).rounds())
     return asked
 
 
+@pytest.fixture
+def undone(monkeypatch):
+    """What a sweep sets in the environment is undone."""
+    for name in ("RESNESTS_SWEEP", "RESNESTS_COMMAND", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")
+
+
+@pytest.mark.usefixtures("undone")
 def test_a_run_that_another_sweep_gives_back_while_ours_goes_on_is_ours(runs):
-    other = runs[0].directory.owner().acquire()
+    runs[0].directory.path.mkdir(parents=True)
+    other = FileLock(runs[0].directory.lock_file, thread_local=False)
+    other.acquire()
 
     def launch(batch, count):
         if count == 1:
-            other.lock.release()
+            other.release()
             ended(runs[0], "interrupted")
         return [ended(run, "complete") for run in batch]
 
     assert launches(runs, launch) == [[1, 2, 3], [0]]
 
 
+@pytest.mark.usefixtures("undone")
 def test_a_run_that_was_busy_when_its_turn_came_is_tried_again(runs):
     """Another sweep took it, and failed it before our launch returned."""
 
@@ -253,6 +271,27 @@ def test_a_run_that_was_busy_when_its_turn_came_is_tried_again(runs):
     assert launches(runs, launch) == [[0, 1, 2, 3], [0]]
 
 
+@pytest.mark.usefixtures("undone")
+def test_a_launcher_that_dies_again_and_again_is_given_up(runs, capsys):
+    def launch(batch, count):
+        raise RuntimeError("no room in /dev/shm")
+
+    assert launches(runs, launch) == [[0, 1, 2, 3]] * 5
+    assert "lost a process 5 times in a row: giving up" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("undone")
+def test_whatever_goes_wrong_in_a_job_costs_its_run_alone(tmp_path, runs, monkeypatch):
+    def fail(run, *_):
+        raise ValueError("something that nobody thought of")
+
+    monkeypatch.setattr("resnests.sweep.process.run_process", fail)
+    with local_sweep(runs[:1], allocate(runs[0].config, 1)) as folder:
+        assert run_job(0) == "failed"
+        assert folder.state() == (set(), {0: "failed"})
+    assert "something that nobody thought of" in runs[0].directory.log_file.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "status", "stops"),
@@ -261,25 +300,27 @@ def test_a_run_that_was_busy_when_its_turn_came_is_tried_again(runs):
         (0, "diverged", True),
         (1, "failed", True),
         (-9, "killed", True),
-        (INTERRUPTED, "interrupted", False),
-        (BUSY, "running", False),
     ],
 )
-def test_what_fail_fast_takes_for_a_failure(tmp_path, runs, monkeypatch, code, status, stops):
+@pytest.mark.usefixtures("undone")
+def test_what_fail_fast_takes_for_a_failure(tmp_path, monkeypatch, code, status, stops):
     monkeypatch.setattr(
-        "resnests.sweep.child.run_child", lambda run, *_: ended(run, status) and code
+        "resnests.sweep.process.run_process", lambda run, *_: ended(run, status) and code
     )
-    for name in ("RESNESTS_SWEEP", "RESNESTS_COMMAND", "PYTHONPATH"):
-        monkeypatch.setenv(name, "")  # so that what a sweep sets is undone
-    config = tiny(f"runs_dir={tmp_path / 'runs'}", "sweep.fail_fast=true")
+    configs = [
+        tiny(f"runs_dir={tmp_path / 'runs'}", "sweep.fail_fast=true", f"seed={seed}")
+        for seed in (0, 1)
+    ]
+    launched = []
 
-    def launch(indices, allocation):
-        assert job(0) == ("busy" if code == BUSY else status)
-        assert Path(os.environ["RESNESTS_SWEEP"]).exists() != stops
-        Path(os.environ["RESNESTS_SWEEP"]).unlink(missing_ok=True)
-        return [status]
+    def launch(numbers, allocation, folder):
+        for number in numbers:
+            launched.append(run_job(number))
+            while number == 0 and stops and folder.specs.exists():
+                time.sleep(0.01)
 
-    run_sweep([config], launch)
+    run_sweep(configs, launch)
+    assert launched == [status, None if stops else status]
 
 
 @pytest.mark.slow
@@ -331,7 +372,7 @@ def test_a_child_that_dies_before_it_has_a_record_gets_one(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "executable", "/bin/false")
     run = Run(tiny(f"runs_dir={tmp_path}"), RunDirectory.of(tiny(f"runs_dir={tmp_path}")))
     with Stop() as stop:
-        assert run_child(run, allocate(run.config, 1), stop) == 1
+        assert run_process(run, allocate(run.config, 1), stop) == 1
     assert run.directory.read_record().status == "failed"
 
 
@@ -349,7 +390,7 @@ def test_a_run_that_is_asked_to_stop_before_it_can_listen_was_not_started(
     with Stop() as stop:
         monkeypatch.setattr(stop, "requested", iter([False] + [True] * 100).__next__)
         stop.signals = 1
-        assert run_child(run, allocate(run.config, 1), stop) == INTERRUPTED
+        assert run_process(run, allocate(run.config, 1), stop) == INTERRUPTED
     assert run.directory.read_record() is None
 
 
@@ -362,7 +403,7 @@ def test_a_second_signal_kills_a_training_that_does_not_end(tmp_path, monkeypatc
     with Stop() as stop:
         monkeypatch.setattr(stop, "requested", iter([False] + [True] * 100).__next__)
         stop.signals = 2
-        assert run_child(run, allocate(run.config, 1), stop) == -signal.SIGKILL
+        assert run_process(run, allocate(run.config, 1), stop) == -signal.SIGKILL
     assert run.directory.read_record().error == "killed by SIGKILL"
 
 
@@ -431,3 +472,98 @@ def test_a_run_with_a_damaged_record_that_could_not_start_keeps_its_checkpoint(t
     held.release()
     assert done.returncode == 1
     assert directory.checkpoint_file.exists()
+
+
+OVER = ("trainer.overwrite=true", "seed=0,1")
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """The files of all runs, but for their logs and locks."""
+    return {
+        str(path): path.read_bytes()
+        for path in sorted(root.glob("runs/**/*"))
+        if path.is_file() and path.suffix not in (".log", ".lock")
+    }
+
+
+@pytest.mark.slow
+def test_what_is_finished_is_there_until_nothing_can_refuse_to_start_it_afresh(tmp_path):
+    assert run_command("-m", *TINY, "seed=0,1", cwd=tmp_path).returncode == 0
+    before = contents(tmp_path)
+    (tmp_path / "ray.py").write_text("raise ImportError('hidden')")
+    hidden = {"PYTHONPATH": str(tmp_path)}
+    refused = run_command(
+        "-m", *TINY, *OVER, "cluster=ray", "cluster.gpus=0", cwd=tmp_path, environment=hidden
+    )
+    assert refused.returncode == 2, refused.stderr
+    assert contents(tmp_path) == before
+    held = lease(
+        Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
+    )
+    taken = run_command("-m", *TINY, *OVER, "devices.wait=false", cwd=tmp_path)
+    held.release()
+    assert taken.returncode == 1
+    assert contents(tmp_path) == before
+    again = run_command("-m", *TINY, *OVER, cwd=tmp_path)
+    assert again.returncode == 0
+    after = contents(tmp_path)
+    assert after.keys() == before.keys()
+    models = [name for name in after if name.endswith("model.pt")]
+    assert [after[name] for name in models] == [before[name] for name in models]
+    records = [name for name in after if name.endswith("record.json")]
+    assert all(after[name] != before[name] for name in records)
+
+
+def test_a_run_that_was_cleared_once_in_a_sweep_resumes_in_its_next_job(runs):
+    ended(runs[0], "complete")
+    config = replace(runs[0].config, trainer=replace(runs[0].config.trainer, overwrite=True))
+    run = Run(config, runs[0].directory).planned()
+    one = worker.Worker(config, allocate(config, 1), Stop(), run.replaces)
+    assert not one._is_done()
+    one._clear_for_rerun()
+    assert run.directory.read_record() is None
+    ended(run, "interrupted")
+    again = worker.Worker(config, allocate(config, 1), Stop(), run.replaces)
+    again._clear_for_rerun()
+    assert run.directory.status() == "interrupted"
+
+
+def test_what_somebody_finished_meanwhile_is_not_trained_again(runs, monkeypatch):
+    """Before the lock was taken, and while the worker waited for its device."""
+    directory = runs[0].directory
+    directory.path.mkdir(parents=True)
+    one = worker.Worker(runs[0].config, allocate(runs[0].config, 1), Stop())
+    monkeypatch.setattr(worker, "lease", lambda *_: ended(runs[0], "complete") and lease(*_))
+    monkeypatch.setattr("resnests.tasks.experiment.run_experiment", None)
+    before = one.work()
+    assert (before, directory.status()) == (0, "complete")
+    record = directory.record_file.read_bytes()
+    one.lock.release()
+    one.held.release()
+    monkeypatch.setattr(worker, "lease", None)
+    other = worker.Worker(runs[0].config, allocate(runs[0].config, 1), Stop())
+    assert other.work() == 0
+    assert directory.record_file.read_bytes() == record
+
+
+@pytest.mark.slow
+def test_relative_paths_are_those_of_the_folder_of_the_command(tmp_path):
+    places = ("hydra.job.chdir=true", "hydra.sweep.dir=out", "hydra.sweep.subdir=${hydra.job.num}")
+    done = run_command("-m", *TINY, "seed=0,1", *places, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(statuses(tmp_path).values()) == ["complete"] * 2
+    done = run_command(*TINY, "seed=2", "hydra.job.chdir=true", "hydra.run.dir=one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(statuses(tmp_path).values()) == ["complete"] * 3
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_that_started_afresh_names_the_command_that_goes_on(tmp_path):
+    assert Sweep(tmp_path, "trainer.epochs=2").wait() == 0
+    sweep = Sweep(tmp_path, "trainer.overwrite=true", "trainer.epochs=2000")
+    while not any(len(run.history_rows()) > 1 for run in find_runs(tmp_path / "runs")):
+        time.sleep(0.05)
+    sweep.process.send_signal(signal.SIGINT)
+    assert sweep.wait() == 130
+    log = (tmp_path / "sweep.log").read_text()
+    assert "the same command without trainer.overwrite=true goes on" in log

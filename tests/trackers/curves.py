@@ -9,39 +9,56 @@ from typing import Any
 import trees
 
 from resnests.runs.directory import RunDirectory
-from resnests.trackers.echo import Echo, Tracker
+from resnests.trackers.run_sync import RunSync
 
 EPOCHS = 4
 ROWS = trees.history_rows(90.0, EPOCHS, eval_every=2)
 
 
 class Training:
-    """A run of EPOCHS epochs, one by one; `echo` is one process that follows it."""
+    """A run of EPOCHS epochs, one by one, and the processes that send it to `name`."""
 
-    def __init__(self, root: Path, **overrides: Any) -> None:
+    def __init__(self, root: Path, name: str, settings: dict[str, Any], **overrides: Any) -> None:
         self.run: RunDirectory = trees.add_run(
-            root, status="running", trainer__epochs=EPOCHS, **overrides
+            root,
+            status="running",
+            trainer__epochs=EPOCHS,
+            logger={name: settings},
+            **overrides,
         )
+        self.name = name
         self.rows = list(ROWS)
 
-    def reach(self, epoch: int, status: str = "running") -> None:
+    def reach(self, epoch: int, status: str = "running", accuracy: float = 90.0) -> None:
         record = self.run.read_record()
         record.status, record.epochs, record.provenance.ended = status, epoch, time.time()
         if status == "complete":
             record.train_loss, record.train_accuracy = 0.5, 94.0
-            record.test_loss, record.test_accuracy = 0.75, 90.0
+            record.test_loss, record.test_accuracy = 0.75, accuracy
         self.run.write_history(self.rows[:epoch])
         self.run.write_record(record)
 
-    def echo(self, tracker: Tracker, *epochs: int, end: str | None = None) -> None:
-        """Catch up after each of `epochs`; at the last one the run ends, or its process dies."""
-        echo = Echo(self.run, tracker)
+    def sync(self, *epochs: int, end: str | None = None) -> RunSync:
+        """Send the run after each of `epochs` as one process does, which dies in the end; the run
+        ends before it as `end`.
+        """
+        sync = RunSync(self.run, self.name)
         for epoch in epochs:
             self.reach(epoch)
-            echo.catch_up(self.run.read_record())
+            sync.sync()
         if end:
             self.reach(epochs[-1], end)
-            echo.end(self.run.read_record())
+            sync.sync()
+        sync.release()
+        assert sync.error is None
+        return sync
+
+    def start_afresh(self) -> None:
+        """What trainer.overwrite=true does, and the times of another training."""
+        config = self.run.read_record()
+        self.run.clear()
+        self.run.write_record(config)
+        self.rows = [row | {"seconds": 11.5, "train_loss": 3.5} for row in self.rows]
 
 
 def measured(name: str) -> dict[int, float]:

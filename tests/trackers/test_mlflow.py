@@ -15,7 +15,7 @@ pytest.importorskip("sqlalchemy", reason="needs resnests[mlflow]")
 
 from mlflow import MlflowClient
 
-from resnests.trackers.mlflow import MLflow, make_store
+from resnests.trackers.mlflow import make_store
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,16 +31,16 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mlflow")
     uri = f"sqlite:///{folder}/mlflow.db"
 
-    def tracker() -> MLflow:
-        return MLflow(uri, None, str(folder / "artifacts"))
-
-    training = Training(folder / "sweep_of_mine")
-    training.echo(tracker(), 1, 2, end="interrupted")
-    training.echo(tracker(), 2, 3)
-    training.echo(tracker(), 3, EPOCHS, end="complete")
-    training.echo(tracker(), EPOCHS, end="complete")
-    training.rows = [row | {"seconds": 11.5} for row in training.rows]
-    training.echo(tracker(), 1)  # afresh
+    settings = {"_target_": "resnests.trackers.mlflow.MLflow", "uri": uri, "experiment": None}
+    settings["artifacts"] = str(folder / "artifacts")
+    training = Training(folder / "sweep_of_mine", "mlflow", settings)
+    training.sync(0, end="interrupted")  # in its first epoch
+    training.sync(1, 2, end="interrupted")
+    training.sync(2, 3)
+    training.sync(3, EPOCHS, end="complete")
+    training.sync(EPOCHS, end="complete")
+    training.start_afresh()
+    training.sync(1)
     return uri, folder
 
 
@@ -48,8 +48,10 @@ def test_the_store_has_a_resumed_run_once_and_whole(store):
     client = MlflowClient(tracking_uri=store[0])
     experiment = client.get_experiment_by_name("sweep_of_mine")
     runs = client.search_runs([experiment.experiment_id])
-    assert [run.info.status for run in runs] == ["RUNNING", "FINISHED"], "afresh is another run"
-    run = runs[1]
+    by_status = {run.info.status: run for run in runs}
+    assert len(runs) == len(by_status) == 2, "afresh is another run, and nothing else is"
+    assert "RUNNING" in by_status
+    run = by_status["FINISHED"]
     for name in ("train_loss", "test_accuracy", "lr"):
         history = client.get_metric_history(run.info.run_id, name)
         found = [(metric.step, pytest.approx(metric.value)) for metric in history]

@@ -10,13 +10,7 @@ pytest.importorskip("wandb", reason="needs resnests[wandb]")
 
 from wandb.proto.wandb_internal_pb2 import Record
 
-from resnests.trackers.wandb import WandB
-
-
-@pytest.fixture
-def tracker(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
-    return lambda: WandB("resnests", None, "offline", str(tmp_path / "wb"))
+from resnests.trackers.run_sync import RunSync
 
 
 def read(folder) -> list[Record]:
@@ -37,16 +31,38 @@ def read(folder) -> list[Record]:
     return records
 
 
+def make_training(folder, monkeypatch, seed) -> Training:
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(folder / "cache"))
+    settings = {"_target_": "resnests.trackers.wandb.WandB", "project": "resnests"}
+    settings |= {"entity": None, "mode": "offline", "folder": str(folder / f"wb{seed}")}
+    return Training(folder / "runs", "wandb", settings, seed=seed)
+
+
+def steps(records, name) -> list[int]:
+    rows = [items(r.history.item) for r in records if r.WhichOneof("record_type") == "history"]
+    return [row["_step"] for row in rows if name in row]
+
+
 def items(entries) -> dict:
     return {e.key or "/".join(e.nested_key): json.loads(e.value_json) for e in entries}
 
 
 @pytest.mark.slow
-def test_offline_files_hold_a_resumed_run_once_and_whole(tmp_path, tracker):
-    training = Training(tmp_path / "runs")
-    training.echo(tracker(), 1, 2, end="interrupted")
-    training.echo(tracker(), 2, 3, EPOCHS, end="complete")
-    records = read(tmp_path / "wb")
+def test_offline_files_hold_a_resumed_run_once_and_whole(tmp_path, monkeypatch):
+    training, other = (make_training(tmp_path, monkeypatch, seed) for seed in (0, 1))
+    open_too = RunSync(other.run, "wandb")
+    other.reach(1)
+    open_too.sync()  # another run of the sweep is open meanwhile
+    training.sync(0, end="interrupted")
+    training.sync(1, 2, end="interrupted")
+    training.sync(2, 3, EPOCHS, end="complete")
+    records = read(tmp_path / "wb0")
+    other.reach(EPOCHS, "complete")
+    open_too.sync()
+    assert open_too.is_done
+    assert steps(read(tmp_path / "wb1"), "train_loss") == [1, 2, 3, 4]
+    found = list((tmp_path / "wb0").glob("wandb/offline-run-*"))
+    assert len(found) == 1, "it was interrupted in its first epoch, and is one run"
     rows = [items(r.history.item) for r in records if r.WhichOneof("record_type") == "history"]
     for name in ("train_loss", "test_accuracy", "lr"):
         found = [(row["_step"], row[name]) for row in rows if name in row]

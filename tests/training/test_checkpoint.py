@@ -6,15 +6,13 @@ import sys
 import pytest
 import torch
 
+from resnests.models.weights import UnsoundFile, read_torch, save_weights
 from resnests.runs.directory import RunDirectory, write_atomic
 from resnests.training import checkpoint
 from resnests.training.checkpoint import (
     Checkpoints,
-    UnsoundCheckpoint,
     load_checkpoint,
-    read_torch,
     save_checkpoint,
-    save_weights,
 )
 
 IDENTITY = {"recipe": "abc", "seed": 1}
@@ -81,7 +79,7 @@ def test_every_single_flipped_bit_of_the_weights_is_noticed(directory):
         path.write_bytes(bytes(torn))
         try:
             weights = read_torch(path)
-        except UnsoundCheckpoint:
+        except UnsoundFile:
             continue
         assert all(torch.equal(weights[name], value) for name, value in reference.items())
 
@@ -92,7 +90,7 @@ def test_a_pickle_that_runs_code_is_refused(directory):
             return os.system, (f"touch {directory.path / 'owned'}",)
 
     torch.save(Hostile(), directory.weights_file)
-    with pytest.raises(UnsoundCheckpoint):
+    with pytest.raises(UnsoundFile):
         read_torch(directory.weights_file)
     assert not (directory.path / "owned").exists()
 
@@ -172,6 +170,6 @@ save_checkpoint(RunDirectory(sys.argv[1]), {"identity": identity, "model": {"w":
         )
         assert done.returncode == -9
         assert load(directory) is not None
-        directory.tidy()
+        directory.remove_temporaries()
         left = {path.name for path in directory.path.iterdir()}
         assert left <= {"checkpoint.pt", "checkpoint.previous.pt"}

@@ -6,9 +6,9 @@ from helpers import TINY, make_config, run_command
 
 from resnests import build_model
 from resnests.errors import UserError
+from resnests.models.weights import load_weights, read_torch
 from resnests.paper import official_name
 from resnests.runs.directory import find_runs
-from resnests.training.checkpoint import load_weights, read_torch
 
 EVALUATE = ("task=evaluate", "dataset=digits", "arch=resnet20")
 

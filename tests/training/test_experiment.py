@@ -9,10 +9,12 @@ from helpers import history, tiny
 
 from resnests import build_model
 from resnests.config.parts import HEADS
+from resnests.models.weights import read_torch
 from resnests.runs.directory import HISTORY, RunDirectory
-from resnests.runs.record import Record
-from resnests.training.checkpoint import read_torch
-from resnests.training.experiment import run_experiment
+from resnests.runs.record import Provenance, Record
+from resnests.tasks import train
+from resnests.tasks.experiment import run_experiment
+from resnests.training.loop import State
 
 SLOW_TORCHVISION = pytest.param("torchvision", marks=pytest.mark.slow)
 
@@ -125,13 +127,52 @@ def test_a_damaged_checkpoint_costs_epochs_but_not_the_result(tmp_path):
     assert history(RunDirectory.of(whole).path) == history(directory.path)
 
 
-def test_divergence_ends_the_run_with_epoch_and_hint_and_no_weights(tmp_path):
+def test_weights_of_given_epochs_are_kept_also_by_a_run_that_was_interrupted(tmp_path, caplog):
+    keep = ("trainer.epochs=4", "trainer.keep_epochs=[1,3,4]", "trainer.checkpoint_every=2")
+    whole, parts = (tiny(*keep, f"runs_dir={tmp_path / name}") for name in ("whole", "parts"))
+    assert run_experiment(whole) == "complete"
+    assert run_experiment(parts, should_stop=stop_after(10)) == "interrupted"  # in epoch 3
+    one, other = RunDirectory.of(whole), RunDirectory.of(parts)
+    assert other.kept_weights_file(1).exists()
+    other.checkpoint_file.unlink()  # of the interruption: back to that of epoch 2
+    assert run_experiment(parts) == "complete"
+    for directory in (one, other):
+        assert sorted(path.name for path in directory.path.glob("model_epoch_*")) == [
+            f"model_epoch_{epoch}.pt" for epoch in (1, 3, 4)
+        ]
+    for epoch in (1, 3, 4):
+        kept = [directory.kept_weights_file(epoch).read_bytes() for directory in (one, other)]
+        assert kept[0] == kept[1]
+    assert one.kept_weights_file(4).read_bytes() == one.weights_file.read_bytes()
+    build_model(((1, 1), (4, 8))).load_state_dict(read_torch(one.kept_weights_file(1)))
+    assert one.kept_weights_file(1).read_bytes() != one.kept_weights_file(3).read_bytes()
+    assert "not kept" not in caplog.text
+    one.clear()
+    assert not list(one.path.glob("model*"))
+
+
+def test_epochs_that_were_over_when_their_weights_were_asked_for_are_named(tmp_path, caplog):
+    config = tiny("trainer.epochs=3", f"runs_dir={tmp_path}")
+    run_experiment(config, should_stop=stop_after(6))  # in epoch 2
+    assert (
+        run_experiment(
+            tiny("trainer.epochs=3", "trainer.keep_epochs=[1,2]", f"runs_dir={tmp_path}")
+        )
+        == "complete"
+    )
+    assert "the weights of epoch 1 are not kept" in caplog.text
+    assert "of epoch 2" not in caplog.text
+    assert RunDirectory.of(config).kept_weights_file(2).exists()
+
+
+def test_divergence_ends_the_run_with_epoch_and_hint_and_no_weights(tmp_path, caplog):
     config = tiny(f"runs_dir={tmp_path}", "optimizer.lr=1e30", "trainer.epochs=5")
     assert run_experiment(config) == "diverged"
     directory = RunDirectory.of(config)
     record = directory.read_record()
     assert "in epoch 1" in record.error
     assert "optimizer.lr than 1e+30" in record.error
+    assert f"diverged: {record.error}" in caplog.text
     assert not directory.weights_file.exists()
     assert not directory.checkpoint_file.exists()
 
@@ -167,8 +208,8 @@ def test_the_torchvision_pipeline_trains_as_the_official_procedure(tmp_path):
     optimizer = torch.optim.SGD(
         model.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
-    # milestones at 0.3, 0.6 and 0.8 of two epochs: two of them after the first
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 1, 2], gamma=0.2)
+    # milestones at 0.3, 0.6 and 0.8 of two epochs: one of them after the first
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2, 3], gamma=0.2)
     losses = []
     for epoch in (1, 2):
         total = 0.0
@@ -184,7 +225,18 @@ def test_the_torchvision_pipeline_trains_as_the_official_procedure(tmp_path):
         losses.append(total / len(train))
     rows = history(RunDirectory.of(config).path)
     assert [float(row["train_loss"]) for row in rows] == pytest.approx(losses, rel=1e-4)
-    assert math.isclose(float(rows[1]["lr"]), 0.05 * 0.2**2, rel_tol=1e-9)
+    assert math.isclose(float(rows[1]["lr"]), 0.05 * 0.2, rel_tol=1e-9)
+
+
+def test_the_speed_on_record_is_that_of_all_epochs_together():
+    """One epoch at 100 and one at 300 images/s: 150 over both, not 200."""
+    rows = [
+        dict.fromkeys(HISTORY, 1.0) | {"images_per_second": speed, "seconds": 1.0}
+        for speed in (100.0, 300.0)
+    ]
+    record = Record.of(tiny(), Provenance())
+    train._note(record, State(epoch=3, history=rows))
+    assert (record.epochs, record.images_per_second, record.seconds) == (2, 150.0, 2.0)
 
 
 def test_bf16_trains_to_about_the_same_loss(tmp_path):

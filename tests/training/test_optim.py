@@ -23,6 +23,25 @@ def test_a_shortened_run_keeps_its_shape():
     assert rates(epochs=10) == pytest.approx([0.1] * 3 + [0.02] * 3 + [0.004] * 2 + [0.0008] * 2)
 
 
+@pytest.mark.parametrize(
+    ("milestones", "epochs", "expected"),
+    [
+        ("[0.3,0.6,0.8]", 1, [1]),
+        ("[0.3,0.6,0.8]", 2, [1, 0.2]),
+        ("[0.3,0.6,0.8]", 3, [1, 0.2, 0.04]),
+        ("[0.3,0.6,0.8]", 4, [1, 0.2, 0.04, 0.008]),
+        ("[0.5,0.75]", 1, [1]),
+        ("[0.5,0.75]", 3, [1, 1, 0.2]),
+        ("[0.01]", 3, [1, 0.2, 0.2]),
+        ("[0.5,0.5]", 2, [1, 0.04]),  # both at once, as was asked for
+        ("[0.98,0.99]", 4, [1, 1, 1, 1]),
+    ],
+)
+def test_a_short_run_begins_at_its_full_rate_and_falls_once_an_epoch(milestones, epochs, expected):
+    got = rates(f"optimizer.milestones={milestones}", epochs=epochs)
+    assert got == pytest.approx([0.1 * part for part in expected])
+
+
 def test_no_milestones_keep_the_rate_constant():
     assert rates("optimizer.milestones=[]", epochs=5) == [0.1] * 5
 

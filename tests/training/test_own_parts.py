@@ -1,5 +1,8 @@
 """Networks, heads and optimizers of a user's own, and images of other sizes, through a training."""
 
+import dataclasses
+import io
+import json
 import sys
 
 import numpy as np
@@ -8,15 +11,14 @@ import torch
 from helpers import REPOSITORY, history, tiny
 
 from resnests.config.schema import config_dict, config_from, part_from
-from resnests.config.targets import source_files
 from resnests.data.sources import SOURCES
 from resnests.data.splits import load
 from resnests.errors import UserError
 from resnests.models.resnet import build_network
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Record
-from resnests.training import preflight
-from resnests.training.experiment import run_experiment
+from resnests.tasks import preflight
+from resnests.tasks.experiment import run_experiment
 from resnests.training.optim import build_optimizer
 
 HEADS = """
@@ -60,7 +62,6 @@ def _module(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(HEADS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    source_files.cache_clear()
 
 
 def config(*overrides: str, **parts):
@@ -69,7 +70,7 @@ def config(*overrides: str, **parts):
 
 
 def check(mine):
-    preflight.check(mine, load(mine.dataset).train)
+    preflight.check(mine, load(mine.dataset), torch.device("cpu"))
 
 
 HEAD = {"_target_": "mine.Head", "scale": 2}
@@ -110,11 +111,11 @@ def test_a_network_of_ones_own_trains_and_runs_again_from_its_configuration(tmp_
         ({"variant": {"_target_": "mine.Head"}}, "TypeError"),
         (
             {"variant": HEAD | {"_target_": "mine.Wrong"}},
-            r"variant=mine: expected logits of shape \(2, 10\), not \(2, 8",
+            r"variant=mine: expected logits of shape \(32, 10\), not \(32, 8",
         ),
         (
             {"variant": HEAD | {"_target_": "mine.Raises"}},
-            r"variant=mine: a batch of 2x3x32x32 fails: IndexError: no such block \(.*mine.py, l",
+            r"variant=mine: a batch of 32x3x32x32 fails: IndexError: no such block \(.*mine.py, l",
         ),
         ({"optimizer": {"_target_": "mine.net", "lr": 0.1}}, "optimizer._target_=mine.net: "),
         (
@@ -131,6 +132,125 @@ def test_pieces_that_do_not_fit_are_named_before_a_run(parts, said):
     with pytest.raises(UserError, match=said) as caught:
         check(config(**parts))
     assert "\n" not in str(caught.value)
+
+
+BATCHES = """
+import torch
+from torch import nn
+
+def normed(num_classes):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(3072, 4), nn.BatchNorm1d(4), nn.Linear(4, num_classes)
+    )
+
+def lazy(num_classes):
+    return nn.Sequential(
+        nn.Conv2d(3, 2, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(num_classes)
+    )
+
+class FixedBatch(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(3072, num_classes)
+
+    def forward(self, x):
+        if self.training:
+            return self.linear(x.reshape(32, 3072))
+        return self.linear(x.flatten(1))
+
+class Squeezes(FixedBatch):
+    def forward(self, x):
+        return self.linear(x.flatten(1)).squeeze()
+
+class HalfOnly(FixedBatch):
+    def forward(self, x):
+        logits = self.linear(x.flatten(1))
+        if logits.dtype == torch.bfloat16:
+            raise TypeError("no bf16")
+        return logits
+"""
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    (tmp_path / "nets_of_mine.py").write_text(BATCHES)
+    monkeypatch.delitem(sys.modules, "nets_of_mine", raising=False)
+
+
+def net(name, *overrides):
+    return config(*overrides, arch={"_target_": f"nets_of_mine.{name}"})
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        (
+            "normed",
+            ["dataset.train_limit=65"],
+            "trainer.batch_size=32: expected 31 or 33, as 65 training images leave a batch of one: "
+            r"arch=mine: a batch of 1x3x32x32 fails: ValueError: Expected more than 1 value",
+        ),
+        (
+            "normed",
+            ["trainer.batch_size=1"],
+            "trainer.batch_size=1: expected 2, as 96 training images leave a batch of one: ",
+        ),
+        (
+            "FixedBatch",
+            ["dataset.train_limit=70"],
+            "arch=mine: a batch of 6x3x32x32 fails: Runtime",
+        ),
+        ("Squeezes", [], "arch=mine: an evaluation of one image fails: "),
+        ("HalfOnly", ["trainer.precision=bf16"], "arch=mine: .* fails: TypeError: no bf16"),
+        ("normed", ["pipeline.crop_padding=32"], "pipeline.crop_padding=32: expected 0 to 31"),
+    ],
+)
+def test_the_check_is_the_run_batch_by_batch(nets, name, overrides, said):
+    with pytest.raises(UserError, match=said) as caught:
+        check(net(name, *overrides))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("count", "size"), [(65, 32), (96, 32), (64, 32), (40, 64)])
+def test_a_batch_size_that_is_proposed_works(nets, count, size):
+    """And where no batch has one image, there is nothing to propose."""
+    mine = net("normed", f"dataset.train_limit={count}", f"trainer.batch_size={size}")
+    if count % size != 1:
+        return check(mine)
+    with pytest.raises(UserError, match="expected 31 or 33"):
+        check(mine)
+    for proposed in (31, 33):
+        check(net("normed", f"dataset.train_limit={count}", f"trainer.batch_size={proposed}"))
+
+
+def test_a_network_with_lazy_parameters_passes_the_check_trains_and_is_evaluated(nets, tmp_path):
+    mine = net("lazy", f"runs_dir={tmp_path / 'runs'}")
+    check(mine)
+    assert run_experiment(mine) == "complete"
+    directory = RunDirectory.of(mine)
+    record = directory.read_record()
+    assert record.parameters == 3 * 9 * 2 + 2 + 4 + 30 * 30 * 2 * 10 + 10
+    given = dataclasses.replace(mine, task="evaluate", weights=str(directory.weights_file))
+    assert run_experiment(given) == "complete"
+    again = RunDirectory.of(given).read_record()
+    assert (again.test_loss, again.test_accuracy) == (record.test_loss, record.test_accuracy)
+
+
+def test_the_check_of_many_configurations_is_of_each_network_once_at_its_full_size(
+    nets, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(
+        preflight, "check", lambda config, splits, device, quick: seen.append(quick)
+    )
+    many = [net("normed", f"optimizer.lr={lr}") for lr in (0.1, 0.2)]
+    many += [net("lazy"), net("lazy", "trainer.batch_size=7")]
+    text = json.dumps([config_dict(one) for one in many])
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    threads = torch.get_num_threads()
+    assert preflight.main() == 0
+    torch.set_num_threads(threads)
+    assert seen == [False, True, False, False]
 
 
 def test_pieces_that_fit_pass():

@@ -26,10 +26,10 @@ from resnests.data.pipelines import build_pipeline
 from resnests.errors import CaptureFailed, UserError
 from resnests.models import norm_relu as kernels
 from resnests.models.resnet import build_model
+from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory
-from resnests.training.checkpoint import load_checkpoint, read_torch, save_checkpoint
-from resnests.training.experiment import run_experiment
-from resnests.training.loop import train_steps
+from resnests.tasks.experiment import run_experiment
+from resnests.training.checkpoint import load_checkpoint, save_checkpoint
 from resnests.training.numerics import set_numerics
 from resnests.training.optim import build_optimizer
 from resnests.training.step import Step
@@ -113,6 +113,15 @@ def batches(device="cpu", sizes=SIZES):
             memory_format=torch.channels_last
         )
         yield images.to(device), torch.randint(10, (size,), generator=generator).to(device)
+
+
+def train_steps(step, optimizer, batches):
+    """Train on each batch as loop.py does; yield after it."""
+    step.model.train()
+    for images, labels in batches:
+        step(images, labels)
+        optimizer.step()
+        yield
 
 
 def train(step, device="cpu", sizes=SIZES):

@@ -1,0 +1,1 @@
+"""What aggregate.py does beside tables and figures. Nothing else imports it."""

@@ -1,0 +1,136 @@
+"""Single runs: where they are, one of them whole, the best, and away with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import ExitStack, suppress
+
+import pandas as pd
+from filelock import Timeout
+
+from resnests.config.recipe import telling_keys
+from resnests.errors import UserError
+from resnests.runs.directory import RunDirectory, find_runs
+from resnests.runs.record import METRICS
+from resnests.text import as_typed, duration
+
+LOG = 10  # lines of it that are shown
+
+
+def print_paths(runs: pd.DataFrame) -> None:
+    """Print the directory of each run, for xargs and the like."""
+    for path in runs["path"]:
+        print(path)
+
+
+def print_run(runs: pd.DataFrame) -> None:
+    """Print all of the one run among `runs` that is meant; raise a UserError where several are."""
+    if len(runs) > 1:
+        some = ", ".join(runs["path"].iloc[:3])
+        raise UserError(f"--show: expected words that fit one run, not {len(runs)}, as {some}")
+    run = runs.iloc[0]
+    directory = RunDirectory(run["path"])
+    recipe = json.loads(run["recipe_values"])
+    measured = {name: run[name] for name in (*METRICS, "val_accuracy") if name in run}
+    lines = {
+        "directory": run["path"],
+        "status": run["status"] if pd.isna(run["error"]) else f"{run['status']}: {run['error']}",
+        "epochs": run["epochs"],
+        "parameters": run["parameters"],
+        **{name: f"{value:.4f}" for name, value in measured.items() if pd.notna(value)},
+        "took": duration(run["seconds"]),
+        "differs": _differences(directory, recipe) or "in nothing from the recipes beside it",
+    }
+    lines |= {key: as_typed(value) for key, value in sorted(recipe.items())}
+    shown = run[[name for name in run.index if name.startswith("provenance.")]].dropna()
+    lines |= shown.to_dict()
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:{width}}  {value}")
+    try:
+        log = directory.log_file.read_text(errors="replace").splitlines()
+    except OSError:
+        return
+    print(f"\nthe end of {directory.log_file}:", *log[-LOG:], sep="\n")
+
+
+def print_best(runs: pd.DataFrame, count: int, by: str) -> None:
+    """Print the complete runs with the highest accuracy, the best first; raise a UserError.
+
+    What is chosen on the test set has an accuracy there that flatters it: that is said.
+    """
+    if count < 1:
+        raise UserError(f"--best {count}: expected at least 1")
+    column = "val_accuracy" if by == "validation" else "test_accuracy"
+    complete = runs[runs["status"] == "complete"]
+    known = complete.dropna(subset=[column]) if column in complete else complete.iloc[:0]
+    if known.empty:
+        mend = "train with dataset.val_fraction=0.1, or let the test set decide with --by test"
+        raise UserError(f"--best {count}: no complete run has {by} accuracy; {mend}")
+    best = known.sort_values([column, "path"], ascending=[False, True]).head(count)
+    for accuracy, path in zip(best[column], best["path"], strict=True):
+        print(f"{by} {accuracy:.2f}%  {path}")
+    if by == "test":
+        print("chosen on the test set, whose accuracy therefore flatters these runs")
+
+
+def delete_runs(runs: pd.DataFrame, sure: bool) -> int:
+    """Delete the directories of `runs`, or only print them unless `sure`; return 1 where some are
+    left, else 0.
+    """
+    left = 0
+    for path in runs["path"]:
+        reason = _delete(RunDirectory(path), sure)
+        left += reason is not None
+        print(
+            f"{'deleted' if sure else 'would delete'} {path}"
+            if not reason
+            else f"left {path}, {reason}"
+        )
+    if not sure:
+        print(f"{len(runs) - left} of {len(runs)} runs; --yes deletes them")
+    return int(sure and left > 0)
+
+
+def _delete(run: RunDirectory, sure: bool) -> str | None:
+    """Delete a run if `sure`; return why it cannot be deleted, None where it can.
+
+    Its locks are held meanwhile, so that nobody works on it and a sweep that waits for it sees that
+    it is gone. First it is moved aside, whole: if this process is killed then, nothing is lost.
+    Without its record it is no run any more, whatever of it is still to be removed.
+    """
+    if run.path.is_symlink():
+        return "a link, which rm removes"
+    if len(list(find_runs(run.path))) > 1:
+        return "which has other runs below it"
+    try:
+        if not sure:
+            held = run.is_locked() or run.analysis.is_locked()
+            return "on which a process works" if held else None
+        with ExitStack() as locks:
+            for directory in (run, run.analysis):
+                if directory.path.is_dir():
+                    locks.enter_context(directory.lock().acquire(blocking=False))
+            aside = run.path.with_name(f".deleted.{run.path.name}.{os.getpid()}")
+            run.path.rename(aside)
+            RunDirectory(aside).record_file.unlink()
+            shutil.rmtree(aside)
+    except Timeout:
+        return "on which a process works"
+    except (OSError, UserError) as error:
+        return f"which cannot be removed ({error})"
+    with suppress(OSError):  # other runs are in them
+        for parent in list(run.path.parents)[:4]:
+            parent.rmdir()
+    return None
+
+
+def _differences(directory: RunDirectory, recipe: dict[str, object]) -> str:
+    """Return the values in which a recipe differs from the others of its cell's folder."""
+    beside = directory.path.parent.parent.glob("*/seed=*")
+    records = {path.parent: RunDirectory(path).record_or_none() for path in sorted(beside)}
+    others = [record.recipe_values for record in records.values() if record]
+    keys = sorted(telling_keys([recipe, *others]))
+    return ", ".join(f"{key}={as_typed(recipe.get(key, 'default'))}" for key in keys)

@@ -1,0 +1,28 @@
+"""The environment variables by which the processes of a sweep know each other. No torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+SWEEP = "RESNESTS_SWEEP"  # the folder of the sweep that a job works for, see sweep/protocol.py
+RUN = "RESNESTS_RUN"  # the number of the run that a job of Hydra's launcher trains
+JOB = "RESNESTS_JOB"  # the number that a batch system gave the job of this process
+COMMAND = "RESNESTS_COMMAND"  # what the user typed
+
+
+def command_line() -> str:
+    """Return what the user typed."""
+    return os.environ.get(COMMAND, " ".join(sys.argv))
+
+
+def python_path() -> str:
+    """Return the PYTHONPATH by which other processes find this package."""
+    here = str(Path(__file__).parents[1])
+    return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
+
+
+def export_environment() -> None:
+    """Set what the processes that are started from now on record, and where they find us."""
+    os.environ |= {COMMAND: command_line(), "PYTHONPATH": python_path()}

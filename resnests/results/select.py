@@ -1,0 +1,62 @@
+"""Which runs are meant, in words as Hydra's users type them: for tables, figures and commands."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pandas as pd
+
+from resnests.errors import UserError
+from resnests.text import as_typed
+
+
+def select(runs: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of `runs` that fit every one of `words`; raise a UserError where none does.
+
+    A word is key=value. The key is a column of load_runs; the value is written as on the command
+    line of run.py: several with commas, and * ? [ab] for what may stand there, as in arch=resnet*.
+    """
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not value:
+            raise UserError(f"{word}: expected key=value, such as arch=resnet20 or status=failed")
+        if key not in runs:
+            near = difflib.get_close_matches(key, runs.columns, 1)
+            meant = f"; did you mean {near[0]}?" if near else ", such as arch or optimizer.lr"
+            raise UserError(f"{word}: expected a key that the runs have{meant}")
+        patterns = split_values(value)
+        fits = {known: _fits(known, patterns) for known in runs[key].unique()}
+        left = runs[runs[key].map(fits).astype(bool)]
+        if left.empty:
+            known = ", ".join(sorted(str(_text(known)) for known in list(fits)[:8]))
+            raise UserError(f"{word}: no run has it; expected one of {known}")
+        runs = left
+    return runs.reset_index(drop=True) if words else runs
+
+
+def split_values(text: str) -> list[str]:
+    """Return the values between the commas of `text`, but for those within brackets."""
+    return re.findall(r"(?:[^,\[{]|\[[^\]]*\]|\{[^}]*\}|[\[{])+", text)
+
+
+def _fits(value: Any, patterns: Sequence[str]) -> bool:
+    """Return whether a value of a run is one of `patterns`: as a number, as typed, or as a glob."""
+    text = str(_text(value))
+    for pattern in patterns:
+        if text == pattern or fnmatchcase(text, pattern):
+            return True
+        try:
+            if float(text) == float(pattern):
+                return True
+        except ValueError:
+            pass
+    return False
+
+
+def _text(value: Any) -> Any:
+    """Return a value of a frame as one types it; what a run does not have is null."""
+    return "null" if pd.isna(value) else as_typed(value)

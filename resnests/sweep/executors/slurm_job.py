@@ -1,0 +1,77 @@
+"""Do a job of Slurm: train some runs of a sweep, several at once where its node has room.
+
+    python -m resnests.sweep.executors.slurm_job     # RESNESTS_SWEEP says of which sweep
+
+Shortly before its time limit a job gets SIGUSR2. It then writes checkpoints and queues again by
+itself, as the sweep may be gone, unless it got nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from resnests.config.schema import Config, config_from
+from resnests.environment import JOB
+from resnests.errors import UserError
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import FINAL
+from resnests.sweep.devices import allocate
+from resnests.sweep.executors.submission import read_submission
+from resnests.sweep.job import run_job
+from resnests.sweep.process import last_log_line
+from resnests.sweep.protocol import SweepFolder
+from resnests.sweep.stop import Stop
+
+
+def main() -> int:
+    """Train the runs of this job; return 0 where every one has come to its end."""
+    array, task = os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
+    os.environ[JOB] = f"{array}_{task}"
+    folder = SweepFolder.of_this_job()
+    submission = read_submission(folder.path)
+    numbers = submission.numbers(int(task)) if submission.batches else range(0)
+    configs = {n: config_from(spec.config) for n in numbers if (spec := folder.read(n))}
+    before = _unfinished(configs)
+    for number in before:
+        folder.forget(number)  # as it was left by this job before it was queued again
+    with Stop(folder.specs) as stop:
+        _train(configs, list(before))
+    left = _unfinished(configs)
+    for number, epochs in left.items():
+        if epochs is None:
+            print(last_log_line(RunDirectory.of(configs[number])), flush=True)
+    if left and left != before and stop.last == signal.SIGUSR2:
+        subprocess.run(["scontrol", "requeue", f"{array}_{task}"])  # or the sweep submits again
+    return 1 if left else 0
+
+
+def _train(configs: dict[int, Config], numbers: list[int]) -> None:
+    """Train the runs of these numbers, which share what this job has."""
+    if not numbers:
+        return
+    try:
+        at_once = allocate(configs[numbers[0]], len(numbers)).concurrent
+    except UserError:  # which each of them says by itself
+        at_once = 1
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(lambda number: run_job(number, at_once), numbers))
+
+
+def _unfinished(configs: dict[int, Config]) -> dict[int, int | None]:
+    """Return the runs that are not at their end, with their epochs, None without a record."""
+    records = {
+        number: RunDirectory.of(config).record_or_none() for number, config in configs.items()
+    }
+    return {
+        number: record.epochs if record else None
+        for number, record in records.items()
+        if record is None or record.status not in FINAL
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

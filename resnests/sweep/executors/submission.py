@@ -1,0 +1,102 @@
+"""Keep on disk what is in Slurm's queue: a folder for each array of jobs, beside the runs.
+
+    <runs_dir>/.sweep-resnests-x7f3a2/     the name of the array's jobs is resnests-x7f3a2
+        batches.json    which runs each job of the array trains
+        jobs.jsonl ...  what jobs are told and tell, see sweep/protocol.py
+        <task>.log      what a job prints
+
+It is written before the array is submitted, and found by its name in the queue, so that jobs are
+never lost sight of, whichever process dies when.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+from resnests.runs.files import write_atomic
+from resnests.sweep.plan import Run
+from resnests.sweep.protocol import SweepFolder
+from resnests.text import last_words
+
+_PREFIX = ".sweep-"
+_NAME = "resnests-"
+
+
+@dataclass(frozen=True)
+class Submission:
+    """An array of jobs."""
+
+    folder: Path
+    batches: list[list[str]]  # for each job its runs, as paths below runs_dir
+
+    @property
+    def name(self) -> str:
+        """Return the name of the array's jobs in the queue."""
+        return self.folder.name.removeprefix(_PREFIX)
+
+    @classmethod
+    def write(cls, batches: Sequence[Sequence[Run]]) -> Submission:
+        """Write the folder of a new array, a job for each of `batches`."""
+        runs = list(chain(*batches))
+        runs_dir = Path(runs[0].config.runs_dir).resolve()
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX + _NAME, dir=runs_dir))
+        here = [replace(run, config=replace(run.config, cluster=None)) for run in runs]
+        SweepFolder(folder).write([replace(run, index=i) for i, run in enumerate(here)], None)
+        paths = [[place(run) for run in batch] for batch in batches]
+        write_atomic(folder / "batches.json", json.dumps(paths).encode())
+        return cls(folder, paths)
+
+    @property
+    def specs(self) -> SweepFolder:
+        """Return the folder as its jobs know it."""
+        return SweepFolder(self.folder)
+
+    def numbers(self, task: int) -> range:
+        """Return the numbers of the runs of job `task`, in the order of its batch."""
+        first = sum(map(len, self.batches[:task]))
+        return range(first, first + len(self.batches[task]))
+
+    def last_log_line(self, task: int) -> str:
+        """Return what job `task` printed last, or that it has no log."""
+        try:
+            return last_words(self.folder / f"{task}.log").strip()
+        except OSError:
+            if not self.folder.is_dir():  # another sweep tidied up
+                return ""
+            return f"without a log in {self.folder}, which its node must reach"
+
+    def remove(self) -> None:
+        """Remove the folder: jobs of the array that begin later find nothing to do."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def place(run: Run) -> str:
+    """Return the path of a run below its runs_dir."""
+    return str(run.directory.path.relative_to(run.config.runs_dir))
+
+
+def find_submissions(runs_dir: Path | str) -> list[Submission]:
+    """Return the arrays beside the runs, as far as they can be read: some may be other users'."""
+    found = []
+    for folder in sorted(Path(runs_dir).resolve().glob(f"{_PREFIX}{_NAME}*")):
+        try:
+            found.append(Submission(folder, json.loads((folder / "batches.json").read_bytes())))
+        except (FileNotFoundError, ValueError):
+            found.append(Submission(folder, []))
+        except OSError:
+            continue
+    return found
+
+
+def read_submission(folder: Path) -> Submission:
+    """Return the array of `folder`, one without jobs where the folder is gone."""
+    try:
+        return Submission(folder, json.loads((folder / "batches.json").read_bytes()))
+    except FileNotFoundError:
+        return Submission(folder, [])

@@ -1,0 +1,39 @@
+"""Do a job of a sweep: train one run, in the process that a launcher or queue chose. No torch."""
+
+from __future__ import annotations
+
+import traceback
+from contextlib import suppress
+
+from resnests.config.schema import config_from
+from resnests.runs.directory import RunDirectory
+from resnests.sweep.plan import Run
+from resnests.sweep.process import log_line, run_on_host
+from resnests.sweep.protocol import SweepFolder
+from resnests.sweep.stop import Stop, exit_with
+
+
+def run_job(number: int, at_once: int = 1) -> str | None:
+    """Train run `number` of the sweep, one of `at_once` in what a batch system gave this process.
+
+    Returns, and tells the sweep, how it left the run: a status of its record, busy or refused;
+    None where the sweep stopped before. Whatever goes wrong costs this run alone: an exception that
+    left this function would be taken for the death of the launcher, and abort the other jobs.
+    """
+    folder = SweepFolder.of_this_job()
+    spec = folder.read(number)
+    if spec is None:
+        return None
+    if spec.local and Stop.current is None:
+        exit_with(folder.specs)
+    config = config_from(spec.config)
+    run = Run(config, RunDirectory.of(config), number, replaces=spec.replaces)
+    with Stop.listen(folder.specs) as stop, folder.active(number):
+        try:
+            outcome = run_on_host(run, spec.allocation, at_once, stop)
+        except Exception:
+            outcome = "failed"
+            with suppress(OSError):
+                log_line(run, traceback.format_exc().strip())
+        folder.end(number, outcome)
+    return outcome

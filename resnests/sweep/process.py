@@ -1,0 +1,157 @@
+"""Train a run in a process of its own: start it, ask it to stop, record how it ended. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from typing import IO, Any
+
+from filelock import Timeout
+
+from resnests.errors import UserError
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import Provenance, Record
+from resnests.sweep.devices import Allocation, allocate
+from resnests.sweep.forking import fork
+from resnests.sweep.plan import Run
+from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR, send_job
+from resnests.sweep.stop import Stop
+from resnests.text import last_words
+
+POLL_SECONDS = 0.2
+
+
+def run_on_host(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Stop) -> str:
+    """Train `run` by the allocation that a sweep's runs share, or by what this host has.
+
+    Returns the status on record, "busy" where another process trains it, or "refused" where this
+    host or the configuration does not allow it: its log then says why.
+    """
+    try:
+        allocation = Allocation(**shared) if shared else allocate(run.config, at_once)
+        code = run_with_fallback(run, allocation, stop)
+    except UserError as error:  # about this host, which the sweep could not see
+        log_line(run, str(error))
+        code = USER_ERROR
+    if code == BUSY:
+        return "busy"
+    status = run.status()
+    if code == USER_ERROR and status != "failed":
+        return "refused"
+    return status or "interrupted"
+
+
+def run_with_fallback(run: Run, allocation: Allocation, stop: Stop) -> int:
+    """Train `run`, again without a CUDA graph where its step makes none; return the exit status."""
+    code = run_process(run, allocation, stop)
+    if code != NO_GRAPH:
+        return code
+    trainer = dataclasses.replace(run.config.trainer, cuda_graph=False)
+    plain = dataclasses.replace(run, config=dataclasses.replace(run.config, trainer=trainer))
+    return run_process(plain, allocation, stop)
+
+
+def run_process(run: Run, allocation: Allocation, stop: Stop) -> int:
+    """Start a process for `run`, wait for it and record its end; return its exit status."""
+    if stop.requested():
+        return INTERRUPTED
+    run.directory.path.mkdir(parents=True, exist_ok=True)
+    with open(run.directory.log_file, "ab") as output:
+        process = fork(output, stop.requested) or _start(output)
+    pipe = process.stdin
+    assert pipe is not None
+    # Whoever runs its config.yaml again must resume.
+    trainer = dataclasses.replace(run.config.trainer, overwrite=False)
+    with suppress(BrokenPipeError):  # it died at once: the exit status tells
+        send_job(pipe, dataclasses.replace(run.config, trainer=trainer), allocation, run.replaces)
+    while process.poll() is None:
+        if stop.requested():
+            pipe.close()
+        if stop.signals > 1:
+            process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_SECONDS)
+    with suppress(BrokenPipeError):
+        pipe.close()
+    code = process.wait()
+    if stop.signals and -code in Stop.SIGNALS:
+        # A batch system signals every process of a job; this one was too young to listen.
+        code = INTERRUPTED
+    record_exit(run, code)
+    return code
+
+
+def _start(output: IO[bytes]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "resnests.sweep.worker"],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C reaches the parent, which asks once for a checkpoint
+    )
+
+
+def record_exit(run: Run, code: int) -> None:
+    """Record how a process ended that could not do so itself.
+
+    One that was interrupted before it trained leaves the record of the attempt before it, or none.
+    """
+    if code in (0, BUSY, INTERRUPTED, NO_GRAPH):
+        return
+    directory = run.directory
+    with suppress(Timeout, OSError), directory.lock().acquire(blocking=False):
+        record = directory.record_or_none()
+        if record is None:
+            if code == USER_ERROR:
+                return
+            record = Record.of(run.config, Provenance(host=socket.gethostname()))
+        if record.status != "running":
+            return
+        if code < 0:
+            record.status, record.error = "killed", f"killed by {_signal_name(-code)}"
+        else:
+            record.status, record.error = "failed", last_log_line(directory)
+        directory.write_record(record)
+
+
+def _signal_name(number: int) -> str:
+    """Return SIGKILL for 9; the real-time signals have no names."""
+    with suppress(ValueError):
+        return signal.Signals(number).name
+    return f"signal {number}"
+
+
+def record_lost_job(run: Run, job: str | None, reason: str) -> None:
+    """Record how the job of `run` ended where nothing else says it.
+
+    `job` is its name where no process of it can live on: its latest heartbeat is then the last. A
+    run that never began gets the reason into its log.
+    """
+    directory = run.directory
+    if job and directory.read_progress().get("job") == job:
+        directory.progress_file.unlink(missing_ok=True)
+    record = directory.record_or_none()
+    with suppress(Timeout, OSError), directory.lock().acquire(blocking=False):
+        if record is not None and record.status == "running":
+            record.status, record.error = "killed", reason
+            directory.write_record(record)
+        elif record is None:
+            log_line(run, reason)
+
+
+def log_line(run: Run, line: str) -> None:
+    """Append `line` to the log of `run`."""
+    run.directory.path.mkdir(parents=True, exist_ok=True)
+    with open(run.directory.log_file, "a") as output:
+        print(line, file=output)
+
+
+def last_log_line(directory: RunDirectory) -> str:
+    """Return the last line of run.log that says something."""
+    with suppress(OSError):
+        return last_words(directory.log_file) or "no output"
+    return "no log"

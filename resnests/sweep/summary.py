@@ -1,0 +1,69 @@
+"""Print how a sweep stands and how it ended, and return its exit status. No torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from resnests.sweep.plan import Run
+from resnests.sweep.process import last_log_line
+from resnests.sweep.protocol import INTERRUPTED
+
+
+def print_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:
+    """Print how many of `runs` are finished already."""
+    skipped = len(runs) - len(todo)
+    if len(runs) == 1 and skipped:
+        print(f"{runs[0].label}: {runs[0].directory.status()} already, in {runs[0].directory.path}")
+    elif skipped:
+        print(f"{skipped} of {len(runs)} runs are finished already")
+    if skipped and not todo:
+        print("nothing to do; trainer.overwrite=true would start afresh")
+
+
+def print_summary(runs: Sequence[Run], interrupted: bool) -> int:
+    """Print what is not complete and why; return 0 if nothing is, 130 after a signal, else 1."""
+    print_unsent(runs)
+    incomplete = [run for run in runs if run.status() != "complete"]
+    for run in incomplete:
+        print(_failure_line(run), file=sys.stderr)
+    if not incomplete:
+        return 0
+    if len(runs) > 1:
+        count = f"{len(incomplete)} of {len(runs)} runs"
+        print(f"{count} are not complete; {_what_goes_on(incomplete)}", file=sys.stderr)
+    return INTERRUPTED if interrupted else 1
+
+
+def _what_goes_on(incomplete: Sequence[Run]) -> str:
+    """Return which command goes on: trainer.overwrite=true would start all afresh once more."""
+    untouched = sum(run.replaces not in (None, "") and run.status() is None for run in incomplete)
+    if untouched == len(incomplete) or not incomplete[0].config.trainer.overwrite:
+        return "the same command goes on"
+    command = "the same command without trainer.overwrite=true goes on"
+    return f"{command}; {untouched} have their earlier results yet" if untouched else command
+
+
+def print_unsent(runs: Sequence[Run]) -> None:
+    """Print which trackers do not have all of the runs, why, and which command sends the rest."""
+    for name in runs[0].config.logger:
+        files = [run.directory.unsent(name) for run in runs]
+        reasons = [file.read_text() for file in files if file.exists()]
+        if reasons:
+            again = f"python aggregate.py --to {name} {runs[0].config.runs_dir}"
+            what = f"{name} has not all of {len(reasons)} run(s) ({reasons[0]})"
+            print(f"warning: {what}; {again} sends the rest", file=sys.stderr)
+
+
+def _failure_line(run: Run) -> str:
+    """Return one line that says how `run` stands, and why."""
+    directory = run.directory
+    record = directory.record_or_none() if run.status() else None
+    if record:
+        reason = f": {record.error}" if record.error else ""
+        return f"{record.status}: {run.label}{reason}; see {directory.log_file}"
+    reason = ""
+    if directory.log_file.exists():
+        reason = f": {last_log_line(directory)}"
+        directory.remove_if_not_begun()
+    return f"not started: {run.label}{reason}"

@@ -1,0 +1,35 @@
+"""Task evaluate: the test accuracy of given weights."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from resnests.errors import UserError
+from resnests.models.weights import load_weights
+from resnests.runs.weights import digest, weights_file
+from resnests.tasks.run import Run
+from resnests.training import loop
+from resnests.training.numerics import move
+
+
+def evaluate(run: Run) -> None:
+    """Measure the weights that the run names: ours or official, which have the same names."""
+    config, record = run.config, run.record
+    path = weights_file(config)
+    splits, dataset, model = run.prepare()
+    load_weights(path, model)
+    record.weights, record.weights_sha256 = str(path), digest(path)
+    move(model, run.device, config.trainer)
+    test = run.images(splits.test, dataset)
+    run.report({"state": "evaluating"})
+    started = time.perf_counter()
+    loss, accuracy = loop.evaluate(model, test, config.trainer.precision, run.should_stop)
+    seconds = time.perf_counter() - started
+    if not math.isfinite(loss):
+        expected = "weights that give finite logits"
+        raise UserError(f"weights={path}: their test loss is {loss}, expected {expected}")
+    record.test_loss, record.test_accuracy = loss, accuracy
+    record.seconds = round(seconds, 3)
+    record.images_per_second = round(len(test) / seconds, 2)
+    run.note_memory()

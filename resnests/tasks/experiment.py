@@ -1,0 +1,68 @@
+"""One experiment: from a Config to a finished run directory, whatever its task."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from resnests.config.schema import Config
+from resnests.errors import CaptureFailed, Interrupted, UserError
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import Record
+from resnests.tasks.analyze import analyze
+from resnests.tasks.evaluate import evaluate
+from resnests.tasks.run import Run
+from resnests.tasks.train import train
+from resnests.training.loop import Diverged
+from resnests.training.provenance import collect
+
+log = logging.getLogger(__name__)
+TASKS: dict[str, Callable[[Run], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "analyze": analyze,
+}
+
+
+def run_experiment(
+    config: Config,
+    device: torch.device | str = "cpu",
+    should_stop: Callable[[], bool] = lambda: False,
+    report: Callable[[dict[str, Any]], None] = lambda progress: None,
+) -> str:
+    """Bring the run of `config` from its latest checkpoint to its end, into its run directory;
+    return the status on record.
+
+    The caller owns the directory, and cleared it if trainer.overwrite is set. An exception is
+    recorded as failed and raised again.
+    """
+    device = torch.device(device)
+    directory = RunDirectory.of(config)
+    directory.write_config(config)
+    record = Record.of(config, collect(device, config))
+    directory.write_record(record)
+    try:
+        TASKS[config.task](Run(config, directory, device, record, should_stop, report))
+        record.status = "complete"
+    except Interrupted:
+        record.status = "interrupted"
+    except CaptureFailed:
+        record.status = "interrupted"
+        raise
+    except Diverged as error:
+        hint = f"a lower optimizer.lr than {config.optimizer.lr:g} may help"
+        record.status, record.error = "diverged", f"{error}: {hint}"
+        log.warning("diverged: %s", record.error)
+        directory.clear_checkpoints()
+    except BaseException as error:
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        record.status, record.error = "failed", f"{kind}{error}"
+        raise
+    finally:
+        record.provenance.ended = time.time()
+        directory.write_record(record)
+    return record.status

@@ -1,0 +1,168 @@
+"""Try the pieces that a user brought as a run would use them, before the first run of a sweep.
+
+    python -m resnests.tasks.preflight < configs.json      # a list of configurations
+
+Each data set is read. Each network, head and optimizer is built and trained on a first and on a
+last batch of the run's own sizes, in its precision and on a device of its kind, and evaluated. The
+first that fails is one line on standard error, and exit status 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from resnests.analysis.features import extractor
+from resnests.config.parts import Dataset
+from resnests.config.schema import Config, config_from
+from resnests.config.targets import broken
+from resnests.data.arrays import Split
+from resnests.data.pipelines import Images, build_pipeline, memory_format
+from resnests.data.splits import Splits, load, with_statistics
+from resnests.errors import UserError, guarded
+from resnests.models.resnet import count_parameters, initial_model
+from resnests.training.loop import evaluate
+from resnests.training.numerics import move, set_numerics
+from resnests.training.optim import build_optimizer
+from resnests.training.step import autocast
+
+
+def check(config: Config, splits: Splits, device: torch.device, quick: bool = False) -> None:
+    """Raise a UserError that names the piece that fails, in the order in which a run uses them.
+
+    With `quick` batches have two images at most: the network was tried at its full size before.
+    """
+    set_numerics(config.trainer)
+    dataset = with_statistics(config.dataset, splits.train)
+    config = replace(config, dataset=dataset)  # with its number of classes
+    size = splits.train.images.shape[1:3]
+    model = initial_model(config.arch, config.variant, dataset.class_count, config.seed, size)
+    count_parameters(model)
+    move(model, device, config.trainer)
+    optimizer = build_optimizer(config.optimizer, model.parameters())
+    build_pipeline(config, dataset, splits.train.take(slice(2)), device)
+    count, batch_size = len(splits.train), config.trainer.batch_size
+    sizes = (min(batch_size, count), count % batch_size)
+    for images in dict.fromkeys(min(size, 2) if quick else size for size in sizes):
+        if images > 0:
+            batch = _batch(config, dataset, splits.train, images, device)
+            try:
+                _train(config, model, optimizer, batch)
+            except UserError as error:
+                if images > 1:
+                    raise
+                raise _of_one_image(error, count, batch_size) from error
+    _evaluate(config, model, _batch(config, dataset, splits.test, 1, device))
+    if config.task == "analyze":
+        extractor(model)
+
+
+def _batch(
+    config: Config, dataset: Dataset, split: Split, count: int, device: torch.device
+) -> Images:
+    """Return the first `count` images of `split`, as the run has them on its device."""
+    layout = memory_format(config.trainer, device)
+    return Images(split.take(slice(count)), dataset, device, layout)
+
+
+def _train(
+    config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Images
+) -> None:
+    """Train on all of `batch` at once; raise a UserError that names what fails."""
+    images, labels = next(batch.batches(len(batch)))
+    what = _name(config)
+    model.train()
+    optimizer.zero_grad()
+    try:
+        with autocast(images.device, config.trainer.precision):
+            logits = model(images)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        size = "x".join(map(str, images.shape))
+        raise broken(f"{what}: a batch of {size} fails", error) from error
+    expected = (len(images), config.dataset.class_count)
+    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != expected:
+        raise UserError(f"{what}: expected logits of shape {expected}, not {shape}")
+    try:
+        F.cross_entropy(logits.float(), labels).backward()
+        optimizer.step()
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise broken(f"{what}, optimizer={config.optimizer.name}: a step fails", error) from error
+
+
+def _evaluate(config: Config, model: nn.Module, batch: Images) -> None:
+    """Evaluate one image, as a last batch may be; raise a UserError that names what fails."""
+    try:
+        evaluate(model, batch, config.trainer.precision)
+    except Exception as error:
+        raise broken(f"{_name(config)}: an evaluation of one image fails", error) from error
+
+
+def _name(config: Config) -> str:
+    """Return how a user calls the network: by its own head, or else by its architecture."""
+    if config.variant.target is not None:
+        return f"variant={config.variant.name}"
+    return f"arch={config.arch.name}"
+
+
+def _of_one_image(error: UserError, count: int, batch_size: int) -> UserError:
+    """Return `error` of a batch of one image with the sizes that leave no such batch."""
+    below = next((n for n in range(batch_size - 1, 1, -1) if count % n != 1), None)
+    above = next((n for n in range(batch_size + 1, count + 1) if count % n != 1), None)
+    sizes = " or ".join(str(n) for n in (below, above) if n is not None)
+    if not sizes:
+        return error
+    leave = f"as {count} training images leave a batch of one: {error}"
+    return UserError(f"trainer.batch_size={batch_size}: expected {sizes}, {leave}")
+
+
+def device_of(config: Config) -> torch.device:
+    """Return a device of the kind that the run will have, as far as there is one here."""
+    kind = config.trainer.device.partition(":")[0]
+    if kind in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device(config.trainer.device if kind == "cuda" else "cuda")
+    if kind in ("auto", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _check_on_device(config: Config, splits: Splits, quick: bool) -> None:
+    """Check on the run's kind of device, or on the CPU where others have taken its memory."""
+    device = device_of(config)
+    # Networks of ours take any batch; and where a CPU stands in for the device of another machine,
+    # a full batch might be too much for it.
+    ours = config.arch.target is None and config.variant.target is None
+    quick = quick or ours or (config.cluster is not None and device.type == "cpu")
+    try:
+        check(config, splits, device, quick)
+    except torch.cuda.OutOfMemoryError:
+        check(config, splits, torch.device("cpu"), quick=True)
+
+
+def main() -> int:
+    """Check every configuration on standard input; return the exit status."""
+    torch.set_num_threads(1)
+    data: dict[str, Splits] = {}
+    tried: set[str] = set()
+    for values in json.load(sys.stdin):
+        config = config_from(values)
+        key = repr(config.dataset)
+        if key not in data:
+            data[key] = load(config.dataset)
+        network = repr((key, config.arch, config.variant, config.trainer, config.pipeline))
+        _check_on_device(config, data[key], quick=network in tried)
+        tried.add(network)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

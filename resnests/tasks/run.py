@@ -1,0 +1,73 @@
+"""What every task does first with a run: read its data, build its network, and note both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from resnests.config.parts import Dataset
+from resnests.config.schema import Config
+from resnests.data.arrays import Split
+from resnests.data.pipelines import Images, memory_format
+from resnests.data.splits import Splits, load, with_statistics
+from resnests.models.resnet import count_parameters, initial_model
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import Record
+from resnests.training.numerics import arithmetic, set_numerics
+from resnests.training.provenance import peak_memory
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the work on one run shares."""
+
+    config: Config
+    directory: RunDirectory
+    device: torch.device
+    record: Record
+    should_stop: Callable[[], bool]
+    report: Callable[[dict[str, Any]], None]
+
+    def prepare(self) -> tuple[Splits, Dataset, nn.Module]:
+        """Return the images, their data set with the mean and std to normalise with, and the
+        initial network.
+        """
+        self.report({"state": "loading"})
+        config, record = self.config, self.record
+        set_numerics(config.trainer)
+        record.arithmetic = arithmetic(config.trainer, self.device)
+        splits = load(config.dataset)
+        dataset = with_statistics(config.dataset, splits.train)
+        size = splits.train.images.shape[1:3]
+        model = initial_model(config.arch, config.variant, dataset.class_count, config.seed, size)
+        record.mean, record.std = dataset.mean, dataset.std
+        record.num_classes = dataset.num_classes
+        names = getattr(splits, "classes", None)
+        record.classes = list(names) if names else None
+        record.images = {
+            name: np.bincount(split.labels, minlength=dataset.class_count).tolist()
+            for name in ("train", "val", "test")
+            if (split := getattr(splits, name)) is not None
+        }
+        record.parameters = count_parameters(model)
+        return splits, dataset, model
+
+    def images(self, split: Split, dataset: Dataset) -> Images:
+        """Return `split` on the device, in the layout that its network has there."""
+        layout = memory_format(self.config.trainer, self.device)
+        return Images(split, dataset, self.device, layout)
+
+    def note_memory(self) -> None:
+        """Record the most bytes so far: resident in this process, and reserved on the device.
+
+        Reserved is what another run cannot have. What a CUDA graph works in is not allocated while
+        it is replayed.
+        """
+        self.record.peak_memory_bytes = peak_memory()
+        if self.device.type == "cuda":
+            self.record.peak_device_memory_bytes = torch.cuda.max_memory_reserved(self.device)

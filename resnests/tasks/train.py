@@ -1,0 +1,110 @@
+"""Task train: one network, from its latest checkpoint to its final weights."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from resnests.config.recipe import recipe_hash
+from resnests.data.pipelines import build_pipeline
+from resnests.errors import Interrupted
+from resnests.models.weights import save_weights
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import METRICS, Record
+from resnests.tasks.run import Run
+from resnests.text import epoch_line
+from resnests.training.checkpoint import Checkpoints, load_checkpoint
+from resnests.training.loop import State, Training, fit
+from resnests.training.numerics import move
+from resnests.training.optim import build_optimizer
+
+log = logging.getLogger(__name__)
+
+
+def train(run: Run) -> None:
+    """Train the run's network to its last epoch, and write its final weights."""
+    config, directory, device = run.config, run.directory, run.device
+    splits, dataset, model = run.prepare()
+    move(model, device, config.trainer)
+    optimizer = build_optimizer(config.optimizer, model.parameters())
+    identity = {"recipe": recipe_hash(config), "seed": config.seed, "variant": config.variant.name}
+    state = _resume(directory, identity, model, optimizer)
+    checkpoints = Checkpoints(directory, config.trainer.checkpoint_every)
+
+    def save(state: State) -> None:
+        values = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        checkpoints.save({"identity": identity, "state": asdict(state)} | values)
+
+    def epoch_done(state: State) -> None:
+        _note(run.record, state)
+        directory.write_history(state.history)
+        log.info("%s", epoch_line(state.history[-1], config.trainer.epochs))
+        done = state.epoch - 1
+        if done in config.trainer.keep_epochs:  # before the checkpoint: it says that this is done
+            save_weights(directory.kept_weights_file(done), model)
+        if checkpoints.is_due(done) or done == config.trainer.epochs:
+            save(state)
+
+    _warn_of_past_epochs(run, state)
+    _note(run.record, state)
+    directory.write_history(state.history)
+    directory.write_record(run.record)  # after it, as its parameters say whose history that is
+    pipeline = build_pipeline(config, dataset, splits.train, device)
+    held_out = {"val": splits.val, "test": splits.test}
+    evaluations = {
+        name: run.images(part, dataset) for name, part in held_out.items() if part is not None
+    }
+    training = Training(
+        config, model, optimizer, pipeline, evaluations, run.report, epoch_done, run.should_stop
+    )
+    try:
+        fit(training, state)
+    except Interrupted:
+        save(state)
+        place = f"in epoch {state.epoch} after step {state.step}"
+        log.info("interrupted %s: the same command goes on from there", place)
+        raise
+    finally:
+        run.note_memory()
+    save_weights(directory.weights_file, model)
+
+
+def _resume(
+    directory: RunDirectory,
+    identity: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> State:
+    """Put the latest sound checkpoint into model and optimizer; return the state to go on from."""
+    checkpoint = load_checkpoint(directory, identity)
+    if checkpoint is None:
+        return State()
+    model.load_state_dict(checkpoint["model"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    state = State(**checkpoint["state"])
+    log.info("resuming in epoch %d after step %d", state.epoch, state.step)
+    return state
+
+
+def _warn_of_past_epochs(run: Run, state: State) -> None:
+    """Log which of trainer.keep_epochs were over before anybody asked for their weights."""
+    for epoch in run.config.trainer.keep_epochs:
+        if epoch < state.epoch and not run.directory.kept_weights_file(epoch).is_file():
+            reason = "it was over when this was asked for; trainer.overwrite=true starts again"
+            log.warning("the weights of epoch %d are not kept: %s", epoch, reason)
+
+
+def _note(record: Record, state: State) -> None:
+    """Bring the record up to the epochs that are done."""
+    record.epochs = state.epoch - 1
+    if state.history:
+        for name in METRICS:
+            setattr(record, name, state.history[-1].get(name))
+        record.seconds = round(sum(row["seconds"] for row in state.history), 3)
+        # All epochs have as many images: their speed together is the harmonic mean.
+        speeds = [row["images_per_second"] for row in state.history]
+        record.images_per_second = round(len(speeds) / sum(1 / speed for speed in speeds), 2)

@@ -1,0 +1,160 @@
+"""aggregate.py --list, --show, --best, and the words that say which runs are meant."""
+
+import os
+
+import pytest
+import trees
+from helpers import run_command
+
+from resnests import load_runs
+from resnests.commands.runs import delete_runs, print_best, print_run
+from resnests.errors import UserError
+from resnests.results.select import select, split_values
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("work") / "runs"
+    for arch in ("resnet20", "resnet8"):
+        for variant in ("standard", "resnest"):
+            for seed in (0, 1):
+                history = trees.history_rows(80 + 10 * seed, 5, val=True)
+                trees.add_run(
+                    root, 90 - seed, arch=arch, variant=variant, seed=seed, history=history,
+                    trainer__epochs=5, dataset__val_fraction=0.1,
+                )  # fmt: skip
+    failed = trees.add_run(root, status="failed", seed=7, record={"error": "ValueError: no"})
+    failed.log_file.write_text("first\n" * 20 + "Traceback\nValueError: no\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("query", "count"),
+    [
+        ("", 9),
+        ("arch=resnet20", 5),
+        ("arch=resnet*", 9),
+        ("arch=resnet?", 4),
+        ("arch=resnet20 variant=resnest", 2),
+        ("seed=0,1", 8),
+        ("seed=0,7 status=complete", 4),
+        ("optimizer.lr=0.10", 5),
+        ("optimizer.lr=1e-2,0.1", 9),
+        ("arch.blocks=[3,3,3]", 5),
+        ("arch.blocks=[1,1,1],[3,3,3]", 9),
+        ("weights=null", 9),
+        ("trainer.label_smoothing=0", 9),
+        ("optimizer.nesterov=true", 9),
+        ("status=failed", 1),
+    ],
+)
+def test_words_choose_runs_as_they_are_typed(root, query, count):
+    assert len(load_runs(root, query=query)) == count
+    assert len(load_runs(root, query=query.split())) == count
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("arhc=resnet20", "arhc=resnet20: expected a key that the runs have; did you mean arch?"),
+        ("arch=vgg", "arch=vgg: no run has it; expected one of resnet20, resnet8"),
+        ("arch", "arch: expected key=value"),
+        ("arch=", "arch=: expected key=value"),
+    ],
+)
+def test_a_word_that_fits_nothing_says_what_would(root, word, message):
+    with pytest.raises(UserError) as error:
+        select(load_runs(root), [word])
+    assert str(error.value).startswith(message)
+
+
+def test_commas_within_brackets_are_part_of_a_value():
+    assert split_values("a,[1,2],{x:1,y:2},b*") == ["a", "[1,2]", "{x:1,y:2}", "b*"]
+
+
+def aggregate(root, *arguments):
+    return run_command(*arguments, script="aggregate.py", cwd=root.parent)
+
+
+def test_the_same_words_serve_lists_tables_and_the_status(root):
+    words = ("arch=resnet8", "seed=0,1")
+    done = aggregate(root, "--list", *words, "variant=standard")
+    listed = done.stdout.splitlines()
+    assert [line.rpartition("/")[2] for line in listed] == ["seed=0", "seed=1"]
+    assert all(os.path.isdir(root.parent / line) for line in listed)
+    table = aggregate(root, *words, "--statistic", "median", "runs").stdout
+    assert "ResNet-8" in table
+    assert "ResNet-20" not in table
+    assert aggregate(root, "--status", *words).stdout.startswith("4 of 4 done\n")
+    done = aggregate(root, "--list", "--show")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_one_run_is_shown_whole(root, capsys):
+    runs = load_runs(root)
+    print_run(select(runs, ["status=failed"]))
+    shown = capsys.readouterr().out
+    assert "failed: ValueError: no" in shown
+    assert "trainer.epochs=default" in shown.split("differs")[1].splitlines()[0]
+    assert shown.endswith("first\n" * 8 + "Traceback\nValueError: no\n")
+    with pytest.raises(UserError, match="expected words that fit one run, not 9"):
+        print_run(runs)
+
+
+def test_the_best_are_chosen_on_held_out_images_unless_asked(root, capsys):
+    runs = load_runs(root)
+    print_best(runs, 4, "validation")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert all(line.startswith("validation 91.00%  ") for line in lines)
+    assert all(line.endswith("seed=1") for line in lines)
+    print_best(runs, 1, "test")
+    first, said = capsys.readouterr().out.splitlines()
+    assert first.startswith("test 90.00%")
+    assert "flatters" in said
+    with pytest.raises(UserError, match="no complete run has validation accuracy"):
+        print_best(runs.drop(columns="val_accuracy"), 1, "validation")
+
+
+def test_runs_are_deleted_only_when_that_is_sure(tmp_path):
+    runs = tmp_path / "runs"
+    kept = trees.add_run(runs, 90)
+    failed = trees.add_run(runs, status="failed", arch="resnet8")
+    words = ("--delete", "status=failed")
+    done = aggregate(runs, *words)
+    assert done.stdout.splitlines()[0] == f"would delete {failed.path.relative_to(tmp_path)}"
+    assert failed.path.exists()
+    done = aggregate(runs, *words, "--yes")
+    assert (done.returncode, done.stdout) == (0, f"deleted {failed.path.relative_to(tmp_path)}\n")
+    assert not (runs / "cifar10" / "resnet8").exists(), "nor an empty folder"
+    assert kept.status() == "complete"
+    assert aggregate(runs, "--delete", "--yes").returncode == 2, "all of them need words as well"
+    assert aggregate(runs, "--yes").returncode == 2
+
+
+def test_a_run_that_somebody_holds_is_never_deleted(tmp_path, capsys):
+    held, analysed, outer, free = (trees.add_run(tmp_path, seed=seed) for seed in range(4))
+    analysed.analysis.path.mkdir()
+    trees.add_run(outer.path, arch="resnet8")
+    runs = load_runs(tmp_path, query="arch=resnet20")
+    with held.lock().acquire(blocking=False), analysed.analysis.lock().acquire(blocking=False):
+        for sure in (False, True):
+            assert delete_runs(runs, sure) == int(sure)
+            lines = capsys.readouterr().out.splitlines()
+            assert f"left {held.path}, on which a process works" in lines
+            assert f"left {analysed.path}, on which a process works" in lines
+            assert f"left {outer.path}, which has other runs below it" in lines
+    assert [run.path.exists() for run in (held, analysed, outer, free)] == [True, True, True, False]
+    assert delete_runs(runs[runs["seed"] < 2], True) == 0
+    assert not held.path.exists()
+    assert [path.name for path in tmp_path.rglob("*.deleted*")] == []
+
+
+def test_a_link_is_not_followed_to_what_it_leads_to(tmp_path, capsys):
+    elsewhere = trees.add_run(tmp_path / "elsewhere")
+    link = tmp_path / "runs" / "seed=0"
+    link.parent.mkdir()
+    link.symlink_to(elsewhere.path)
+    assert delete_runs(load_runs(link.parent), True) == 1
+    assert "a link" in capsys.readouterr().out
+    assert elsewhere.status() == "complete"

@@ -1,0 +1,154 @@
+"""aggregate.py --status."""
+
+import dataclasses
+import io
+import json
+import os
+import socket
+from pathlib import Path
+
+import psutil
+import pytest
+from helpers import run_command
+from rich.console import Console
+from trees import add_run
+
+from resnests.commands.status import Status
+from resnests.results import frame
+from resnests.runs.analysis import Analysis
+
+ME = {
+    "host": socket.gethostname(),
+    "pid": os.getpid(),
+    "process_started": psutil.Process().create_time(),
+}
+PROGRESS = {
+    "state": "training",
+    "device": "cpu-0",
+    "epoch": 3,
+    "epochs": 10,
+    "step": 1,
+    "steps": 2,
+    "loss": 0.5,
+    "accuracy": 80.0,
+    "images_per_second": 1234.0,
+    "seconds_left": 90.0,
+}
+
+
+@pytest.fixture
+def grid(tmp_path) -> Path:
+    root = tmp_path / "runs"
+    for seed in range(3):
+        add_run(root, seed=seed)
+    add_run(root, variant="resnest", seed=0)
+    run = add_run(root, variant="resnest", seed=1, status="running", provenance=ME)
+    run.write_progress(PROGRESS)
+    add_run(
+        root,
+        variant="a_resnest",
+        seed=0,
+        status="running",
+        provenance=ME | {"process_started": 1.0},
+    )
+    add_run(
+        root,
+        variant="a_resnest",
+        seed=1,
+        status="failed",
+        record={"error": "ValueError: what went wrong"},
+    )
+    return tmp_path
+
+
+def test_status_counts_every_cell_and_names_what_is_not_done(grid):
+    done = run_command("--status", script="aggregate.py", cwd=grid)
+    assert done.returncode == 0, done.stderr
+    first, header, row, *lines = done.stdout.splitlines()
+    assert first == "4 of 9 done, 1 running, 1 failed, 1 killed, 2 missing"
+    assert header.split() == ["Standard", "ResNEst", "A-ResNEst"]
+    assert "3 done" in row
+    assert "1 done, 1 running, 1 missing" in row
+    assert "1 failed, 1 killed, 1 missing" in row
+    (running,) = [line for line in lines if line.startswith("running")]
+    assert (
+        "on cpu-0, epoch 3/10, loss 0.5000, 1234 images/s, 1:30 min left, last sign of life"
+        in running
+    )
+    assert any(
+        "failed: cifar10/resnet20/a_resnest seed=1: ValueError: what went wrong; see" in line
+        for line in lines
+    )
+
+
+def test_a_run_whose_process_is_gone_is_not_shown_as_running(grid):
+    done = run_command("--status", script="aggregate.py", cwd=grid)
+    assert "killed: cifar10/resnet20/a_resnest seed=0" in done.stdout
+    assert done.stdout.count("\nrunning:") == 1
+
+
+def test_an_error_text_full_of_markup_is_shown_as_it_is(tmp_path):
+    error = "RuntimeError: [/opt/pytorch/x.cc:3] [enforce fail at a.cpp:127] [red]boom :warning:"
+    add_run(tmp_path / "runs", status="failed", record={"error": error})
+    done = run_command("--status", script="aggregate.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert error in " ".join(done.stdout.split())
+
+
+def test_status_of_nothing_is_an_error(tmp_path):
+    done = run_command("--status", script="aggregate.py", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "runs" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run_command("--watch", script="aggregate.py", cwd=tmp_path).returncode != 0
+
+
+def test_a_look_opens_only_what_has_changed_since_the_last_one(tmp_path, monkeypatch):
+    opened = []
+    decode = frame.decode
+    monkeypatch.setattr(
+        frame, "decode", lambda text: opened.append(json.loads(text)["seed"]) or decode(text)
+    )
+    for seed in range(3):
+        add_run(tmp_path, seed=seed)
+    add_run(tmp_path, seed=3, status="running", provenance=ME)
+    status = Status(str(tmp_path))
+    assert status.look().renderables[0] == "3 of 4 done, 1 running"
+    opened.clear()
+    assert status.look().renderables[0] == "3 of 4 done, 1 running"
+    assert opened == [3]
+    opened.clear()
+    add_run(tmp_path, seed=1, status="failed")
+    add_run(tmp_path, seed=3)
+    assert status.look().renderables[0] == "3 of 4 done, 1 failed"
+    assert opened == [1, 3]
+
+
+def test_an_analysis_that_was_interrupted_is_not_done(tmp_path):
+    run = add_run(tmp_path)
+    run.analysis.path.mkdir()
+    run.analysis.write_analysis(Analysis(5e-4, 5e-4, "0" * 64))
+    started = dataclasses.replace(run.read_record(), task="analyze", status="interrupted")
+    run.analysis.write_record(started)
+    status = Status(str(tmp_path))
+    first, _, line = status.look().renderables
+    assert first == "1 of 1 done, 1 analysis not done"
+    assert line.startswith("analysis interrupted: cifar10/resnet20/standard seed=0; see ")
+    assert line.endswith("analysis/run.log")
+    run.analysis.write_record(dataclasses.replace(started, status="complete"))
+    assert status.look().renderables[0] == "1 of 1 done"
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_every_cell_can_be_read_on_a_narrow_terminal_too(tmp_path, width):
+    for variant in ("standard", "resnest", "bn_resnest", "a_resnest"):
+        for epochs in (10, 20):
+            add_run(tmp_path, variant=variant, status="interrupted", trainer__epochs=epochs)
+            add_run(tmp_path, variant=variant, seed=1, trainer__epochs=epochs)
+    console = Console(width=width, file=io.StringIO())
+    console.print(Status(str(tmp_path)).look().renderables[1])
+    shown = console.file.getvalue()
+    assert shown.count("1 done, 1 interrupted") == 8
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    assert ("  ResNEst: 1 done, 1 interrupted\n" in shown) == (width == 80)

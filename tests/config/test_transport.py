@@ -1,0 +1,95 @@
+"""Configuration arrives as it was written, or is refused in one line before anything starts."""
+
+import json
+
+import pytest
+from helpers import make_config, tiny
+
+from resnests.config.compose import require_words
+from resnests.config.recipe import recipe_hash
+from resnests.config.schema import config_dict, config_from, part_from
+from resnests.errors import UserError
+
+
+def own(**values):
+    tree = config_dict(tiny())
+    return config_from(tree | {"arch": {"name": "mine", "_target_": "nets.net"} | values})
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"table": {1: 4}}, r"arch.table.1=4: expected text as a key, such as '1' in quotes"),
+        ({"table": {1: 4, "all": 8}}, "arch.table.1=4: expected text as a key"),
+        ({"deep": [{"a": {True: 1}}]}, r"arch.deep\[0\].a.True=1: expected text as a key"),
+        ({"ceiling": float("inf")}, "arch.ceiling=inf: expected a finite number"),
+        ({"list": [1.0, float("nan")]}, r"arch.list\[1\]=nan: expected a finite number"),
+        ({"raw": b"x"}, "arch.raw=b'x': expected text, a number"),
+        ({"no name": 1}, "arch.no name=1: expected the name of an argument"),
+        ({"_partial_": True}, "arch._partial_=True: expected the name of an argument"),
+        ({"name": 202401}, "arch.name=202401: expected text, in quotes"),
+        ({"name": "n" * 300}, r"arch.name='n{40}\.\.\.': expected at most 200 bytes"),
+    ],
+)
+def test_what_json_does_not_carry_is_refused_with_its_key(values, said):
+    with pytest.raises(UserError, match=said) as caught:
+        own(**values)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_json_carries_arrives():
+    values = {"table": {"1": 4}, "list": [1, 2.5, None, True, "x"], "tiny": 1e-300}
+    assert own(**values).arch.args == values
+    assert json.loads(json.dumps(config_dict(own(**values))))["arch"]["table"] == {"1": 4}
+
+
+def test_an_infinity_anywhere_is_refused():
+    for word in ("optimizer.lr=inf", "analysis.l2=inf", "+logger.mine.x=inf"):
+        with pytest.raises(UserError, match=r"=inf: expected a finite number"):
+            make_config(word)
+
+
+def test_a_whole_number_is_the_same_as_a_float_where_the_key_is_a_float():
+    assert recipe_hash(make_config("optimizer.lr=1")) == recipe_hash(
+        make_config("optimizer.lr=1.0")
+    )
+    means = [make_config(f"dataset.mean={mean}") for mean in ("[0,0,1]", "[0.0,0.0,1.0]")]
+    assert len(set(map(recipe_hash, means))) == 1
+    assert recipe_hash(own(width=16)) != recipe_hash(own(width=16.0)), "range() takes one of them"
+
+
+def test_a_partial_optimizer_is_what_is_made_of_all():
+    values = {"_target_": "torch.optim.RMSprop", "lr": 0.1}
+    assert part_from("optimizer", values | {"_partial_": True}) == part_from("optimizer", values)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("arch=null", "arch=null: expected names of files in arch/, in quotes where"),
+        ("arch=resnet8,null", "arch=resnet8,null: expected names"),
+        ("logger=5", "logger=5: expected names of files in logger/"),
+        ("arch=1_1_1", "arch=1_1_1: expected names"),
+        ("optimizer.clip_norm=choice(null,1.0)", r"expected null outside of choice\(\): optim"),
+        ("arch.name=2024_01", "arch.name=2024_01: expected text, which needs quotes"),
+        ("arch.name=111,1_1_1", "arch.name=111,1_1_1: expected text"),
+        ("tune.study=1e3", "tune.study=1e3: expected text"),
+        ("runs_dir=2024_01", """runs_dir=2024_01: expected .*: 'runs_dir="2024_01"'"""),
+        (
+            "weights=runs/digits/seed=0/model.pt",
+            """quotes around a value with a '=': 'weights="runs/digits/seed=0/model.pt"'""",
+        ),
+    ],
+)
+def test_a_word_that_hydra_takes_for_something_else_is_refused(word, said):
+    with pytest.raises(UserError, match=said) as caught:
+        require_words(["-m", word])
+    assert "\n" not in str(caught.value)
+
+
+def test_words_that_mean_what_they_say_pass():
+    text = "runs_dir=2024", 'weights="runs/seed=0/model.pt"', "arch.name='1_1'", "tune.study=my_1"
+    numbers = "trainer.epochs=1_000", "seed=range(3)", "optimizer.clip_norm=null,1.0"
+    choices = "arch=resnet8,resnet20", "logger=[tensorboard]", "arch=glob(*)"
+    words = ["-m", "--cfg=job", "optimizer.lr=tag(log, interval(1e-3, 1))", "foo bar=("]
+    require_words([*words, *text, *numbers, *choices])
