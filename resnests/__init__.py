@@ -1,10 +1,12 @@
-"""Train, compare and publish grids of dataset x architecture x variant x seed. Names are
-imported when first used.
+"""Train, compare and publish grids of dataset x architecture x variant x seed.
+
+Names are imported when they are first used, so that a command line starts fast.
 """
 
 import importlib
 from typing import Any
 
+__version__ = "0.2.0"
 _HOMES = {
     "build_model": "resnests.models.resnet",
     "load_model": "resnests.sharing.load",

@@ -8,6 +8,7 @@ import sys
 
 import pandas as pd
 
+from resnests import __version__
 from resnests.errors import USER_ERROR, UserError, run_command_line
 from resnests.results import output
 from resnests.results.cells import drop_copies, label_rows
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = made.add_argument
+    add("--version", action="version", version=f"resnests {__version__}")
     words = "directory with the runs (default: runs), and key=value for which of them are meant"
     add("words", nargs="*", metavar="runs | key=value", help=words)
     where = "file, whose ending says the format, or directory, for all of them"

@@ -13,6 +13,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from resnests import __version__
 from resnests.config.compose import conf_dir, in_one_line, register, require_words
 from resnests.config.schema import config_from
 from resnests.environment import RUN
@@ -66,6 +67,9 @@ def _main() -> None:
     if platform.system() == "Windows":  # it lacks the locks and signals that sweeps rest on
         print("error: resnests trains on Linux and macOS; on Windows under WSL 2", file=sys.stderr)
         sys.exit(USER_ERROR)
+    if "--version" in sys.argv[1:]:  # Hydra would print its own
+        print(f"resnests {__version__}")
+        return
     wants_all = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # or Hydra would say it itself, in several lines
     try:

@@ -9,6 +9,7 @@ import zipfile
 import pytest
 from helpers import REPOSITORY
 
+from resnests import __version__
 from resnests.runs.directory import find_runs
 
 GRID = ("dataset=stripes", "trainer.epochs=2", "trainer.batch_size=32")
@@ -34,6 +35,16 @@ def resnests(module: str, *arguments: str, cwd, site) -> subprocess.CompletedPro
     return subprocess.run(
         command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=240
     )
+
+
+def test_the_version_is_one_everywhere(site, tmp_path):
+    (metadata,) = site.glob("*.dist-info/METADATA")
+    assert f"\nVersion: {__version__}\n" in metadata.read_text()
+    assert f"\nversion: {__version__}\n" in (REPOSITORY / "CITATION.cff").read_text()
+    assert f"\n## {__version__}\n" in (REPOSITORY / "CHANGELOG.md").read_text()
+    for module in ("run", "aggregate"):
+        done = resnests(module, "--version", cwd=tmp_path, site=site)
+        assert (done.returncode, done.stdout) == (0, f"resnests {__version__}\n")
 
 
 def test_the_wheel_has_everything_that_a_command_needs(site):

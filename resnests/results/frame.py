@@ -32,31 +32,35 @@ def load_runs(
     (see results/select.py). The `trials` of searches (docs/search.md) are no results, and come only
     where asked for, or where `root` is in the folder of a study.
 
-    path              the run directory
-    dataset, arch, variant, seed
-    recipe            eight hexadecimal digits that runs share whose numbers may be averaged over
-                      seeds
-    status            complete, diverged, failed, killed, interrupted or running; killed also where
-                      a running process is gone
-    weights           file that was evaluated instead of trained weights, and weights_sha256; empty
-                      for a training
-    parameters        number of trainable parameters
-    epochs            epochs completed
-    epoch             the epoch that the metrics are of: the last one
-    train_loss, test_loss          mean cross-entropy, in nats
-    train_accuracy, test_accuracy  percent
-    seconds           wall time of the training
-    images_per_second training images per second
-    error             why the run ended, where it failed
-    recipe_values     JSON: every value that makes the recipe and is no default
-    optimizer.lr, trainer.epochs, ...
-                      the configuration under its dotted keys, lists as one would type them
-    provenance.git_commit, provenance.started, ...
-                      code, versions, device and times (Unix seconds) of the run
-    val_accuracy      where images were held out: percent of those, after the epoch that the other
-                      metrics are of
-    analysis.status, analysis.bound, analysis.eps, ...
-                      where runs were analysed: see runs.analysis.Analysis.summary
+    Its columns:
+
+        path              the run directory
+        dataset, arch, variant, seed
+        recipe            eight hexadecimal digits that runs share whose numbers may be averaged
+                          over seeds
+        status            complete, diverged, failed, killed, interrupted or running; killed also
+                          where a running process is gone
+        weights           file that was evaluated instead of trained weights, and weights_sha256;
+                          empty for a training
+        parameters        number of trainable parameters
+        epochs            epochs completed
+        epoch             the epoch that the metrics are of: the last one
+        train_loss, test_loss
+                          mean cross-entropy, in nats
+        train_accuracy, test_accuracy
+                          percent
+        seconds           wall time of the training
+        images_per_second training images per second
+        error             why the run ended, where it failed
+        recipe_values     JSON: every value that makes the recipe and is no default
+        optimizer.lr, trainer.epochs, ...
+                          the configuration under its dotted keys, lists as one would type them
+        provenance.git_commit, provenance.started, ...
+                          code, versions, device and times (Unix seconds) of the run
+        val_accuracy      where images were held out: percent of those, after the epoch that the
+                          other metrics are of
+        analysis.status, analysis.bound, analysis.eps, ...
+                          where runs were analysed: see runs.analysis.Analysis.summary
     """
     frame, broken = read_runs(root, trials)
     for line in broken:
