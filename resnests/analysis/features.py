@@ -47,11 +47,13 @@ class Family:
     weight: Tensor | None = None
     bias: Tensor | None = None
     before: Tensor | None = None
+    block: Tensor | None = None
+    readout: Tensor | None = None
     coupled: bool = False
 
     @property
     def ends(self) -> list[int]:
-        """The number of features in each prefix of groups."""
+        """Return the number of features in each prefix of groups."""
         return [sum(self.sizes[: i + 1]) for i in range(len(self.sizes))]
 
 
@@ -66,7 +68,9 @@ class Extractor:
 
 
 def extractor(model: nn.Module) -> Extractor:
-    """The features of `model`, which is put into evaluation mode; a UserError where it has none."""
+    """Return the features of `model`, which is put into evaluation mode; a UserError where it has
+    none.
+    """
     model.eval()
     if isinstance(model, AResNEst):
         return _a_resnest(model)
@@ -83,12 +87,12 @@ def extractor(model: nn.Module) -> Extractor:
 
 
 def mean(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> means over space, (N, C) in float64."""
+    """Return the means over space of (N, C, H, W), (N, C) in float64."""
     return x.mean((2, 3), dtype=torch.float64)
 
 
 def window_means(x: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, 9C) in float64, in the order of a 3x3 kernel's weights (C, 3, 3).
+    """Turn (N, C, H, W) into (N, 9C) in float64, in the order of a 3x3 kernel's weights (C, 3, 3).
 
     For each tap, the sum over the positions that it sees in a zero-padded convolution of stride 1,
     over H * W: mean(conv(x)) = window_means(x) @ weight.flatten(1).T.
@@ -102,7 +106,7 @@ def window_means(x: Tensor) -> Tensor:
 
 
 def _depths(model: AResNEst | ResNet) -> list[int]:
-    """Blocks in each stage."""
+    """Return the number of blocks in each stage."""
     return [len(cast(nn.ModuleList, stage)) for stage in model.stage]
 
 
@@ -169,7 +173,7 @@ def _resnet(model: ResNet) -> Extractor:
 
 
 def _last_stage(model: ResNet) -> Family:
-    """The exact features of resnest and bn_resnest, and their maps as matrices."""
+    """Return the exact features of resnest and bn_resnest, and their maps as matrices."""
     stage: list[Any] = list(cast(nn.ModuleList, model.stage[-1]))
     first = stage[0].projection
     enters = model.expansion.weight if first is None else first[0].weight
@@ -189,6 +193,8 @@ def _last_stage(model: ResNet) -> Family:
         (last * scale) @ torch.cat(maps, 1),
         _double(model.linear.bias) + last @ shift,
         torch.cat(maps[:-1], 1) if len(last) <= last.shape[1] else None,
+        maps[-1],
+        last * scale,
         coupled=True,
     )
 
@@ -217,18 +223,20 @@ def _densenet(model: DenseNet) -> Extractor:
 
 def _single_stage(model: SingleStage) -> Extractor:
     net: DenseNEst | ResNEst = model.net
-    weight, bias = _double(net.linear.weight), _double(net.linear.bias)
-    before = None
+    readout, bias = _double(net.linear.weight), _double(net.linear.bias)
+    weight, before, block = readout, None, None
     if isinstance(net, DenseNEst):
         sizes = net.sizes
     else:
         maps = [_double(matrix) for matrix in net.maps()]
         sizes = [matrix.shape[1] for matrix in maps]
-        before = torch.cat(maps[:-1], 1) if len(weight) <= weight.shape[1] else None
-        weight = weight @ torch.cat(maps, 1)
+        before = torch.cat(maps[:-1], 1) if len(readout) <= readout.shape[1] else None
+        block = maps[-1]
+        weight = readout @ torch.cat(maps, 1)
     names = ["input", *(f"1.{i}" for i in range(1, len(sizes)))]
 
-    family = Family(names, sizes, weight, bias, before, isinstance(net, ResNEst))
+    coupled = isinstance(net, ResNEst)
+    family = Family(names, sizes, weight, bias, before, block, readout, coupled)
 
     def read(images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         inputs = model.inputs(images)
@@ -238,6 +246,6 @@ def _single_stage(model: SingleStage) -> Extractor:
 
 
 def bytes_needed(family: Family, images: int) -> int:
-    """Of the features of `images` images, and of the few square matrices that solving takes."""
+    """Return what the features of `images` images take, and the few square matrices of solving."""
     width = 1 + math.fsum(family.sizes)
     return int(8 * (images * width + 5 * width**2))

@@ -27,7 +27,7 @@ class Rows:
 
     @classmethod
     def empty(cls, count: int, features: int, device: torch.device, file: Path | None) -> Rows:
-        """Room for `count` images, on `device`, or mapped from `file` where that is given."""
+        """Make room for `count` images, on `device`, or mapped from `file` where that is given."""
         shape = (count, 1 + features)
         if file is None:
             values = torch.empty(shape, dtype=torch.float64, device=device)
@@ -43,8 +43,8 @@ class Rows:
     def parts(
         self, end: int | None = None, most: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first `end` columns and the labels of some images at a time, on the device: at most
-        `most` bytes of features, PART where that is None.
+        """Yield the first `end` columns and the labels of some images at a time, on the device: at
+        most `most` bytes of features, PART where that is None.
         """
         size = max(256, (most or PART) // (8 * self.values.shape[1]))
         for start in range(0, len(self), size):
@@ -52,25 +52,25 @@ class Rows:
             yield self.values[part, :end].to(self.device), self.labels[part].to(self.device)
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each feature, (d,); 1 for one that never changes."""
+        """Return mean and deviation of each feature, (d,); 1 for one that never changes."""
         mean = torch.stack([x[:, 1:].sum(0) for x, _ in self.parts()]).sum(0) / len(self)
         squares = torch.stack([(x[:, 1:] - mean).square().sum(0) for x, _ in self.parts()])
         std = (squares.sum(0) / len(self)).sqrt()
         return mean, torch.where(std > 1e-6 * (mean.abs() + 1e-12), std, 1.0)
 
     def standardise(self, mean: Tensor, std: Tensor) -> None:
-        """In place, by the moments of the training images."""
+        """Standardise in place, by the moments of the training images."""
         mean, std = mean.to(self.values.device), std.to(self.values.device)
         size = max(256, PART // (8 * self.values.shape[1]))
         for start in range(0, len(self), size):
             self.values[start : start + size, 1:].sub_(mean).div_(std)
 
-    def through(self, basis: Tensor, kept: int) -> Rows:
-        """Rows [1, z, the last `kept` features], where z are `basis` (m, d - kept) times the
-        features before.
-        """
-        split = self.values.shape[1] - kept
-        parts = [
-            torch.cat((x[:, :1], x[:, 1:split] @ basis.T, x[:, split:]), 1) for x, _ in self.parts()
-        ]
-        return Rows(torch.cat(parts), self.labels, self.device)
+    def through(self, basis: Tensor, file: Path | None) -> Rows:
+        """Return rows [1, `basis` (m, d) times the features], mapped from `file` where given."""
+        result = Rows.empty(len(self), len(basis), self.device, file)
+        result.labels[:] = self.labels
+        start = 0
+        for x, _ in self.parts():
+            result.values[start : start + len(x), 1:] = (x[:, 1:] @ basis.T).to(result.values)
+            start += len(x)
+        return result

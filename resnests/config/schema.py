@@ -130,6 +130,8 @@ class AnalysisOptions:
 
     l2: float = 5e-4  # on the squared norm of a map of standardised features, halved; bias included
     tolerance: float = 5e-4  # nats that a minimum may at most be above the least value
+    # other penalties, with which (b) and (c) are solved as well
+    l2_path: list[float] = field(default_factory=list)
     memory_gb: float = 4.0  # beyond it features are kept in a file
     train: bool = False  # train first what is not complete
 
@@ -137,6 +139,8 @@ class AnalysisOptions:
         for key in ("l2", "tolerance", "memory_gb"):
             value = getattr(self, key)
             require(is_positive(value), f"analysis.{key}", value, "a positive number")
+        expected = "positive numbers, such as [5e-5,5e-3]"
+        require(all(map(is_positive, self.l2_path)), "analysis.l2_path", self.l2_path, expected)
 
 
 @dataclass

@@ -12,7 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resnests.paper import variant_label
-from resnests.results.analysis import Analyses
+from resnests.results.analyses import Analyses
+from resnests.results.analysis_details import drops
+from resnests.results.analysis_lines import line_drawings
 from resnests.results.cells import row_name
 from resnests.results.style import (
     COLORS,
@@ -40,8 +42,11 @@ def drawings(analyses: Analyses) -> Iterator[Drawing]:
     """Draw all figures of `analyses`, one by one."""
     if analyses.empty:
         return
+    yield from line_drawings(analyses)
     solves, runs = analyses.solves, analyses.runs
+    crowded = set(runs.loc[runs["crowded"].eq(True), "path"])  # whose bounds say nothing
     prefixes = solves[(solves["quantity"] == PREFIX) & solves["value"].notna()]
+    prefixes = prefixes[~prefixes["path"].isin(crowded)]
     for (dataset, arch, row), mine in prefixes.groupby(["dataset", "arch", "row"], observed=True):
         if mine["width"].notna().any():
             continue
@@ -68,7 +73,7 @@ def drawings(analyses: Analyses) -> Iterator[Drawing]:
 
 
 def _families(prefixes: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The exact curves of variants that have them, and the pooled ones of all: those of A-ResNEst
+    """Yield the exact curves of variants that have them, and the pooled ones of all: A-ResNEst's
     are both.
     """
     exact = prefixes[prefixes["family"] == "exact"]
@@ -81,7 +86,7 @@ def _families(prefixes: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _over_seeds(prefixes: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Per variant and group, in their order: n, mean and std over seeds of `column`."""
+    """Return n, mean and std over seeds of `column`, per variant and group, in their order."""
     groups = prefixes.groupby(["variant", "group"], observed=True, sort=False)
     table = groups.agg(n=(column, "count"), mean=(column, "mean"), std=(column, "std"),
                        features=("features", "first"))  # fmt: skip
@@ -89,7 +94,7 @@ def _over_seeds(prefixes: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def _curves(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
-    """Least training risk and its test risk over the blocks that are used."""
+    """Draw the least training risk and its test risk over the blocks that are used."""
     figure = Figure(figsize=(WIDTH, 3.9))
     axes = figure.subplots(2, 1, sharex=True)
     labels = ("Training risk + penalty", "Test cross-entropy")
@@ -117,14 +122,14 @@ def _curves(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
 
 
 def _longest(data: pd.DataFrame) -> list[str]:
-    """The groups of the variant that has most: the places of an axis."""
+    """Return the groups of the variant that has most: the places of an axis."""
     return list(
         max((table for _, table in data.groupby("variant", observed=True)), key=len)["group"]
     )
 
 
 def _places(groups: pd.Series, names: list[str]) -> np.ndarray:
-    """Where `groups` stand among `names`; what enters the last stage, just before its blocks."""
+    """Return where `groups` stand among `names`; what enters the last stage comes just before."""
     first = names.index(groups.iloc[1]) - 1 if groups.iloc[1] in names else 0
     return first + np.arange(len(groups))
 
@@ -138,10 +143,10 @@ def _line(axes: Axes, data: pd.DataFrame, style: VariantStyle, names: list[str])
 
 
 def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
-    """By how much each block's features lower the least training risk."""
-    ordered = prefixes.sort_values(["path", "position"], kind="stable")
-    drop = -ordered.groupby("path")["value"].diff()
-    data = _over_seeds(ordered.assign(drop=drop).dropna(subset=["drop"]), "drop")
+    """Draw by how much each block's features lower the least training risk."""
+    found = drops(prefixes)
+    error = max(float(found["drop_error"].max()), 1e-9)
+    data = _over_seeds(found, "drop")
     variants = variant_styles(data["variant"])
     names = _longest(data)
     figure = Figure(figsize=(WIDTH, 2.6))
@@ -152,11 +157,12 @@ def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
         x = np.array([names.index(g) if g in names else i for i, g in enumerate(mine["group"])])
         offset = (place - (len(variants) - 1) / 2) * thickness
         axes.bar(
-            x + offset, mine["mean"].clip(lower=1e-5), thickness * 0.9,
+            x + offset, mine["mean"].clip(lower=error), thickness * 0.9,
             color=style.line["color"], yerr=mine["std"], error_kw={"elinewidth": 0.6},
             hatch=("", "////", "....", "xxxx", "++", "\\\\\\\\", "oo")[style.index % 7],
             edgecolor="white", linewidth=0.3,
         )  # fmt: skip
+    axes.set_ylim(error, 2 * max(data["mean"].max(), 5 * error))  # below it nothing is known
     axes.set(yscale="log", ylabel="Drop of training risk", xlabel="Block")
     plain_numbers(axes.yaxis)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
@@ -164,13 +170,13 @@ def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
                       label=variant_label(style.variant)) for style in variants]  # fmt: skip
     title_and_legend(figure, title, handles)
     words = f"What each block adds, {title}: drop of the least training risk (with penalty; "
-    words += "logarithmic axis), mean"
+    words += f"logarithmic axis, from {error:.1g}, to which each is known), mean"
     words += " and one sample standard deviation over seeds" if data["n"].max() > 1 else ""
     return Drawing(key, words, figure, data)
 
 
 def _depth(runs: pd.DataFrame, key: str, name: str) -> Drawing:
-    """ε over the number of blocks of architectures of the same widths."""
+    """Draw ε over the number of blocks of architectures of the same widths."""
     figure = Figure(figsize=(WIDTH, 3.4))
     panels = figure.subplots(2, 1, sharex=True)
     variants = variant_styles(runs["variant"])
@@ -184,7 +190,7 @@ def _depth(runs: pd.DataFrame, key: str, name: str) -> Drawing:
             axes.plot(means.index, means, **style.line | {"marker": ""})
         axes.set(ylabel=label, ylim=(0, None))
     depths = runs.drop_duplicates("blocks").sort_values("blocks")
-    panels[1].set_xlabel("Blocks")
+    panels[1].set_xlabel("Blocks of the last stage")
     panels[1].set_xticks(depths["blocks"], [f"{blocks}" for blocks in depths["blocks"]])
     title_and_legend(
         figure,
@@ -193,16 +199,16 @@ def _depth(runs: pd.DataFrame, key: str, name: str) -> Drawing:
     )
     archs = ", ".join(depths["arch"].astype(str))
     words = (
-        f"ε over the number of blocks, {name} ({archs}): the gap between the best last two maps "
-        "and the best map of all exact features, a point a run, lines through means. That ε >= 0 "
-        "is by construction; its size is measured"
+        f"ε over the number of blocks of the last stage, {name} ({archs}): the gap between the "
+        "best last two maps and the best map of all exact features, a point a run, lines through "
+        "means. That ε >= 0 is by construction; its size is measured"
     )
     columns = ["arch", "variant", "row", "seed", "blocks", "eps", "eps_error", "squared_eps"]
     return Drawing(key, words, figure, runs[columns])
 
 
 def _width(runs: pd.DataFrame, dataset: str, arch: str, setting: str) -> Drawing:
-    """ε and the smallest singular value over the width, a point a run."""
+    """Draw ε and the smallest singular value over the width, a point a run."""
     figure = Figure(figsize=(WIDTH, 4.6))
     axes = figure.subplots(3, 1, sharex=True)
     needed = runs["needed_width"].iloc[0]
@@ -216,7 +222,11 @@ def _width(runs: pd.DataFrame, dataset: str, arch: str, setting: str) -> Drawing
             runs["width"], runs[column].clip(lower=0), marker=MARKERS[0], linestyle="none",
             color=COLORS[2], alpha=0.7, markersize=3,
         )  # fmt: skip
-        floor = {"eps": float(runs["tolerance"].max()), "squared_eps": 1e-9}.get(column, 1e-3)
+        if column == "squared_eps":
+            for name, color in (("random_eps", COLORS[1]), ("floor", COLORS[3])):
+                means = runs.dropna(subset=[name]).astype({name: float}).groupby("width")[name]
+                panel.plot(means.mean(), color=color, linewidth=0.9)
+        floor = {"eps": float(runs["tolerance"].max()), "squared_eps": 1e-6}.get(column, 1e-3)
         panel.set_yscale("symlog", linthresh=floor)
         panel.axvline(needed, color=COLORS[4], linestyle="--", linewidth=0.9)
         panel.set_ylabel(label)
@@ -230,15 +240,22 @@ def _width(runs: pd.DataFrame, dataset: str, arch: str, setting: str) -> Drawing
     point = Line2D([], [], marker=MARKERS[0], linestyle="none", color=COLORS[2], label="a run")
     line = Line2D([], [], color=COLORS[4], linestyle="--", label=f"N_in + ΣK_i = {needed:g}")
     name = figure_name(dataset, row_name(arch, setting))
-    title_and_legend(figure, f"{name}: width and the gap to the bound", [point, line])
+    lines = [
+        Line2D([], [], color=COLORS[1], label="by chance"),
+        Line2D([], [], color=COLORS[3], label="floor"),
+    ]
+    title_and_legend(figure, f"{name}: width and the gap to the bound", [point, line, *lines])
     words = (
         f"Width test, {name}: ε, the gap between the best last two maps and the best map of all "
         "features, and the smallest singular value of [W_0 .. W_{L-1}]. That ε = 0 right of the "
-        "line, where that is not 0, is the theorem; that it is not 0 left of it is measured. "
+        "line, where that is not 0, is by construction, as both maps reach the same span; that it "
+        "is not 0 left of it is measured. Lines: what as many directions kept by chance would lose "
+        "in the mean, and what lost ones would seem to be worth without any meaning. "
         "Below its first tick the scale of ε is linear; there it is 0 within certificates"
     )
     columns = [
         "variant", "row", "seed", "width", "needed_width", "smallest_singular_value",
-        "eps", "eps_error", "squared_eps", "trained", "last_maps", "bound", "linear",
+        "eps", "eps_error", "squared_eps", "random_eps", "rho", "floor", "trained", "last_maps",
+        "bound", "linear",
     ]  # fmt: skip
     return Drawing(figure_key("width", dataset, arch, setting), words, figure, runs[columns])

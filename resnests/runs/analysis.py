@@ -7,11 +7,17 @@ It lies beside the record of the analysis, in the folder `analysis` of the run t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from resnests.config.schema import AnalysisOptions
 from resnests.runs.record import Document, checked
 
-TRAINED, LAST_MAPS, PREFIX = "trained", "last_maps", "prefix"
+# Of how an analysis is made: those of an earlier method have other numbers, and are made again.
+METHOD = 2
+TRAINED, LAST_MAPS, PREFIX, LAST_BLOCK = "trained", "last_maps", "prefix", "last_block"
+# The share of images that features may reach in number: beyond it a linear map can fit whatever
+# labels there are, so that a bound says nothing of the features.
+CROWDED = 0.9
 
 
 @dataclass
@@ -19,26 +25,65 @@ class Solve:
     """Describes a linear map of some features: the network's own, or the best one.
 
     Losses are mean cross-entropies in nats, accuracies in percent. `value` is the training loss
-    plus l2/2 |map|^2 over standardised features, at most `gap` above its least value; value and
-    losses are None where the solve did not reach its tolerance. Squared errors are those of the
-    best map for squared loss, of one-hot labels, summed over classes.
+    plus l2/2 |map|^2 over standardised features, of the smallest map that gives the same logits on
+    the training images, and at most `gap` above its least value; value and losses are None where
+    the solve did not reach its tolerance. Squared errors are those of the best map for squared
+    loss, of one-hot labels, summed over classes.
     """
 
-    quantity: str  # TRAINED: the network itself; LAST_MAPS: (b); PREFIX: (c), (d) and (e)
+    # TRAINED: the network itself; LAST_MAPS: (b); PREFIX: (c), (d) and (e); LAST_BLOCK: of the last
+    # block's features alone, by squared error only
+    quantity: str
     family: str  # exact, or pooled, which only describes
     group: str  # the last group of features that is used
     features: int
     value: float | int | None = None
     gap: float | int | None = None
-    evaluations: int = 0
+    evaluations: int = 0  # passes over the images
     train_loss: float | int | None = None
     train_accuracy: float | int | None = None
     test_loss: float | int | None = None
+    # how far the test loss may be from the minimiser's; None of a prefix before the last
+    test_error: float | int | None = None
     test_accuracy: float | int | None = None
+    # of a prefix: by how much its last group certainly lowers the least value, and at most
+    drop_at_least: float | int | None = None
+    drop_at_most: float | int | None = None
+    l2: float | int | None = None  # of the solves in Analysis.over_l2
     train_squared: float | int | None = None
     test_squared: float | int | None = None
     squared_accuracy: float | int | None = None  # of the map for squared loss, on the test set
     rank: int | None = None  # features that are not linear in those before them
+
+
+@dataclass
+class SecondOrder:
+    """Holds the penalised risk over (W_L, W_{L+1}) and a bias, around one point.
+
+    x_{L-1} and v_L are centred, in the network's own units. `least` is the least eigenvalue of the
+    Hessian, up to `residual` = |Hv - least v|, and never below the true one; `eigenvalues` are all
+    of them, in ascending order, where there are few unknowns.
+    """
+
+    place: str  # trained; saddle: W_{L+1} = 0; optimum: two maps that make (b)
+    unknowns: int
+    value: float | int
+    gradient: float | int  # its norm
+    least: float | int
+    largest: float | int
+    residual: float | int = 0.0
+    eigenvalues: list = field(default_factory=list)
+    # the second variation along the direction that the theorem gives, normed; None at the optimum
+    along: float | int | None = None
+
+
+@dataclass
+class Descent:
+    """Says where L-BFGS over (W_L, W_{L+1}) and a bias came to after some evaluations."""
+
+    start: str  # trained, saddle (and its direction), random
+    value: float | int
+    evaluations: int
 
 
 @dataclass
@@ -63,58 +108,133 @@ class Analysis(Document):
     smallest_singular_value: float | int | None = None
     smallest_singular_value_of_the_last: float | int | None = None
     solves: list = field(default_factory=list)
+    method: int = 1  # METHOD of the version that made it
+    epoch: int | None = None  # of the training, where these are kept weights of an earlier one
+    points: list = field(default_factory=list)  # SecondOrder
+    descents: list = field(default_factory=list)
+    l2_path: list = field(default_factory=list)  # the penalties of over_l2
+    over_l2: list = field(default_factory=list)  # (b) and (c) with other penalties: Solve
+    kept: list = field(default_factory=list)  # Analysis of the weights of earlier epochs
 
     def is_made_with(self, options: AnalysisOptions) -> bool:
-        return (self.l2, self.tolerance) == (options.l2, options.tolerance)
+        """Return whether `options` and this version would give the same numbers."""
+        mine = (self.l2, self.tolerance, self.l2_path, self.method)
+        return mine == (options.l2, options.tolerance, options.l2_path, METHOD)
 
     def find(self, quantity: str, family: str, group: str) -> Solve | None:
+        """Return the solve of this name, None where there is none."""
         keys = (quantity, family, group)
         return next((s for s in self.solves if (s.quantity, s.family, s.group) == keys), None)
 
+    def over(self, l2: float) -> tuple[Solve | None, Solve | None]:
+        """Return (b) and (c) with the penalty `l2` of l2_path."""
+        found = {s.quantity: s for s in self.over_l2 if s.l2 == l2}
+        bound = found.get(PREFIX)
+        return (bound if self.coupled is False else found.get(LAST_MAPS)), bound
+
     def summary(self) -> dict[str, float | None]:
-        """Return, of training with penalty, trained (a), last_maps (b), bound (c), linear (e), eps
-        = (b) - (c) with eps_error, how far certificates leave it open to either side, and slack =
-        (a) - (b); of squared error (b), (c) and eps; and the losses of (a), (b) and (c) on their
-        own, as trained.test_loss. None where there is no such thing, no result, or not yet.
+        """Return what tables and figures show. None where there is no such thing, no result, or
+        not yet; nor is there a bound where the features are about as many as the images.
+
+        Of training with penalty: trained (a), last_maps (b), bound (c), linear (e), eps =
+        (b) - (c) with eps_error, how far certificates leave it open to either side, and slack =
+        (a) - (b); eps.train_loss and eps.test_loss without penalty; of squared error (b), (c), eps
+        and what _selectivity gives; the losses of (a), (b) and (c) on their own, as
+        trained.test_loss; what _second_order gives; and whether features are `crowded`.
         """
         own = next((s for s in self.solves if s.quantity == TRAINED), None)
         # Prefixes are solved one by one, and only that of all features is the bound.
         bound = self.find(PREFIX, "exact", own.group) if own else None
+        crowded = bool(bound and (bound.rank or 0) >= CROWDED * (self.train_images - 1) > 0)
         linear = next((s for s in self.solves if s.group == "input"), None)
         last = next((s for s in self.solves if s.quantity == LAST_MAPS), None)
         if self.coupled is False:
             last = bound
+        bound, last = (None, None) if crowded else (bound, last)
         values = {
-            "trained": _get(own, "value"),
-            "last_maps": _get(last, "value"),
-            "bound": _get(bound, "value"),
-            "linear": _get(linear, "value"),
-            "eps": _less(last, bound, "value"),
+            "crowded": crowded,
+            "trained": get(own, "value"),
+            "last_maps": get(last, "value"),
+            "bound": get(bound, "value"),
+            "linear": get(linear, "value"),
+            "eps": less(last, bound, "value"),
             "eps_error": None,
-            "slack": _less(own, last, "value"),
-            "squared_last_maps": _get(last, "train_squared"),
-            "squared_bound": _get(bound, "train_squared"),
-            "squared_eps": _less(last, bound, "train_squared"),
+            "eps.train_loss": less(last, bound, "train_loss"),
+            "eps.test_loss": less(last, bound, "test_loss"),
+            "slack": less(own, last, "value"),
+            "squared_last_maps": get(last, "train_squared"),
+            "squared_bound": get(bound, "train_squared"),
+            "squared_eps": less(last, bound, "train_squared"),
         }
         if last is not None and bound is not None and values["eps"] is not None:
             values["eps_error"] = 0.0 if last is bound else max(last.gap or 0, bound.gap or 0)
         for name, solve in (("trained", own), ("last_maps", last), ("bound", bound)):
-            for metric in ("train_loss", "test_loss", "test_accuracy"):
-                values[f"{name}.{metric}"] = _get(solve, metric)
+            for metric in ("train_loss", "test_loss", "test_error", "test_accuracy"):
+                values[f"{name}.{metric}"] = get(solve, metric)
+        return values | self._selectivity(last, bound) | self._second_order(get(last, "value"))
+
+    def _selectivity(self, last: Solve | None, bound: Solve | None) -> dict[str, float | None]:
+        """Return how squared eps compares with chance.
+
+        lost, the k dimensions of the features before the last block that x_{L-1} does not pass on;
+        random_eps, what r - k random directions of all r of them would miss in the mean; the
+        selectivity rho = eps / random_eps (0 perfect, 1 as random); and floor, what k columns that
+        have nothing to do with the labels would explain of the rest, R(b) k / (N - 1).
+        """
+        values: dict[str, float | None] = dict.fromkeys(("lost", "random_eps", "rho", "floor"))
+        alone = next((s for s in self.solves if s.quantity == LAST_BLOCK), None)
+        if last is None or bound is None or alone is None or last is bound:
+            return values
+        lost, r = less(bound, last, "rank") or 0, less(bound, alone, "rank") or 0
+        values["lost"] = lost
+        values["floor"] = (get(last, "train_squared") or 0) * lost / max(1, self.train_images - 1)
+        random = lost / max(1, r) * (less(alone, bound, "train_squared") or 0)
+        if random > 0:
+            values |= {
+                "random_eps": random,
+                "rho": (less(last, bound, "train_squared") or 0) / random,
+            }
+        return values
+
+    def _second_order(self, best: float | None) -> dict[str, float | None]:
+        """Return gradient, least, negative (a share) at the trained point, and of each descent how
+        far above `best` it ended, as above.random.
+        """
+        point = next((p for p in self.points if p.place == "trained"), None)
+        values: dict[str, float | None]
+        values = {name: getattr(point, name, None) for name in ("gradient", "least")}
+        known = point.eigenvalues if point else []
+        below = sum(value < -1e-9 * known[-1] for value in known)
+        values["negative"] = below / len(known) if known else None
+        for place in ("saddle", "optimum"):
+            found = next((p for p in self.points if p.place == place), None)
+            values[f"{place}.least"] = found and found.least
+        for descent in self.descents:
+            values[f"above.{descent.start}"] = None if best is None else descent.value - best
         return values
 
     @classmethod
     def from_json(cls, text: bytes) -> Analysis:
         """Return the analysis in `text`, with its types checked; raise BrokenRecord."""
-        analysis = checked(cls, cls.object_of(text))
+        return cls._checked(cls.object_of(text))
+
+    @classmethod
+    def _checked(cls, raw: Any) -> Analysis:
+        analysis = checked(cls, raw)
         analysis.solves = [checked(Solve, solve) for solve in analysis.solves]
+        analysis.over_l2 = [checked(Solve, solve) for solve in analysis.over_l2]
+        analysis.points = [checked(SecondOrder, point) for point in analysis.points]
+        analysis.descents = [checked(Descent, descent) for descent in analysis.descents]
+        analysis.kept = [cls._checked(kept) for kept in analysis.kept]
         return analysis
 
 
-def _get(solve: Solve | None, name: str) -> float | None:
+def get(solve: Solve | None, name: str) -> float | None:
+    """Return a value of `solve`, None where there is none."""
     return None if solve is None else getattr(solve, name)
 
 
-def _less(one: Solve | None, other: Solve | None, name: str) -> float | None:
-    a, b = _get(one, name), _get(other, name)
+def less(one: Solve | None, other: Solve | None, name: str) -> float | None:
+    """Return by how much a value of `one` is above that of `other`, None where one is missing."""
+    a, b = get(one, name), get(other, name)
     return None if a is None or b is None else a - b

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from operator import attrgetter
 
 from resnests.config.schema import Config, config_dict
 from resnests.environment import python_path
@@ -21,14 +20,13 @@ from resnests.sweep.display import Display
 from resnests.sweep.executors.local import LauncherExecutor, local_sweep
 from resnests.sweep.forking import forking
 from resnests.sweep.job import run_job
-from resnests.sweep.plan import Run, plan_runs, print_plan
+from resnests.sweep.plan import Run, plan_runs, print_plan, require_writable, usable_runs
 from resnests.sweep.precision import warn_of_emulation
 from resnests.sweep.prepare import prepare
 from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.scheduler import Executor, Scheduler
 from resnests.sweep.stop import Stop
 from resnests.sweep.summary import print_skipped, print_summary
-from resnests.text import progress
 from resnests.trackers.sync import syncing
 
 # Starts a job for each of the runs of these numbers, by an allocation; returns when they are over.
@@ -59,11 +57,15 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     if options.dry_run:
         print_plan(runs, allocation)
         return 0
-    todo = [run.planned() for run in progress(runs, "comparing") if run.action != "skip"]
-    runs = sorted({run.index: run for run in [*runs, *todo]}.values(), key=attrgetter("index"))
+    todo, barred = usable_runs(runs)
+    barred_numbers = {run.index for run in barred}
+    by_number = {run.index: run for run in [*runs, *todo] if run.index not in barred_numbers}
+    runs = list(by_number.values())
     print_skipped(runs, todo)
     if not todo:
-        return print_summary(runs, interrupted=False)
+        return print_summary(runs, interrupted=False, barred=len(barred))
+    for runs_dir in {run.config.runs_dir for run in todo}:
+        require_writable(runs_dir)
     if allocation:
         warn_of_emulation((run.config for run in todo), allocation)
     prepare(todo)
@@ -74,7 +76,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
         if run.replaces is not None and run.directory.is_locked():
             raise UserError(f"{run.directory.path}: {reason}")
     if allocation is None:
-        return _train_on_cluster(runs, todo)
+        return _train_on_cluster(runs, todo, len(barred))
     with (
         local_sweep(todo, allocation) as folder,
         forking(todo, allocation, folder.path),
@@ -86,7 +88,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
             lambda numbers: launch(numbers, allocation, folder), folder, display.print
         )
         _bring_to_end(todo, executor, stop, display)
-    return print_summary(runs, interrupted=stop.signals > 0)
+    return print_summary(runs, interrupted=stop.signals > 0, barred=len(barred))
 
 
 def _bring_to_end(todo: list[Run], executor: Executor, stop: Stop, display: Display) -> None:
@@ -96,7 +98,7 @@ def _bring_to_end(todo: list[Run], executor: Executor, stop: Stop, display: Disp
             display.update(jobs)
 
 
-def _train_on_cluster(runs: Sequence[Run], todo: list[Run]) -> int:
+def _train_on_cluster(runs: Sequence[Run], todo: list[Run], barred: int) -> int:
     """Bring `todo`, of a sweep's `runs`, to its end in jobs of a queue; return the exit status."""
     config = todo[0].config
     executor = _cluster_executor(config)  # first, as Ray would take the signals from us
@@ -115,7 +117,7 @@ def _train_on_cluster(runs: Sequence[Run], todo: list[Run]) -> int:
     ):
         executor.report = display.print
         _bring_to_end(todo, executor, stop, display)
-    return print_summary(runs, interrupted=stop.signals > 0)
+    return print_summary(runs, interrupted=stop.signals > 0, barred=barred)
 
 
 def _end_at_second_signal(count: int) -> None:

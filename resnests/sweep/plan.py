@@ -5,6 +5,7 @@ torch.
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -87,15 +88,33 @@ def plan_runs(configs: Sequence[Config]) -> list[Run]:
     demands = {(c.trainer.precision, c.trainer.cuda_graph): c for c in configs}
     for config in () if configs[0].cluster else demands.values():
         allocate(config, 1)
-    for runs_dir in {config.runs_dir for config in configs}:
-        _require_writable(runs_dir)
     numbered = list(enumerate(configs))
     runs = [Run(c, RunDirectory.of(c), i) for i, c in progress(numbered, "checking")]
     return _tell_apart(_unique(runs))
 
 
+def usable_runs(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Return the runs that are to do, and those that this user may not read or write.
+
+    A line is printed for each of the latter, such as another user's in a folder that is shared; the
+    others go on without them.
+    """
+    todo, barred = [], []
+    for run in progress(runs, "comparing"):
+        try:
+            if run.action == "skip":
+                continue
+            run.directory.require_writable()
+            todo.append(run.planned())
+        except UserError as error:
+            barred.append(run)
+            print(f"passed over: {run.label}: {error}", file=sys.stderr)
+    return todo, barred
+
+
 def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
-    actions = [run.action for run in progress(runs, "comparing")]
+    """Print what a sweep would do with each of `runs`."""
+    actions = [_readable_action(run) for run in progress(runs, "comparing")]
     if allocation:
         todo = (run for action, run in zip(actions, runs, strict=True) if action != "skip")
         warn_of_emulation((run.config for run in todo), allocation)
@@ -107,6 +126,26 @@ def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
         at_once = f"{allocation.concurrent} at once on {allocation.kind}"
         slots = f"{at_once}, {allocation.threads} thread(s) each"
     print(f"{count['run']} to run, {count['resume']} to resume, {count['skip']} to skip; {slots}")
+
+
+def _readable_action(run: Run) -> str:
+    try:
+        return run.action
+    except UserError as error:  # another user's
+        print(f"passed over: {run.label}: {error}", file=sys.stderr)
+        return "barred"
+
+
+def require_writable(runs_dir: str) -> None:
+    """Raise a UserError where no file could be made in `runs_dir`; none is made."""
+    place = Path(runs_dir).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    reason = "not a directory" if not place.is_dir() else "no permission"
+    # As this process would be asked, with the rights that it has beside its user's
+    effective = os.access in os.supports_effective_ids
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
+        raise UserError(f"runs_dir={runs_dir}: expected a directory that can be written ({reason})")
 
 
 def _require_shared_values(configs: Sequence[Config]) -> None:
@@ -126,18 +165,6 @@ def _first_difference(key: str, one: Any, other: Any) -> tuple[str, Any, Any]:
         if values[0] != values[1]:
             return (f"{key}.{item.name}", *values)
     return key, one, other
-
-
-def _require_writable(runs_dir: str) -> None:
-    """Asks whether files could be made there, without making any."""
-    place = Path(runs_dir).absolute()
-    while not os.path.lexists(place):
-        place = place.parent
-    reason = "not a directory" if not place.is_dir() else "no permission"
-    # As this process would be asked, with the rights that it has beside its user's
-    effective = os.access in os.supports_effective_ids
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
-        raise UserError(f"runs_dir={runs_dir}: expected a directory that can be written ({reason})")
 
 
 def _unique(runs: Iterable[Run]) -> list[Run]:

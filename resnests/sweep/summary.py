@@ -21,14 +21,19 @@ def print_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:
         print("nothing to do; trainer.overwrite=true would start afresh")
 
 
-def print_summary(runs: Sequence[Run], interrupted: bool) -> int:
-    """Print what is not complete and why; return 0 if nothing is, 130 after a signal, else 1."""
+def print_summary(runs: Sequence[Run], interrupted: bool, barred: int = 0) -> int:
+    """Print what is not complete and why; return 0 if all is, 130 after a signal, else 1.
+
+    `barred` is how many more runs this user may not read or write.
+    """
     print_unsent(runs)
     incomplete = [run for run in runs if run.status() != "complete"]
     for run in incomplete:
         print(_failure_line(run), file=sys.stderr)
+    if barred:
+        print(f"{barred} runs are passed over, as others own them", file=sys.stderr)
     if not incomplete:
-        return 0
+        return 1 if barred else 0
     if len(runs) > 1:
         count = f"{len(incomplete)} of {len(runs)} runs"
         print(f"{count} are not complete; {_what_goes_on(incomplete)}", file=sys.stderr)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from resnests.analysis.features import extractor
 from resnests.config.parts import Dataset
+from resnests.config.recipe import IMAGES
 from resnests.config.schema import Config, config_from
 from resnests.config.targets import broken
 from resnests.data.arrays import Split
@@ -157,7 +158,7 @@ def main() -> int:
         config = config_from(values)
         key = repr(config.dataset)
         if key not in data:
-            data[key] = load(config.dataset)
+            data[key] = load(config.dataset, config.digests.get(IMAGES))
         network = repr((key, config.arch, config.variant, config.trainer, config.pipeline))
         _check_on_device(config, data[key], quick=network in tried)
         tried.add(network)

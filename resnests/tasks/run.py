@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from resnests.config.parts import Dataset
+from resnests.config.recipe import IMAGES
 from resnests.config.schema import Config
 from resnests.data.arrays import Split
 from resnests.data.pipelines import Images, memory_format
@@ -41,13 +42,13 @@ class Run:
         config, record = self.config, self.record
         set_numerics(config.trainer)
         record.arithmetic = arithmetic(config.trainer, self.device)
-        splits = load(config.dataset)
+        splits = load(config.dataset, config.digests.get(IMAGES))
         dataset = with_statistics(config.dataset, splits.train)
         size = splits.train.images.shape[1:3]
         model = initial_model(config.arch, config.variant, dataset.class_count, config.seed, size)
         record.mean, record.std = dataset.mean, dataset.std
         record.num_classes = dataset.num_classes
-        names = getattr(splits, "classes", None)
+        names = splits.train.classes
         record.classes = list(names) if names else None
         record.images = {
             name: np.bincount(split.labels, minlength=dataset.class_count).tolist()

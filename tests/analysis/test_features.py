@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from resnests import build_model
-from resnests.analysis.experiment import plan_memory
 from resnests.analysis.features import bytes_needed, extractor, window_means
+from resnests.analysis.reading import plan_memory
 from resnests.errors import UserError
 from resnests.models.densenet import DenseNet
 from resnests.models.single_stage import SingleStage

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from data_images import images, pictures, write_classes, write_npz, write_parts
-from helpers import make_config
+from helpers import make_config, tiny
 from PIL import Image
 
 from resnests.config.schema import part_from
@@ -123,3 +123,14 @@ def test_what_a_callable_returns_has_a_digest_too(tmp_path, monkeypatch):
 def test_data_with_checksums_have_none():
     for name in ("cifar10", "digits", "fashion_mnist", "kmnist", "svhn"):
         assert dataset_digest(make_config(f"dataset={name}").dataset) is None
+
+
+def test_a_run_that_loads_other_images_than_were_planned_fails(tmp_path):
+    from resnests.config.recipe import IMAGES
+    from resnests.tasks.experiment import run_experiment
+
+    config = tiny(f"runs_dir={tmp_path / 'runs'}")
+    config.dataset = images(write_parts(tmp_path / "data"))
+    config.digests = {IMAGES: "0" * 16}
+    with pytest.raises(UserError, match="the images changed since the sweep was planned"):
+        run_experiment(config)

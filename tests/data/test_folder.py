@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from data_images import images, pictures, write_classes, write_npz, write_parts
+from helpers import run_command
 from PIL import Image
 
 from resnests.data import cache
@@ -324,6 +325,18 @@ def test_images_of_any_size_are_scaled_and_cropped(tmp_path, size):
         for path, image in zip(paths, train.images[8:10], strict=True):
             with Image.open(path) as picture:
                 assert np.array_equal(image, resized(picture, size))
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_stops_a_sweep_before_its_first_run(tmp_path):
+    root = write_parts(tmp_path / "data")
+    Image.new("RGB", (9, 9)).save(root / "test" / "cat" / "odd.png")
+    own = ("dataset=images", "dataset.name=mine", f"dataset.root={root}", "arch=resnet8")
+    done = run_command("-m", *own, "trainer.epochs=1", "seed=0,1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "odd.png is 9x9, but" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_picture_far_from_square_is_not_scaled_to_gigabytes(tmp_path):

@@ -153,6 +153,34 @@ def test_every_offset_and_both_orientations_come_up_equally_often():
     assert abs(flipped - 4050) < 3 * (8100 / 4) ** 0.5
 
 
+@pytest.mark.parametrize(("height", "width"), [(5, 9), (12, 7)])
+@pytest.mark.parametrize("name", ["tensor", "torchvision"])
+def test_images_that_are_not_square_are_cropped_in_both_directions(name, height, width):
+    """Every batch is made of crops of the reflect-padded images, which know their place."""
+    rng = np.random.default_rng(0)
+    shape = (12, height, width)
+    grey = Split(rng.integers(0, 256, shape, np.uint8)[..., None].repeat(3, 3), np.arange(12))
+    overrides = ("dataset.mean=[0,0,0]", "dataset.std=[1,1,1]", "pipeline.crop_padding=3")
+    x, labels = next(pipeline(grey, *overrides, f"pipeline={name}").batches(1))
+    assert x.shape == (12, 3, height, width)
+    padded = np.pad(grey.images, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="reflect")
+    for image, label in zip((x * 255).round().permute(0, 2, 3, 1).numpy(), labels, strict=True):
+        crops = [
+            padded[int(label), top : top + height, left : left + width]
+            for top in range(7)
+            for left in range(7)
+        ]
+        either = [crop for one in crops for crop in (one, one[:, ::-1])]
+        assert any(np.array_equal(image, crop) for crop in either)
+
+
+@pytest.mark.parametrize(("size", "count"), [(8, 128), (32, 128), (64, 32), (512, 1)])
+def test_large_images_are_evaluated_in_smaller_batches(size, count):
+    images = np.zeros((130, size, size, 3), np.uint8)
+    split = Split(images, np.zeros(130, np.int64))
+    assert len(next(Images(split, make_config().dataset, CPU).batches())[1]) == count
+
+
 def test_a_data_set_without_mirror_symmetry_is_never_flipped(split):
     source = pipeline(split, "dataset.flip=false", "pipeline.crop_padding=0")
     images = Images(split, make_config().dataset, CPU)

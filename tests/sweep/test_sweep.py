@@ -3,6 +3,7 @@ of it.
 """
 
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +19,9 @@ from filelock import FileLock
 from helpers import REPOSITORY, TINY, run_command, tiny
 from sweeps import Sweep
 
-from resnests.errors import CaptureFailed
+from resnests.config.parts import Arch
+from resnests.errors import CaptureFailed, UserError
+from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import Provenance, Record
 from resnests.sweep import process, worker
@@ -27,7 +30,7 @@ from resnests.sweep.drive import run_single, run_sweep
 from resnests.sweep.executors.local import LauncherExecutor, local_sweep
 from resnests.sweep.job import run_job
 from resnests.sweep.leases import lease
-from resnests.sweep.plan import Run
+from resnests.sweep.plan import Run, usable_runs
 from resnests.sweep.prepare import prepare
 from resnests.sweep.process import run_process
 from resnests.sweep.protocol import INTERRUPTED, NO_GRAPH
@@ -539,6 +542,7 @@ def test_what_somebody_finished_meanwhile_is_not_trained_again(runs, monkeypatch
     assert (before, directory.status()) == (0, "complete")
     record = directory.record_file.read_bytes()
     one.lock.release()
+    one.held.release()
     monkeypatch.setattr(worker, "lease", None)
     other = worker.Worker(runs[0].config, allocate(runs[0].config, 1), Stop())
     assert other.work() == 0
@@ -566,3 +570,63 @@ def test_an_interrupted_sweep_that_started_afresh_names_the_command_that_goes_on
     assert sweep.wait() == 130
     log = (tmp_path / "sweep.log").read_text()
     assert "the same command without trainer.overwrite=true goes on" in log
+
+
+def test_code_that_was_edited_while_its_run_waited_is_not_trained(tmp_path, runs, monkeypatch):
+    source = tmp_path / "edited_later.py"
+    source.write_text("from resnests import build_model as net\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    arch = Arch(name="mine", _target_="edited_later.net", args={"arch": "resnet8"})
+    (config,) = with_digests([replace(runs[0].config, arch=arch)])
+    one = worker.Worker(config, allocate(config, 1), Stop())
+    edit = "# another network\n"
+    monkeypatch.setattr(worker, "lease", lambda *_: source.write_text(edit) and lease(*_))
+    with pytest.raises(UserError, match="was changed since the sweep was planned"):
+        one.work()
+    one.lock.release()
+    one.held.release()
+    assert one.directory.read_record() is None
+
+
+def test_a_directory_that_is_removed_while_its_run_waits_is_not_trained(runs, monkeypatch):
+    config = runs[0].config
+    one = worker.Worker(config, allocate(config, 1), Stop())
+    monkeypatch.setattr(worker, "lease", lambda *_: shutil.rmtree(one.directory.path) or lease(*_))
+    with pytest.raises(UserError, match="was removed while this run waited"):
+        one.work()
+    one.held.release()
+
+
+@pytest.mark.slow
+def test_a_second_sweep_that_is_interrupted_leaves_the_first_one_alone(tmp_path):
+    """It waits for a device all the while, and has no record yet."""
+    held = lease(
+        Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
+    )
+    first = Sweep(tmp_path, "seed=0", "variant=standard")
+    while not list(tmp_path.glob("runs/**/progress.json")):
+        time.sleep(0.05)
+    second = Sweep(tmp_path, "seed=0", "variant=standard")
+    time.sleep(4)
+    second.process.send_signal(signal.SIGINT)
+    assert second.wait() == 130
+    (directory,) = (RunDirectory(p.parent) for p in tmp_path.glob("runs/**/progress.json"))
+    assert directory.is_locked()
+    assert directory.log_file.exists()
+    held.release()
+    assert first.wait() == 0
+    assert list(statuses(tmp_path).values()) == ["complete"]
+
+
+def test_runs_of_others_are_passed_over_and_ones_own_go_on(runs, monkeypatch, capsys):
+    barred = runs[0].directory.path
+
+    def require_writable(self):
+        if self.path == barred:
+            raise UserError(f"{self.path}: cannot be written; it belongs to ada")
+
+    monkeypatch.setattr(RunDirectory, "require_writable", require_writable)
+    todo, others = usable_runs(runs)
+    assert ([run.index for run in todo], [run.index for run in others]) == ([1, 2, 3], [0])
+    said = f"passed over: {runs[0].label}: {barred}: cannot be written; it belongs to ada"
+    assert said in capsys.readouterr().err

@@ -1,0 +1,162 @@
+"""From analysis.json to frames: a row per solve, per run, per kept epoch and per penalty."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from resnests.results.cells import CELL
+from resnests.results.stats import standard_error, t_quantile
+from resnests.results.tables import NONE
+from resnests.runs.analysis import Analysis, get, less
+from resnests.runs.directory import RunDirectory
+
+_LISTS = ("solves", "points", "descents", "l2_path", "over_l2", "kept")
+
+
+@dataclass
+class Analyses:
+    """What the analysed complete runs have: `solves` has a row per solve, `runs` one per run.
+
+    All have CELL, setting, seed, path and the values that the run was analysed with; `solves` the
+    fields of Solve, `runs` status, optimizer.lr, arch.widths, blocks, eigenvalues (a list, of the
+    Hessian at the trained point) and Analysis.summary; `epochs` has Analysis.summary of kept
+    weights and of the last ones, `penalties` a row per l2.
+    """
+
+    solves: pd.DataFrame
+    runs: pd.DataFrame
+    epochs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    penalties: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def empty(self) -> bool:
+        return self.runs.empty
+
+
+def read_analyses(runs: pd.DataFrame) -> Analyses:
+    """Read the analyses of labelled `runs`.
+
+    Numbers of different analysis.l2 or analysis.tolerance, or of an earlier method, are never
+    averaged: where a data set has several, `setting` names those of a run, and `row` ends with it.
+    """
+    solves: list[dict[str, Any]] = []
+    analysed: list[dict[str, Any]] = []
+    epochs: list[dict[str, Any]] = []
+    penalties: list[dict[str, Any]] = []
+    for run in runs[runs["status"] == "complete"].to_dict("records"):
+        analysis = RunDirectory(run["path"]).analysis.read_analysis()
+        if analysis is None:
+            continue
+        shared = {k: v for k, v in dataclasses.asdict(analysis).items() if k not in _LISTS}
+        own = [dataclasses.asdict(solve) for solve in analysis.solves]
+        named = {name: run.get(name) for name in (*CELL, "seed", "path", "arch.widths")} | shared
+        # l2 of a solve is of other penalties alone, and would hide that of the analysis
+        solves += [named | {"position": i} | solve | {"l2": analysis.l2}
+                   for i, solve in enumerate(own)]  # fmt: skip
+        blocks = _blocks(analysis)
+        more = {"status": run.get("analysis.status"), "optimizer.lr": run.get("optimizer.lr")}
+        spectrum: dict[str, Any] = {
+            "eigenvalues": next((p.eigenvalues for p in analysis.points), [])
+        }
+        analysed.append(named | more | {"blocks": blocks} | spectrum | analysis.summary())
+        epochs += [named | row for row in _epochs(analysis, run)]
+        penalties += [named | row for row in _penalties(analysis)]
+    return Analyses(*(_by_setting(rows, runs) for rows in (solves, analysed, epochs, penalties)))
+
+
+def _blocks(analysis: Analysis) -> int:
+    """Return the number of blocks that have exact features: of a ResNEst, those of its last stage;
+    of all blocks where none has.
+    """
+    families = {solve.family for solve in analysis.solves}
+    family = "exact" if "exact" in families else "pooled"
+    groups = {solve.group for solve in analysis.solves if solve.family == family}
+    return sum("." in group for group in groups)
+
+
+def _epochs(analysis: Analysis, run: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what is known of each epoch, where weights of some were kept."""
+    for kept in analysis.kept:
+        yield kept.summary() | {"epoch": kept.epoch}
+    kept_last = any(kept.epoch == run["epochs"] for kept in analysis.kept)
+    if analysis.kept and not kept_last:
+        yield analysis.summary() | {"epoch": run["epochs"]}
+
+
+def _penalties(analysis: Analysis) -> Iterator[dict[str, Any]]:
+    """Yield (b), (c) and ε with each penalty, where there are several."""
+    if not analysis.l2_path or analysis.summary()["crowded"]:
+        return
+    summary = analysis.summary()
+    names = ("last_maps", "bound", "eps", "eps.train_loss", "eps.test_loss")
+    if analysis.l2 not in analysis.l2_path:
+        yield {"penalty": analysis.l2} | {name: summary[name] for name in names}
+    for l2 in analysis.l2_path:
+        last, bound = analysis.over(l2)
+        values = [get(last, "value"), get(bound, "value")]
+        values += [less(last, bound, name) for name in ("value", "train_loss", "test_loss")]
+        yield {"penalty": l2} | dict(zip(names, values, strict=True))
+
+
+def _by_setting(rows: list[dict[str, Any]], runs: pd.DataFrame) -> pd.DataFrame:
+    """Make a frame of `rows` with the column `setting`, and CELL ordered as in `runs`."""
+    frame = pd.DataFrame(rows)
+    if frame.empty:
+        return frame
+    frame["setting"] = ""
+    for key in ("l2", "tolerance", "method"):
+        several = frame.groupby("dataset")[key].transform("nunique") > 1
+        words = ", analysis." + key + "=" + frame[key].astype(str)
+        frame["setting"] += words.where(several, "")
+    frame["row"] = (frame["row"] + frame["setting"]).str.removeprefix(", ")
+    frame["setting"] = frame["setting"].str.removeprefix(", ")
+    for name in CELL:
+        known = list(runs[name].cat.categories)
+        more = sorted(set(frame[name]) - set(known))
+        frame[name] = pd.Categorical(frame[name], [*known, *more], ordered=True)
+    return frame
+
+
+def interval(values: pd.Series, digits: int = 4, percent: bool = False) -> str:
+    """Return the mean and the interval of it, such as "0.2345 [0.2301 to 0.2389]"; with n where
+    not all `values` are known.
+    """
+    known = values.dropna().astype(float)
+    if known.empty:
+        return NONE
+    cell = pd.DataFrame({"n": [len(known)], "mean": [known.mean()], "std": [known.std()]})
+
+    def shown(number: float) -> str:
+        return f"{round(number, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
+
+    text = shown(known.mean())
+    text += f" (n={len(known)})" if len(known) < len(values) else ""
+    half = float((t_quantile(cell["n"]) * standard_error(cell)).iloc[0])
+    if len(known) < 2 or pd.isna(half):
+        return text
+    low, high = known.mean() - half, known.mean() + half
+    if percent:
+        low, high = max(low, 0.0), min(high, 100.0)
+    return f"{text} [{shown(low)} to {shown(high)}]"
+
+
+def scientific(values: pd.Series) -> str:
+    """Return the mean, and the least and largest of several, such as "1.2e-05 [1e-05 to 3e-05]"."""
+    known = values.dropna().astype(float)
+    if known.empty:
+        return NONE
+    text = f"{known.mean():.1e}"
+    return text if len(known) < 2 else f"{text} [{known.min():.0e} to {known.max():.0e}]"
+
+
+def digits_of(error: float | None) -> int:
+    """Return how many digits a number of this error has, at most four."""
+    digits = 4
+    while digits > 1 and error and error > 10**-digits:
+        digits -= 1
+    return digits

@@ -1,0 +1,143 @@
+"""Tables of an analysis in detail: second order, what each block adds, other penalties, epochs."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from resnests.paper import dataset_label, variant_label
+from resnests.results.analyses import Analyses, digits_of, interval, scientific
+from resnests.results.cells import CELL, Cell, row_name
+from resnests.results.tables import NONE, Table
+from resnests.runs.analysis import PREFIX
+
+_SECOND = (
+    "The training risk with penalty over (W_L, W_{L+1}) and a bias, the features fixed. At the "
+    "trained point: the norm of the gradient, the least eigenvalue of the Hessian, and the share "
+    "of its eigenvalues that are negative. Then the least eigenvalue at a saddle (W_{L+1} = 0) and "
+    "at an optimum, which are both constructed, and how far above (b) L-BFGS ended from the "
+    "trained point, from the saddle and from random maps."
+)
+_SECOND_KINDS = (
+    "A theorem: where M >= K, every critical point that is no global minimum has a negative "
+    "eigenvalue. By construction: none is negative at the optimum, up to rounding. Measured: all "
+    "else, as mean and [least to largest] over seeds. Beyond 2,000 unknowns an eigenvalue is by "
+    "Lanczos: never below the true one."
+)
+_BLOCKS = (
+    "By how much each group of exact features lowers the least training risk with penalty, and "
+    "from the gradient without that group alone: by how much it certainly does, and at most, in "
+    "every seed."
+)
+_BLOCKS_KINDS = (
+    "By construction: no drop is negative. A theorem: the two bounds. Measured: the drops, each "
+    "known to the digits shown."
+)
+
+
+def detail_tables(analyses: Analyses, dataset: str) -> list[Table]:
+    """Return the tables of one data set for which there is something to show."""
+    tables = [
+        _second_order(_of(analyses.runs, dataset), dataset),
+        _blocks(_of(analyses.solves, dataset), dataset),
+        _over(
+            _of(analyses.penalties, dataset),
+            f"analysis_l2_{dataset}",
+            f"{dataset_label(dataset)}: the gap over penalties",
+            "(b), (c) and ε = (b) - (c) of the training risk with the penalty l2/2 |map|², of the "
+            "training loss alone, and of the test loss, all in nats.",
+            "penalty",
+            {
+                "(b)": "last_maps", "(c)": "bound", "ε": "eps", "ε, loss alone": "eps.train_loss",
+                "ε, test": "eps.test_loss",
+            },
+        ),
+        _over(
+            _of(analyses.epochs, dataset),
+            f"analysis_epochs_{dataset}",
+            f"{dataset_label(dataset)}: the gap over epochs",
+            "Of the weights after some epochs: training risk with penalty of (a), (b) and (c), "
+            "ε = (b) - (c), slack = (a) - (b); ε of squared error, selectivity and floor as above.",
+            "epoch",
+            {
+                "(a)": "trained", "(b)": "last_maps", "(c)": "bound", "ε": "eps",
+                "slack": "slack", "ε, squared": "squared_eps", "selectivity": "rho",
+                "floor of ε": "floor",
+            },
+        ),
+    ]  # fmt: skip
+    return [table for table in tables if table.rows]
+
+
+def _of(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    return frame if frame.empty else frame[frame["dataset"] == dataset]
+
+
+def _label(name: tuple) -> list[str]:
+    where = Cell(*name)
+    return [row_name(where.arch, where.row), variant_label(where.variant)]
+
+
+def _second_order(runs: pd.DataFrame, dataset: str) -> Table:
+    rows = []
+    looked = runs[runs["gradient"].notna()]
+    for name, cell in looked.groupby(CELL, observed=True):
+        known = {column: cell.get(column, pd.Series(dtype=float)) for column in _COLUMNS.values()}
+        shown = [
+            interval(100 * v, 1) if c == "negative" else scientific(v) for c, v in known.items()
+        ]
+        rows.append([*_label(name), f"{len(cell)}", *shown])
+    title = f"{dataset_label(dataset)}: second order over the last two maps"
+    header = ["Architecture", "Variant", "n", *_COLUMNS]
+    return Table(f"analysis_second_{dataset}", title, _SECOND, header, rows, [_SECOND_KINDS])
+
+
+_COLUMNS = {
+    "gradient": "gradient",
+    "least eigenvalue": "least",
+    "% negative": "negative",
+    "at the saddle": "saddle.least",
+    "at the optimum": "optimum.least",
+    "trained, above (b)": "above.trained",
+    "saddle, above (b)": "above.saddle",
+    "random, above (b)": "above.random",
+}
+
+
+def drops(solves: pd.DataFrame) -> pd.DataFrame:
+    """Return the prefixes of `solves` with `drop`, by how much each lowers the least risk, and
+    `drop_error`: a value is at most its gap above the least one.
+    """
+    prefixes = solves[(solves["quantity"] == PREFIX) & solves["value"].notna()]
+    ordered = prefixes.sort_values(["path", "family", "position"], kind="stable")
+    groups = ordered.groupby(["path", "family"])
+    before = groups["gap"].shift()
+    error = pd.concat([ordered["gap"], before], axis=1).max(axis=1)
+    ordered = ordered.assign(drop=-groups["value"].diff(), drop_error=error)
+    return ordered.dropna(subset=["drop"])
+
+
+def _blocks(solves: pd.DataFrame, dataset: str) -> Table:
+    rows = []
+    found = drops(solves[solves["family"] == "exact"])
+    for (*name, group), cell in found.groupby([*CELL, "group"], observed=True, sort=False):
+        digits = digits_of(cell["drop_error"].max())
+        least, most = cell["drop_at_least"].min(), cell["drop_at_most"].max()
+        bounds = [NONE if pd.isna(bound) else f"{bound:.1e}" for bound in (least, most)]
+        shown = [interval(cell["drop"], digits), *bounds]
+        rows.append([*_label(tuple(name)), group, f"{len(cell)}", *shown])
+    title = f"{dataset_label(dataset)}: what each block adds"
+    header = ["Architecture", "Variant", "Block", "n", "drop", "at least", "at most"]
+    return Table(f"analysis_blocks_{dataset}", title, _BLOCKS, header, rows, [_BLOCKS_KINDS])
+
+
+def _over(
+    frame: pd.DataFrame, key: str, title: str, caption: str, by: str, columns: dict[str, str]
+) -> Table:
+    """Return a table with a row per cell and value of `by`."""
+    rows = []
+    for (*name, value), cell in frame.groupby([*CELL, by], observed=True) if len(frame) else ():
+        shown = [interval(cell[column].astype(float)) for column in columns.values()]
+        rows.append([*_label(tuple(name)), f"{value:g}", f"{len(cell)}", *shown])
+    notes = ["Mean over seeds, and its 95% interval (Student's t) where there are several."]
+    header = ["Architecture", "Variant", {"penalty": "l2"}.get(by, by), "n", *columns]
+    return Table(key, title, caption, header, rows, notes)

@@ -1,0 +1,133 @@
+"""Tables and figures of what analyses say in detail, of made-up ones."""
+
+import dataclasses
+
+import pandas as pd
+import pytest
+import trees
+
+from resnests import load_runs
+from resnests.results.analyses import Analyses, digits_of, interval, read_analyses
+from resnests.results.analysis import analysis_tables
+from resnests.results.analysis_plots import drawings
+from resnests.results.cells import label_rows
+from resnests.runs.analysis import (
+    LAST_BLOCK,
+    LAST_MAPS,
+    METHOD,
+    PREFIX,
+    TRAINED,
+    Analysis,
+    Descent,
+    SecondOrder,
+    Solve,
+)
+
+
+def analysis_of(eps: float, images: int = 1000, method: int = METHOD, epoch=None) -> Analysis:
+    """(b) and (c) of ranks 60 and 100, the last block alone of rank 20; R(1, v_L) = 0.5."""
+    more = {"test_loss": 0.4, "test_error": 4e-4, "train_loss": 0.1}
+    solves = [
+        Solve(TRAINED, "exact", "1.2", 100, 0.5, test_loss=0.6),
+        Solve(PREFIX, "exact", "1.1", 90, 0.3, 2e-3, train_squared=0.2, rank=90, **more),
+        Solve(PREFIX, "exact", "1.2", 100, 0.2, 1e-4, drop_at_least=1e-5, drop_at_most=3.0,
+              train_squared=0.1, rank=100, **more),
+        Solve(LAST_BLOCK, "exact", "1.2", 20, train_squared=0.5, rank=20),
+        Solve(LAST_MAPS, "exact", "1.2", 60, 0.2 + eps, 1e-4, train_squared=0.1 + eps, rank=60,
+              **more),
+    ]  # fmt: skip
+    return Analysis(5e-4, 5e-4, "0" * 64, True, images, 100, solves=solves, method=method,
+                    epoch=epoch)  # fmt: skip
+
+
+@pytest.fixture
+def analyses(tmp_path) -> Analyses:
+    for seed in (0, 1):
+        run = trees.add_run(tmp_path, variant="resnest", seed=seed, trainer__epochs=3)
+        made = analysis_of(0.1 + seed / 100)
+        made.points = [SecondOrder("trained", 4, 0.5, 1e-2, -0.5, 1.0, 0.0, [-0.5, -0.1, 0.0, 1.0])]
+        made.descents = [Descent("random", 0.31 + seed / 100, 100)]
+        made.kept = [analysis_of(0.2, epoch=1)]
+        made.l2_path = [0.01]
+        made.over_l2 = [
+            dataclasses.replace(solve, l2=0.01, value=2 * solve.value)
+            for solve in (made.solves[2], made.solves[4])
+        ]
+        run.analysis.path.mkdir()
+        run.analysis.write_record(dataclasses.replace(run.read_record(), task="analyze"))
+        run.analysis.write_analysis(made)
+    return read_analyses(label_rows(load_runs(tmp_path)))
+
+
+def shown(analyses: Analyses, key: str) -> list[dict[str, str]]:
+    (table,) = (t for t in analysis_tables(analyses) if t.key == f"analysis_{key}cifar10")
+    return [dict(zip(table.header, row, strict=True)) for row in table.rows]
+
+
+def test_each_detail_has_its_table(analyses):
+    (row,) = shown(analyses, "squared_")
+    assert row["selectivity"].startswith("0.5250 ["), "0.105 over (40 of 80) of 0.5 - 0.1"
+    assert row["ε by chance"].startswith("0.2000")
+    assert row["floor of ε"].startswith("0.0082"), "0.205 * 40 / 999"
+    assert row["k"] == "40"
+    (row,) = shown(analyses, "second_")
+    assert row["% negative"] == "50.0"
+    assert row["least eigenvalue"] == "-5.0e-01 [-5e-01 to -5e-01]"
+    assert row["random, above (b)"] == "1.0e-02 [1e-02 to 1e-02]"
+    (row,) = shown(analyses, "blocks_")
+    assert (row["Block"], row["at least"], row["at most"]) == ("1.2", "1.0e-05", "3.0e+00")
+    assert row["drop"] == "0.10", "known to 2e-3, which two digits carry"
+    rows = shown(analyses, "l2_")
+    assert [(row["l2"], row["ε"].split()[0]) for row in rows] == [
+        ("0.0005", "0.1050"),
+        ("0.01", "0.2100"),
+    ]
+    rows = shown(analyses, "epochs_")
+    assert [(row["epoch"], row["selectivity"].split()[0]) for row in rows] == [
+        ("1", "1.0000"),
+        ("3", "0.5250"),
+    ]
+
+
+def test_a_test_loss_has_the_digits_that_its_error_leaves(analyses):
+    (row,) = shown(analyses, "test_")
+    assert row["(a) loss"].startswith("0.6000")
+    assert row["(b) loss"] == "0.400", "its error is 4e-4"
+    assert [digits_of(error) for error in (None, 0, 1e-4, 2e-4, 2e-3, 1.0)] == [4, 4, 4, 3, 2, 1]
+    assert interval(pd.Series([0.12345]), 3) == "0.123"
+
+
+def test_figures_over_epochs_penalties_and_of_the_spectrum(analyses):
+    found = {drawing.key: drawing for drawing in drawings(analyses)}
+    assert {"epochs_cifar10", "l2_cifar10", "hessian_cifar10"} <= set(found)
+    assert set(found["epochs_cifar10"].data["epoch"]) == {1, 3}
+    assert len(found["hessian_cifar10"].data) == 4, "of the first seed"
+    for key in ("epochs_cifar10", "l2_cifar10", "hessian_cifar10"):
+        assert found[key].render("png").startswith(b"\x89PNG")
+
+
+def test_as_many_features_as_images_is_a_line_and_no_number(tmp_path):
+    run = trees.add_run(tmp_path, variant="resnest")
+    run.analysis.path.mkdir()
+    run.analysis.write_record(dataclasses.replace(run.read_record(), task="analyze"))
+    run.analysis.write_analysis(analysis_of(0.1, images=105))
+    analyses = read_analyses(label_rows(load_runs(tmp_path)))
+    table = analysis_tables(analyses)[0]
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    assert row["(a) trained"] == "0.5000"
+    assert row["(c) bound"] == row["ε"] == "—"
+    assert any("can fit whatever labels there are" in note for note in table.notes)
+    assert not any(drawing.key.startswith("blocks") for drawing in drawings(analyses))
+
+
+def test_analyses_of_an_earlier_method_are_not_averaged_with_others(tmp_path):
+    for seed, method in enumerate((1, METHOD)):
+        run = trees.add_run(tmp_path, variant="resnest", seed=seed)
+        run.analysis.path.mkdir()
+        run.analysis.write_record(dataclasses.replace(run.read_record(), task="analyze"))
+        run.analysis.write_analysis(analysis_of(0.1, method=method))
+    rows = analysis_tables(read_analyses(label_rows(load_runs(tmp_path))))[0].rows
+    assert [(row[0], row[2]) for row in rows] == [
+        ("ResNet-20, analysis.method=1", "1"),
+        ("ResNet-20, analysis.method=2", "1"),
+    ]
