@@ -1,16 +1,49 @@
-"""What the README says can be typed can be typed."""
+"""What the README says can be typed can be typed, as it stands where it can run small."""
 
+import dataclasses
+import os
 import re
 import shlex
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
+import trees
 from helpers import REPOSITORY, run_command
+
+from resnests import build_model
+from resnests.runs.analysis import TRAINED, Analysis, Solve
+from resnests.runs.directory import find_runs
 
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
-LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+LINES = [re.split(r"\s#", line)[0].strip() for block in BLOCKS for line in block.splitlines()]
 RUNS = sorted({line for line in LINES if line.startswith("python run.py")})
+TABLES = sorted({line for line in LINES if line.startswith("python aggregate.py")})
+ENDLESS = "python aggregate.py --status --watch"  # until Ctrl-C
+FINISHED = ("task=export", "task=analyze")  # these are of runs that are there already
+SMALL = ("variant=standard", "seed=0", "trainer.epochs=1", "dataset.train_limit=96")
+
+
+def type_line(line: str, *more: str, cwd: Path) -> str:
+    """Type a line of the README in a checkout, with `more` words; return its output."""
+    for script in ("run.py", "aggregate.py", "examples"):
+        if not (cwd / script).exists():
+            (cwd / script).symlink_to(REPOSITORY / script)
+    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", shlex.join(["exec", *shlex.split(line), *more]) if more else line],
+        cwd=cwd,
+        env=os.environ | paths | {"PYTHONPATH": str(REPOSITORY), "WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
@@ -24,23 +57,102 @@ def test_the_readme_has_the_two_commands_that_set_everything_up():
     assert len(RUNS) > 5
 
 
+@pytest.fixture(scope="module")
+def given(tmp_path_factory) -> Path:
+    """A folder with the weights that lines of the README name."""
+    folder = tmp_path_factory.mktemp("given")
+    torch.save(build_model("resnet20", "resnest").state_dict(), folder / "model.pt")
+    names = ["CIFAR10_ResNEst_WRN_16_8_seed=0"]
+    names += [
+        f"official/CIFAR10_{variant}_ResNet_{depth}_seed={seed}"
+        for variant in ("Standard", "AResNEst")
+        for depth in (20, 110)
+        for seed in range(7)
+    ]
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        shutil.copy(folder / "model.pt", folder / name / "last_model.pt")
+    return folder
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("line", RUNS)
-def test_every_run_of_the_readme_is_understood(line, tmp_path):
-    """Composed and checked as a grid, up to what this machine has no GPUs, images or weights
-    for.
-    """
-    arguments = [
-        word
-        for word in shlex.split(line)[2:]
-        if not word.startswith(("trainer.device=", "weights=", "format="))
-    ]
-    if "--help" in arguments:
+@pytest.mark.parametrize("line", [line for line in RUNS if not any(t in line for t in FINISHED)])
+def test_every_run_of_the_readme_is_understood(line, given):
+    """It is composed and checked as it stands, up to what this machine has no images for."""
+    if "--help" in line:
+        assert "experiment=paper" in type_line(line, cwd=given)
         return
-    arguments = [
-        re.sub("^task=(evaluate|export|analyze)$", "task=train", word) for word in arguments
-    ]
-    arguments = [word for word in arguments if "tf32" not in word]
-    done = run_command(*arguments, "sweep.dry_run=true", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert " to run, " in done.stdout
+    more = [] if "sweep.dry_run=true" in line else ["sweep.dry_run=true"]
+    assert " to run, " in type_line(line, *more, cwd=given)
+
+
+@pytest.mark.slow
+def test_given_weights_are_evaluated(given):
+    (line,) = [line for line in RUNS if "weights=model.pt" in line]
+    small = ("dataset=digits", "dataset.test_limit=40", "trainer.device=cpu", "runs_dir=evaluated")
+    type_line(line, *small, cwd=given)
+    (run,) = find_runs(given / "evaluated")
+    assert run.read_record().status == "complete"
+    assert run.read_record().weights == "model.pt"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in RUNS if any(t in line for t in FINISHED)])
+def test_lines_about_finished_runs_follow_a_training(line, tmp_path):
+    if "safetensors" in line:
+        pytest.importorskip("safetensors", reason="needs resnests[hub]")
+    small = ("dataset=digits", "arch=resnet20", "trainer.device=cpu", *SMALL)
+    preset = next(word for word in line.split() if word.startswith("experiment="))
+    assert run_command("-m", preset, *small, cwd=tmp_path).returncode == 0
+    type_line(line, *small, cwd=tmp_path)
+    (run,) = find_runs(tmp_path / "runs")
+    name = "DIGITS_Standard_ResNet_20_seed=0"
+    if "task=analyze" in line:
+        assert run.analysis.read_record().status == "complete"
+    elif "safetensors" in line:
+        assert (tmp_path / "shared" / name / "model.safetensors").is_file()
+    else:
+        assert (tmp_path / "published" / name / "last_model.pt").is_file()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A folder with runs/ that all lines with aggregate.py have something to say of."""
+    folder = tmp_path_factory.mktemp("finished")
+    for seed in (0, 1):
+        for variant in ("standard", "resnest"):
+            rows = trees.history_rows(90 + seed, 5, val=True)
+            values = {"seed": seed, "variant": variant, "dataset__val_fraction": 0.1}
+            run = trees.add_run(
+                folder / "runs", 90 + seed, history=rows, trainer__epochs=5, **values
+            )
+    run.analysis.path.mkdir()
+    run.analysis.write_record(dataclasses.replace(run.read_record(), task="analyze"))
+    solves = [Solve(TRAINED, "exact", "3.3", 576, 0.3)]
+    run.analysis.write_analysis(Analysis(5e-4, 5e-4, "0" * 64, True, solves=solves))
+    trees.add_run(folder / "runs", arch="resnet8", status="failed", record={"error": "no"})
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in TABLES if line != ENDLESS])
+def test_every_line_about_results_prints_or_writes_them(line, finished):
+    if "--to wandb" in line:
+        pytest.importorskip("wandb", reason="needs resnests[wandb]")
+    output = type_line(line, cwd=finished)
+    if "--output" in line:
+        written = finished / line.split()[-1]
+        assert written.stat().st_size > 0
+        assert not written.is_dir() or list(written.rglob("*.png"))
+    elif "--to" not in line:
+        assert len(output) > 20
+    assert len(list(find_runs(finished / "runs"))) == 5  # --delete deletes nothing without --yes
+
+
+@pytest.mark.slow
+def test_the_example_of_own_parts_trains(tmp_path):
+    (line,) = [line for line in LINES if line.startswith("cd examples/own_parts")]
+    shutil.copytree(REPOSITORY / "examples", tmp_path / "examples")
+    type_line(line, cwd=tmp_path)
+    runs = list(find_runs(tmp_path / "examples" / "own_parts" / "runs"))
+    assert [run.read_record().status for run in runs] == ["complete"] * 3
