@@ -20,7 +20,14 @@ from resnests.sweep.display import Display
 from resnests.sweep.executors.local import LauncherExecutor, local_sweep
 from resnests.sweep.forking import forking
 from resnests.sweep.job import run_job
-from resnests.sweep.plan import Run, plan_runs, print_plan, require_writable, usable_runs
+from resnests.sweep.plan import (
+    Run,
+    plan_runs,
+    print_plan,
+    require_folder,
+    require_writable,
+    usable_runs,
+)
 from resnests.sweep.precision import warn_of_emulation
 from resnests.sweep.prepare import prepare
 from resnests.sweep.protocol import SweepFolder
@@ -57,6 +64,8 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     if options.dry_run:
         print_plan(runs, allocation)
         return 0
+    for runs_dir in {config.runs_dir for config in configs}:
+        require_folder(runs_dir)
     todo, barred = usable_runs(runs)
     barred_numbers = {run.index for run in barred}
     by_number = {run.index: run for run in [*runs, *todo] if run.index not in barred_numbers}

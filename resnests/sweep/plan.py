@@ -136,16 +136,27 @@ def _readable_action(run: Run) -> str:
         return "barred"
 
 
-def require_writable(runs_dir: str) -> None:
-    """Raise a UserError where no file could be made in `runs_dir`; none is made."""
+def require_folder(runs_dir: str) -> Path:
+    """Return the folder, runs_dir or one above it, in which files are or would be made.
+
+    Raises a UserError where that is none.
+    """
     place = Path(runs_dir).absolute()
     while not os.path.lexists(place):
         place = place.parent
-    reason = "not a directory" if not place.is_dir() else "no permission"
+    if not place.is_dir():
+        expected = "expected a directory that can be written (not a directory)"
+        raise UserError(f"runs_dir={runs_dir}: {expected}")
+    return place
+
+
+def require_writable(runs_dir: str) -> None:
+    """Raise a UserError where no file could be made in `runs_dir`; none is made."""
     # As this process would be asked, with the rights that it has beside its user's
     effective = os.access in os.supports_effective_ids
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK, effective_ids=effective):
-        raise UserError(f"runs_dir={runs_dir}: expected a directory that can be written ({reason})")
+    if not os.access(require_folder(runs_dir), os.W_OK | os.X_OK, effective_ids=effective):
+        expected = "expected a directory that can be written (no permission)"
+        raise UserError(f"runs_dir={runs_dir}: {expected}")
 
 
 def _require_shared_values(configs: Sequence[Config]) -> None:

@@ -51,7 +51,7 @@ def _what_goes_on(incomplete: Sequence[Run]) -> str:
 
 def print_unsent(runs: Sequence[Run]) -> None:
     """Print which trackers do not have all of the runs, why, and which command sends the rest."""
-    for name in runs[0].config.logger:
+    for name in runs[0].config.logger if runs else ():
         files = [run.directory.unsent(name) for run in runs]
         reasons = [file.read_text() for file in files if file.exists()]
         if reasons:

@@ -17,6 +17,7 @@ from helpers import REPOSITORY, history, tiny
 
 from resnests.errors import USER_ERROR
 from resnests.models.weights import read_torch
+from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import forking, process
 from resnests.sweep.devices import allocate
@@ -185,6 +186,8 @@ def test_unseeded_draws_of_two_trainings_differ(server, tmp_path, monkeypatch):
     drawn = []
     for seed in (0, 1):
         run = run_of(tmp_path, *own, f"seed={seed}")
+        (config,) = with_digests([run.config])
+        run = Run(config, RunDirectory.of(config))
         train(run)
         lines = run.directory.log_file.read_text().splitlines()
         drawn += next(line.split()[1:] for line in lines if line.startswith("drew "))

@@ -120,5 +120,5 @@ def test_a_run_says_of_its_own_gpu_what_a_login_node_could_not_see(monkeypatch, 
         worker = Worker(config, both, Stop())
         assert worker.work() == 0
         worker.held.release()
-        worker.owner.release()
+        worker.lock.release()
         assert ("is emulated on Tesla T4" in caplog.text) == warned

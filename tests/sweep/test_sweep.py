@@ -438,7 +438,7 @@ def test_pieces_of_a_users_own_that_fail_stop_a_sweep_before_its_first_run(tmp_p
     )
     assert done.returncode == 2
     assert done.stderr.startswith(
-        "error: arch=mine: expected logits of shape (2, 10), not (2, 10, "
+        "error: arch=mine: expected logits of shape (32, 10), not (32, 10, "
     )
     assert len(done.stderr.splitlines()) == 1
     assert not any(tmp_path.rglob("seed=*"))
@@ -564,7 +564,7 @@ def test_relative_paths_are_those_of_the_folder_of_the_command(tmp_path):
 def test_an_interrupted_sweep_that_started_afresh_names_the_command_that_goes_on(tmp_path):
     assert Sweep(tmp_path, "trainer.epochs=2").wait() == 0
     sweep = Sweep(tmp_path, "trainer.overwrite=true", "trainer.epochs=2000")
-    while not any(len(run.history_rows()) > 1 for run in find_runs(tmp_path / "runs")):
+    while not any(len(run.history_rows()) > 2 for run in find_runs(tmp_path / "runs")):
         time.sleep(0.05)
     sweep.process.send_signal(signal.SIGINT)
     assert sweep.wait() == 130
