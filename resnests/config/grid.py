@@ -28,6 +28,7 @@ from resnests.config.schema import Config, config_from
 from resnests.errors import UserError
 
 _SEED = re.compile(r"seed=(\d+)")
+_SEED_KEY = re.compile(r"[+~]*seed(=|$)")
 _REFERS = re.compile(r"\$\{(?!oc\.env:)")  # to another value; the environment stays what it is
 
 
@@ -57,6 +58,8 @@ class Grid:
         """Return the checked configuration of one job; raise a UserError, or Hydra's own."""
         seeds = [word for word in job if _SEED.fullmatch(word)]
         words = tuple(word for word in job if word not in seeds)
+        if any(_SEED_KEY.match(word) for word in words):  # the last one wins, in their order
+            seeds, words = [], tuple(job)
         choices = tuple(filter(self.is_choice, words))
         values = tuple(word for word in words if word not in choices)
         tree, text = self.base(choices)

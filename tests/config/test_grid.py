@@ -28,6 +28,7 @@ GRIDS = {
     "wholes": (["arch.blocks=[1,1,1]|{a:1}"], ["seed=007|3"], ["runs_dir='a b'|c"]),
     "dicts": (["optimizer={lr:0.5}", "+optimizer.lr=3"], ["optimizer.lr=2|null"]),
     "marks": (["++trainer.epochs=3", "~trainer.epochs", "+x=1"], ["+trainer.epochs=2", "seed=1"]),
+    "seeds": (["seed=0,1"], ["++seed=5", "+seed=5", "~seed", "seed='7'"], ["trainer.epochs=1,2"]),
     "together": (["task=train,evaluate"], ["weights=null,w"], ["seed=0,-1"]),
     "references": (["runs_dir='r/${seed}'|'${oc.env:HOME}'"], ["seed=4|5"]),
     "overrides": (["runs_dir='${hydra:job.override_dirname}'|r"], ["trainer.epochs=1|2"]),
