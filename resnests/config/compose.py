@@ -59,6 +59,8 @@ def require_words(words: Sequence[str]) -> None:
             if "=" in text and "mismatched input '='" in str(error):
                 mend = f"quotes around a value with a '=': '{key}=\"{text}\"'"
                 raise UserError(f"{word}: expected {mend}") from None
+            if text.startswith("~"):
+                raise UserError(f"{word}: expected quotes: '{key}=\"{text}\"'") from None
             continue  # Hydra says it
         if (conf_dir() / key).is_dir():
             chosen: list[Any] = value.list if isinstance(value, ChoiceSweep) else [value]
