@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from resnests import __version__
 from resnests.config.compose import conf_dir, in_one_line, register, require_words
+from resnests.config.flags import in_hydras_order
 from resnests.config.schema import config_from
 from resnests.environment import RUN
 from resnests.errors import USER_ERROR, UserError, guarded, run_command_line
@@ -73,6 +74,7 @@ def _main() -> None:
     wants_all = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # or Hydra would say it itself, in several lines
     try:
+        sys.argv[1:] = in_hydras_order(sys.argv[1:])
         for word in sys.argv[1:]:  # before Hydra composes: optuna's schema does not fit ours
             if word.startswith("hydra/sweeper=") and word != "hydra/sweeper=grid":
                 _refuse_sweeper(word.partition("=")[2])
