@@ -78,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _aggregate() -> None:
     arguments = parser().parse_intermixed_args()  # words may stand behind options
+    arguments.output = arguments.output and os.path.expanduser(arguments.output)
     root, query = _runs_and_query(arguments.words)
     if arguments.to:
         from resnests.commands.queue import queue_lines
@@ -116,6 +117,7 @@ def _aggregate() -> None:
 
 def _runs_and_query(words: list[str]) -> tuple[str, list[str]]:
     """Return the directory among `words`, and those that choose runs; raise a UserError."""
+    words = [os.path.expanduser(word) for word in words]
     query = [word for word in words if "=" in word and not os.path.isdir(word)]
     roots = [word for word in words if word not in query]
     if len(roots) > 1:

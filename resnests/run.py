@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 
 from resnests import __version__
 from resnests.config.compose import conf_dir, in_one_line, register, require_words
+from resnests.config.flags import in_hydras_order
 from resnests.config.schema import config_from
 from resnests.environment import RUN
 from resnests.errors import USER_ERROR, UserError, guarded, run_command_line
@@ -37,8 +39,12 @@ def app(tree: DictConfig) -> str | None:
 
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         if not protocol.is_job():
-            _refuse_sweeper(HydraConfig.get().runtime.choices["hydra/sweeper"])
+            _refuse_sweeper("hydra.sweeper._target_", HydraConfig.get().sweeper["_target_"])
         return run_job(int(os.environ[RUN]))
+    launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
+    if launcher == "submitit_slurm":
+        expected = "-m, as Hydra trains a single run on this host; or cluster=slurm"
+        sys.exit(f"error: hydra/launcher={launcher}: expected {expected}")
     os.chdir(HydraConfig.get().runtime.cwd)  # whatever hydra.job.chdir says: see SpecLoader
     status = None
 
@@ -53,9 +59,29 @@ def app(tree: DictConfig) -> str | None:
     return status
 
 
-def _refuse_sweeper(name: str | None) -> NoReturn:
+def _refuse_sweeper(key: str, value: str) -> NoReturn:
     expected = "grid, which every sweep needs; to search, python run.py -m experiment=tune"
-    sys.exit(f"error: hydra/sweeper={name}: expected {expected}")
+    sys.exit(f"error: {key}={value}: expected {expected}")
+
+
+def _compose_and_run() -> None:
+    """Hand the command line to Hydra; exit with one line for a sweeper that a file chooses and that
+    is not there.
+    """
+    try:
+        app()
+    except CompactHydraException as error:
+        missing = re.search("Could not find 'hydra/sweeper/(.+)'", str(error))
+        if missing is None:
+            raise
+        _refuse_sweeper("hydra/sweeper", missing[1])
+    except RuntimeError as error:
+        unknown = re.match("Unknown plugin class : '(.+)'", str(error))
+        if unknown is None:
+            raise
+        if "sweeper" in unknown[1].lower():
+            _refuse_sweeper("hydra.sweeper._target_", unknown[1])
+        raise UserError(f"{unknown[1]}: expected a plugin of Hydra that is installed") from None
 
 
 def main() -> None:
@@ -73,11 +99,12 @@ def _main() -> None:
     wants_all = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # or Hydra would say it itself, in several lines
     try:
+        sys.argv[1:] = in_hydras_order(sys.argv[1:])
         for word in sys.argv[1:]:  # before Hydra composes: optuna's schema does not fit ours
             if word.startswith("hydra/sweeper=") and word != "hydra/sweeper=grid":
-                _refuse_sweeper(word.partition("=")[2])
+                _refuse_sweeper("hydra/sweeper", word.partition("=")[2])
         require_words(sys.argv[1:])
-        app()
+        _compose_and_run()
     except KeyboardInterrupt:  # before the sweep listens to signals
         sys.exit(protocol.INTERRUPTED)
     except SystemExit as end:

@@ -357,3 +357,34 @@ def test_weights_that_were_deleted_are_named_where_they_are_analysed(tmp_path):
     assert done.returncode == 2
     expected = "expected the weights of the run; trainer.overwrite=true trains the run afresh"
     assert done.stderr == f"error: task=analyze: {run.weights_file}: {expected}\n"
+
+
+SLURM = "defaults: [override /hydra/launcher: submitit_slurm]"
+OPTUNA = "defaults: [override /hydra/sweeper: optuna]"
+OPTUNA_CLASS = "hydra: {sweeper: {_target_: hydra_plugins.optuna.OptunaSweeper, n_trials: 3}}"
+
+
+@pytest.mark.parametrize(
+    ("content", "multirun", "said"),
+    [
+        (SLURM, ["-m"], "1 to run, 0 to resume, 0 to skip; in jobs of slurm"),
+        (SLURM, [], "error: hydra/launcher=submitit_slurm: expected -m, "),
+        (OPTUNA, ["-m"], "error: hydra/sweeper=optuna: expected grid, "),
+        (
+            OPTUNA_CLASS,
+            ["-m"],
+            "error: hydra.sweeper._target_=hydra_plugins.optuna.OptunaSweeper: ",
+        ),
+    ],
+)
+def test_a_launcher_or_sweeper_in_an_experiment_file_holds(tmp_path, content, multirun, said):
+    if content == SLURM:
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
+    words = (f"--config-dir={tmp_path}", *TINY, "experiment=mine", "sweep.dry_run=true")
+    done = run_command(*multirun, *words, cwd=tmp_path)
+    assert done.returncode == (2 if "error" in said else 0), done.stderr
+    lines = (done.stderr if "error" in said else done.stdout).splitlines()
+    assert lines[-1].startswith(said)
+    assert len(lines) == (1 if "error" in said else 2)

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
@@ -21,14 +22,30 @@ from omegaconf import OmegaConf
 from resnests.config.schema import Config, hydra_schema
 from resnests.errors import UserError, require
 
+CHOICES = {
+    "launcher": "joblib",
+    "sweeper": "grid",
+    "job_logging": "none",
+    "hydra_logging": "none",
+}
 SWEEPER = "hydra_plugins.resnests_sweeper.grid_sweeper.GridSweeper"
 
 
 def register() -> None:
-    """Make the schema and the sweeper known to Hydra, whatever directory its configuration comes
-    from.
+    """Make the schema, the sweeper and our choices for Hydra's own groups known to Hydra, whatever
+    directory its configuration comes from.
+
+    The choices are defaults of Hydra's own configuration, not overrides in config.yaml: of two
+    overrides in files Hydra takes the one further up, so that those of an experiment file would be
+    ignored without a word.
     """
     store = ConfigStore.instance()
+    hydra = HydraConf()
+    hydra.defaults = [
+        {group: CHOICES.get(group, choice) for group, choice in entry.items()}
+        for entry in hydra.defaults
+    ]
+    store.store(group="hydra", name="config", node=hydra, provider="resnests")
     store.store(name="schema", node=hydra_schema())
     store.store(group="hydra/sweeper", name="grid", node={"_target_": SWEEPER, "params": {}})
 
@@ -59,6 +76,8 @@ def require_words(words: Sequence[str]) -> None:
             if "=" in text and "mismatched input '='" in str(error):
                 mend = f"quotes around a value with a '=': '{key}=\"{text}\"'"
                 raise UserError(f"{word}: expected {mend}") from None
+            if text.startswith("~"):
+                raise UserError(f"{word}: expected quotes: '{key}=\"{text}\"'") from None
             continue  # Hydra says it
         if (conf_dir() / key).is_dir():
             chosen: list[Any] = value.list if isinstance(value, ChoiceSweep) else [value]

@@ -28,6 +28,7 @@ from resnests.config.schema import Config, config_from
 from resnests.errors import UserError
 
 _SEED = re.compile(r"seed=(\d+)")
+_SEED_KEY = re.compile(r"[+~]*seed(=|$)")
 _REFERS = re.compile(r"\$\{(?!oc\.env:)")  # to another value; the environment stays what it is
 
 
@@ -57,6 +58,8 @@ class Grid:
         """Return the checked configuration of one job; raise a UserError, or Hydra's own."""
         seeds = [word for word in job if _SEED.fullmatch(word)]
         words = tuple(word for word in job if word not in seeds)
+        if any(_SEED_KEY.match(word) for word in words):  # the last one wins, in their order
+            seeds, words = [], tuple(job)
         choices = tuple(filter(self.is_choice, words))
         values = tuple(word for word in words if word not in choices)
         tree, text = self.base(choices)
@@ -108,10 +111,30 @@ class Grid:
     def _compose(self, words: tuple[str, ...]) -> tuple[DictConfig, Any]:
         """Return what Hydra composes, and what ${hydra:...} reads."""
         tree = self.loader.load_sweep_config(self.master, list(words))
+        for part in ("launcher", "sweeper"):
+            self._require_same(part, tree, words)
         HydraConfig.instance().set_config(tree)
         with open_dict(tree):
             del tree["hydra"]
         return tree, HydraConfig.instance().cfg
+
+    def _require_same(self, part: str, tree: DictConfig, words: tuple[str, ...]) -> None:
+        """Raise a UserError where a file that `words` choose brings a launcher or sweeper.
+
+        The one of the command is at work by then, and a file's would be ignored.
+        """
+        own, given = tree.hydra, self.master.hydra
+        key = f"hydra/{part}"
+        name, present = (node.runtime.choices[key] for node in (own, given))
+        values: list[Any] = [OmegaConf.to_container(node[part]) for node in (own, given)]
+        for value in values:
+            value.pop("params", None)  # the grid of an experiment
+        if name == present and values[0] == values[1]:
+            return
+        expected = f"{key}={name} and its keys on the command line, where they hold for all runs"
+        if name == "submitit_slurm":
+            expected += "; or cluster=slurm"
+        raise UserError(f"{' '.join(words)}: brings hydra.{part} in its file: expected {expected}")
 
     def _is_choice(self, word: str) -> bool:
         """Return whether `word` is about the defaults list or Hydra itself, not a value to set."""

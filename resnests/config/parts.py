@@ -7,6 +7,7 @@ keys of its YAML that are not listed here are what the callable is given (`args`
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +76,7 @@ class Dataset(Part):
         return self.num_classes
 
     def __post_init__(self) -> None:
+        self.root = os.path.expanduser(self.root)
         require_name("dataset.name", self.name)
         if self.target is None:
             require_one_of("dataset.source", self.source, SOURCES)

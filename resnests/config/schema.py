@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, cast, get_type_hints
@@ -171,6 +172,8 @@ class Config:
     digests: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.runs_dir = os.path.expanduser(self.runs_dir)
+        self.weights = self.weights and os.path.expanduser(self.weights)
         require_one_of("task", self.task, TASKS)
         expected = "false with weights, which are not trained here"
         ok = self.weights is None or not self.analysis.train
@@ -196,6 +199,10 @@ class Config:
             require_name("logger", name)
             ok = isinstance(values, dict) and isinstance(values.get("_target_"), str)
             require(ok, f"logger.{name}", values, "a _target_ and what it is called with")
+            self.logger[name] = {
+                key: os.path.expanduser(value) if isinstance(value, str) else value
+                for key, value in values.items()
+            }
         if self.arch.target is None and self.variant.target is None:
             require_one_of("variant.head", self.variant.head, HEADS)
         if self.arch.target is not None and self.variant.target is not None:

@@ -4,6 +4,7 @@ lines.
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resnests.runs.record import FINAL, BrokenRecord, Record
-from resnests.text import duration, epoch_line
+from resnests.text import accuracy, duration, epoch_line
 
 if TYPE_CHECKING:
     from resnests.sweep.plan import Run
@@ -65,7 +66,10 @@ class View:
             return ""
         if self.status == "complete":
             took = duration(self.record.seconds)
-            return f"test {self.record.test_accuracy:.2f}% {self._origin(self.record)}, {took}"
+            assert self.record.test_accuracy is not None
+            last = [{}, *self.run.directory.history_rows()][-1]
+            measured = accuracy(self.record.test_accuracy, last.get("val_accuracy", math.nan))
+            return f"{measured} {self._origin(self.record)}, {took}"
         return self.record.error or ""
 
     def _origin(self, record: Record) -> str:
@@ -83,8 +87,8 @@ class View:
 
 
 class Display:
-    """Follows the runs of a sweep until the `with` block ends: live on a terminal, plain lines
-    elsewhere.
+    """Follows the runs of a sweep until the `with` block ends: live on a terminal that can, plain
+    lines elsewhere.
     """
 
     def __init__(self, runs: Sequence[Run], todo: Sequence[Run]) -> None:
@@ -101,9 +105,9 @@ class Display:
         # Labels and error messages are shown as they are: [...] and :...: mean nothing to us
         self.console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
         self.started = time.time()
-        self.live = (
-            Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        )
+        # A dumb one (TERM=dumb) cannot draw a table over the one before
+        can_draw = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.live = Live(console=self.console, auto_refresh=False) if can_draw else None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 

@@ -230,3 +230,21 @@ def test_every_value_is_part_of_the_recipe_or_declared_free(path, free):
     given |= {"milestones": [0.9], "epochs": 9}
     setattr(node, path[-1], given.get(path[-1], "another value"))
     assert (recipe_hash(changed) == before) == (free or path in LABELS)
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = tiny(
+        "runs_dir='~/runs'",
+        "dataset.root='~/data'",
+        "task=evaluate",
+        "weights='~/model.pt'",
+        "logger=tensorboard",
+        "logger.tensorboard.folder='~/boards'",
+    )
+    assert (config.runs_dir, config.dataset.root) == ("/home/me/runs", "/home/me/data")
+    assert config.weights == "/home/me/model.pt"
+    assert config.logger["tensorboard"]["folder"] == "/home/me/boards"
+    assert recipe_hash(config) == recipe_hash(
+        tiny("task=evaluate", "weights=/home/me/model.pt", "logger=tensorboard")
+    )

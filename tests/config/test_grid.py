@@ -28,6 +28,7 @@ GRIDS = {
     "wholes": (["arch.blocks=[1,1,1]|{a:1}"], ["seed=007|3"], ["runs_dir='a b'|c"]),
     "dicts": (["optimizer={lr:0.5}", "+optimizer.lr=3"], ["optimizer.lr=2|null"]),
     "marks": (["++trainer.epochs=3", "~trainer.epochs", "+x=1"], ["+trainer.epochs=2", "seed=1"]),
+    "seeds": (["seed=0,1"], ["++seed=5", "+seed=5", "~seed", "seed='7'"], ["trainer.epochs=1,2"]),
     "together": (["task=train,evaluate"], ["weights=null,w"], ["seed=0,-1"]),
     "references": (["runs_dir='r/${seed}'|'${oc.env:HOME}'"], ["seed=4|5"]),
     "overrides": (["runs_dir='${hydra:job.override_dirname}'|r"], ["trainer.epochs=1|2"]),
@@ -101,3 +102,14 @@ def test_what_runs_share_is_composed_once(loader, monkeypatch):
     configs = [composed.config(job) for job in jobs]
     assert len({(c.variant.name, c.optimizer.lr, c.trainer.epochs, c.seed) for c in configs}) == 800
     assert (calls.count(1), calls.count(2)) == (2, 2 * (1 + 2 + 2))
+
+
+@pytest.mark.parametrize("part", ["launcher", "sweeper"])
+def test_a_launcher_that_only_some_runs_choose_is_refused(loader, part):
+    """The sweep has one already, and would train those runs by that."""
+    master = loader.load_configuration("config", [], RunMode.MULTIRUN)
+    jobs = [["arch=resnet8"], ["arch=resnet20", f"hydra/{part}=basic"]]
+    grid = Grid(loader, master, jobs)
+    assert grid.config(jobs[0]).arch.name == "resnet8"
+    with pytest.raises(UserError, match=rf"brings hydra\.{part} .*: expected hydra/{part}=basic"):
+        grid.config(jobs[1])

@@ -75,6 +75,7 @@ def test_a_partial_optimizer_is_what_is_made_of_all():
         ("arch.name=111,1_1_1", "arch.name=111,1_1_1: expected text"),
         ("tune.study=1e3", "tune.study=1e3: expected text"),
         ("runs_dir=2024_01", """runs_dir=2024_01: expected .*: 'runs_dir="2024_01"'"""),
+        ("runs_dir=~/x", """runs_dir=~/x: expected quotes: 'runs_dir="~/x"'"""),
         (
             "weights=runs/digits/seed=0/model.pt",
             """quotes around a value with a '=': 'weights="runs/digits/seed=0/model.pt"'""",

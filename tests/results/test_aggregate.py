@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -237,3 +238,11 @@ def test_results_stand_below_what_trains_and_what_users_command():
     for file in (ROOT / "resnests" / "results").glob("*.py"):
         for name in above:
             assert f"resnests.{name}" not in file.read_text(), file
+
+
+def test_a_tilde_is_the_home_folder(tree):
+    """A shell hands on a quoted one, and one behind `--output=`, as they are."""
+    place = {"HOME": str(tree.parent)}
+    command = [sys.executable, "aggregate.py", f"~/{tree.name}", "--output=~/made.md"]
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | place)
+    assert (tree.parent / "made.md").is_file()

@@ -1,12 +1,13 @@
 """The lines and the live table of a sweep."""
 
+import math
 from dataclasses import replace
 
 import pytest
 from helpers import tiny
 
-from resnests.runs.directory import RunDirectory
-from resnests.runs.record import Provenance, Record
+from resnests.runs.directory import HISTORY, RunDirectory
+from resnests.runs.record import METRICS, Provenance, Record
 from resnests.sweep.display import Display
 from resnests.sweep.plan import Run
 from resnests.sweep.scheduler import Job, State
@@ -73,6 +74,36 @@ def test_plain_lines_tell_start_and_end_of_each_run_of_a_sweep(tmp_path, capsys)
         "start digits/tiny/standard seed=0 on cpu-0",
         "failed 1/2 digits/tiny/standard seed=0: OSError: no disk",
     ]
+
+
+def test_a_dumb_terminal_gets_plain_lines(tmp_path, monkeypatch, capsys):
+    """It is one, but cannot draw a table."""
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    runs = runs_of(tmp_path, 2)
+    with Display(runs, runs) as display:
+        assert display.console.is_terminal
+        display.started -= 1
+        started(runs[0])
+    assert "start digits/tiny/standard seed=0 on cpu-0\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("validation", "said"), [(61.5, "validation 61.50%"), (math.nan, "test 72.25%")]
+)
+def test_accuracies_to_choose_by_are_those_of_held_out_images(tmp_path, capsys, validation, said):
+    runs = runs_of(tmp_path, 2)
+    display = Display(runs, runs)
+    display.started -= 1
+    row = dict.fromkeys(HISTORY, 1.0) | {"val_accuracy": validation}
+    runs[0].directory.write_config(runs[0].config)
+    runs[0].directory.write_history([row])
+    measured = dict.fromkeys(("parameters", *METRICS), 1) | {"test_accuracy": 72.25}
+    started(runs[0], status="complete", seconds=3.0, epochs=10, **measured)
+    display._refresh(display._due())
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("complete 1/2 digits/tiny/standard seed=0: ")
+    assert f": {said} after 10 epochs, 3.0 s" in last
 
 
 @pytest.mark.parametrize(

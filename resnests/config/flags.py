@@ -1,0 +1,49 @@
+"""The flags of the command line, such as -m and --cfg, which Hydra parses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+
+from resnests.errors import UserError
+
+MODES = ("run", "multirun", "cfg", "info", "shell_completion")  # of which Hydra takes one
+PATHS = ("config_path", "config_dir")
+
+
+def in_hydras_order(words: Sequence[str]) -> list[str]:
+    """Return `words` with the flags first, as Hydra wants them, and their folders as absolute
+    paths; raise a UserError for flags that do not exist or do not go together.
+
+    Hydra looks for a relative --config-path beside the Python file that declares its main function.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; python run.py --hydra-help lists the flags")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    given, unknown = parser.parse_known_intermixed_args(words)
+    for word in unknown:
+        key, equals, text = word.lstrip("-").partition("=")
+        meant = f"{key}={text}" if equals else f"{key}=VALUE"
+        raise UserError(f"{word}: expected no dashes before a key: {meant}")
+    modes = [f"--{mode.replace('_', '-')}" for mode in MODES if getattr(given, mode)]
+    if len(modes) > 1:
+        raise UserError(
+            f"{' '.join(modes)}: expected one of them, as --cfg and --info show one run"
+        )
+    if given.resolve and not (given.cfg or given.help):
+        raise UserError("--resolve: expected --cfg or --help beside it")
+    flags = [word for word in words if word not in given.overrides]
+    for path in filter(None, (getattr(given, name) for name in PATHS)):
+        if "://" not in path:  # as pkg:// is
+            whole = os.path.abspath(os.path.expanduser(path))
+            flags = [
+                f"{word.removesuffix(path)}{whole}" if word.endswith(path) else word
+                for word in flags
+            ]
+    return [*flags, *given.overrides]

@@ -1,0 +1,65 @@
+"""The flags of the command line."""
+
+import os
+
+import pytest
+from helpers import run_command
+
+from resnests.config.flags import in_hydras_order
+from resnests.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--optimizer.lr=0.1 seed=0", "--optimizer.lr=0.1: .* no dashes .*: optimizer.lr=0.1"),
+        ("--seed 3", "--seed: .* no dashes .*: seed=VALUE"),
+        ("-m --cfg hydra", "--multirun --cfg: expected one of them"),
+        ("-m --cfg job seed=0,1", "--multirun --cfg: expected one of them"),
+        ("--info -m", "--multirun --info: expected one of them"),
+        ("--cfg jobs", "--cfg.*invalid choice: 'jobs'"),
+        ("--config-dir", "--config-dir.*expected one argument"),
+        ("--resolve", "--resolve: expected --cfg"),
+    ],
+)
+def test_flags_that_hydra_refuses_in_many_lines_are_refused_in_one(words, said):
+    with pytest.raises(UserError, match=said) as caught:
+        in_hydras_order(words.split())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("a=1 -m b=2", "-m a=1 b=2"),
+        ("-m a=1,2 ~b", "-m a=1,2 ~b"),
+        ("a=1 --cfg job ++seed=-1", "--cfg job a=1 ++seed=-1"),
+        ("--info defaults a=1", "--info defaults a=1"),
+        ("", ""),
+        (
+            "--config-path=x/seed=0 --config-name=config",
+            "--config-path=CWD/x/seed=0 --config-name=config",
+        ),
+        ("-cp ./x a=1 --config-dir ~/c", "-cp CWD/x --config-dir /home/me/c a=1"),
+        ("--config-path=/x", "--config-path=/x"),
+        ("--config-path=pkg://x", "--config-path=pkg://x"),
+    ],
+)
+def test_flags_come_first_and_folders_are_absolute(words, meant, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert in_hydras_order(words.split()) == meant.replace("CWD", os.getcwd()).split()
+
+
+def test_a_configuration_in_a_relative_folder_is_found(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.yaml").write_text("found: 1")
+    done = run_command("found=2", "--config-path=mine", "--cfg", "job", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "found: 2\n"), done.stderr
+
+
+def test_a_key_with_dashes_is_one_line(tmp_path):
+    done = run_command("--optimizer.lr=0.1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: --optimizer.lr=0.1: expected no dashes before a key: optimizer.lr=0.1\n"
+    )
