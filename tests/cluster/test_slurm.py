@@ -292,7 +292,8 @@ def test_what_a_node_lacks_is_one_line_of_each_run(tmp_path, slurm):
 def test_a_node_without_the_data_set_says_so(tmp_path, slurm):
     """It is taken away after the sweep has seen it, as where /data is not the same everywhere."""
     images = tmp_path / "images.npz"
-    pixels, labels = np.zeros((8, 8, 8, 3), np.uint8), np.arange(8) % 2
+    pixels = np.arange(8 * 8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 8, 3)
+    labels = np.arange(8) % 2
     arrays = {"train_images": pixels, "train_labels": labels}
     np.savez(images, **arrays, test_images=pixels, test_labels=labels)
     own = ("dataset=images", "dataset.name=own", f"dataset.root={images}", "dataset.num_classes=2")
