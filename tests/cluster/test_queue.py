@@ -13,6 +13,7 @@ from queues import StandIn
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.sweep.executors.slurm import UNLISTED, SlurmExecutor
+from resnests.sweep.executors.slurm_commands import Seen
 from resnests.sweep.executors.slurm_script import job_script
 from resnests.sweep.executors.submission import Submission
 from resnests.sweep.plan import Run
@@ -79,6 +80,15 @@ def test_another_sweep_leaves_alone_what_squeue_does_not_list(slurm, runs):
     os.utime(job.submission.folder / "unlisted", (time.time() - 301,) * 2)
     other.close([new])
     assert not job.submission.folder.exists()
+
+
+def test_a_sweep_that_stops_does_not_wait_for_what_is_not_listed_and_never_began(slurm, runs):
+    mine, _ = executor(runs)
+    jobs = mine.submit(runs[:2], [], 0)
+    jobs[0].update({"0": Seen("17_0", State.RUNNING, "n1", "")}, False)
+    mine.cancel(jobs, kill=False)
+    mine.poll(jobs)
+    assert [job.state for job in jobs] == [State.RUNNING, State.OVER]
 
 
 def test_the_users_shell_changes_no_call_but_where_jobs_run(slurm, runs, monkeypatch):

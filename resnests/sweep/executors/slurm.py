@@ -58,7 +58,10 @@ class SlurmJob(Job):
         now = seen.get(str(self.task)) or seen.get(REST)
         numbers = self.submission.numbers(self.task)
         if now is None:
-            if not seen and not is_gone and not self._told().keys() >= set(numbers):
+            # One that has not begun when its specs are removed finds nothing to do.
+            may_go_on = self.started or self.submission.specs.specs.exists()
+            told_all = self._told().keys() >= set(numbers)
+            if may_go_on and not (seen or is_gone or told_all):
                 self.reason = UNLISTED
                 return
             now = Seen("", State.OVER, "", "no longer in the queue")
