@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from resnests.errors import require, require_one_of
 
@@ -13,6 +16,23 @@ OWN = {"slurm": (*SLURM, "runs_per_job", "grace", "detach"), "ray": ("address",)
 _ADDRESS = re.compile(r"auto|[\w.-]+:\d+")
 _TIME = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?")
 _SLURMS_TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}")
+# Options of sbatch on which a sweep relies, with their short forms, and what is there instead.
+_RESERVED = {
+    "job-name": ("J", "the sweep finds its jobs by their name"),
+    "array": ("a", "the sweep numbers its jobs; cluster.jobs and cluster.runs_per_job shape them"),
+    "nodes": ("N", "a job is on one node; cluster.jobs says how many there are"),
+    "ntasks": ("n", "a job is one task; cluster.cpus and cluster.runs_per_job give it more"),
+    "output": ("o", "the sweep reads what jobs print"),
+    "error": ("e", "the sweep reads what jobs print"),
+    "open-mode": ("", "the sweep reads what jobs print"),
+    "signal": ("", "cluster.grace says when a job is signalled"),
+    "parsable": ("", "the sweep sets it"),
+    "wait": ("W", "cluster.detach says whether the sweep waits"),
+    "wrap": ("", "cluster.setup has the commands that a job runs first"),
+    "test-only": ("", "sweep.dry_run=true shows what would be trained"),
+    "no-requeue": ("", "jobs queue again by themselves"),
+    "clusters": ("M", "the sweep asks the Slurm of this host"),
+}
 
 
 @dataclass
@@ -30,7 +50,7 @@ class Cluster:
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    options: list[str] | None = None
+    options: Any = None  # a list of words, or one string as a shell splits it
     setup: list[str] | None = None
     runs_per_job: int | None = None
     grace: int | None = None
@@ -57,9 +77,14 @@ class Cluster:
         if self.name == "slurm":
             for key in ("runs_per_job", "grace", "detach"):
                 require(getattr(self, key) is not None, f"cluster.{key}", "null", "a value")
+            self.options = _words(self.options)
+            _require_unreserved(self.options)
         ok = self.name != "ray" or _ADDRESS.fullmatch(self.address or "") is not None
         require(ok, "cluster.address", self.address, "auto, or an address such as 10.0.0.1:6379")
-        self.slurm_time()
+        seconds = self._seconds()
+        ok = seconds is None or (self.grace or 0) < seconds
+        less = f"less than cluster.time={self.time}, which is {seconds} seconds"
+        require(ok, "cluster.grace", self.grace, less)
 
     def slurm_time(self) -> str | None:
         """Return `time` as Slurm has it: minutes, or what was written in its own form."""
@@ -72,6 +97,45 @@ class Cluster:
         require(total > 0, "cluster.time", self.time, expected)
         return str(total)
 
+    def _seconds(self) -> int | None:
+        """Return `time` in seconds, None where there is no limit."""
+        time = self.slurm_time()
+        if time is None:
+            return None
+        days, dash, rest = time.rpartition("-")
+        parts = [int(part) for part in rest.split(":")]
+        if dash:  # days-hours:minutes:seconds, from the left
+            hours, minutes, seconds = (*parts, 0, 0)[:3]
+        elif len(parts) < 3:  # minutes:seconds
+            hours, (minutes, seconds) = 0, (*parts, 0)[:2]
+        else:
+            hours, minutes, seconds = parts
+        total = ((24 * int(days or 0) + hours) * 60 + minutes) * 60 + seconds
+        return total or None  # 0 is what Slurm has for no limit
+
     def gpus_of_a_job(self, device: str) -> float:
         """Return cluster.gpus, or where it is null what trainer.device needs."""
         return (0.0 if device == "cpu" else 1.0) if self.gpus is None else self.gpus
+
+
+def _words(options: Any) -> list[str]:
+    """Return `options` as words: a string is split as a shell does."""
+    expected = 'words such as ["--constraint=a100"], or one string as a shell takes them'
+    try:
+        words: list[Any] = shlex.split(options) if isinstance(options, str) else options or []
+    except ValueError:  # a quotation that is not closed
+        words = [None]
+    ok = isinstance(words, list) and all(isinstance(word, str) for word in words)
+    require(ok, "cluster.options", options, expected)
+    return words
+
+
+def _require_unreserved(options: Sequence[str]) -> None:
+    """Refuse the options on which the sweep relies, abbreviated as sbatch takes them too."""
+    for word in options:
+        name = word[2:].partition("=")[0] if word.startswith("--") else ""
+        for reserved, (short, instead) in _RESERVED.items():
+            is_short = short and word.startswith(f"-{short}")
+            is_long = name and reserved.startswith(name)
+            expected = f"no --{reserved}, as {instead}"
+            require(not (is_short or is_long), "cluster.options", word, expected)

@@ -28,6 +28,7 @@ from resnests.sweep.process import record_lost_job
 
 STALLED_JOBS = 3  # in a row in which a run gets no epoch further
 REFUSALS = 5  # in a row, with no job left that goes on meanwhile
+KILL_SECONDS = 3.0  # for which killed jobs are waited for: a summary follows
 TICK_SECONDS = 0.2  # how fast a pause notices that the sweep is to stop
 
 # What a job says of a run that it could not, or need not, bring to an end on record.
@@ -131,6 +132,7 @@ class Scheduler:
                 self._pause(self.executor.pause(time.monotonic() - started))
         except BaseException:
             self.executor.cancel(self.jobs, kill=True)
+            self._record_killed()
             raise
         finally:
             self.executor.close(self.jobs)
@@ -262,6 +264,15 @@ class Scheduler:
         if not self.stopped:
             self.stopped = True
             self.executor.cancel(self.jobs, kill=False)
+
+    def _record_killed(self) -> None:
+        """Record how the runs of killed jobs ended, as far as these die within a moment."""
+        end = time.monotonic() + KILL_SECONDS
+        active = [(job, run) for job in self.jobs if job.is_active for run in job.runs]
+        for job, run in active:
+            while run.directory.is_locked() and time.monotonic() < end:
+                time.sleep(TICK_SECONDS)
+            record_lost_job(run, job.name if job.dies_as_one else None, _ended(job, "cancelled"))
 
     def _pause(self, seconds: float) -> None:
         """Sleep, but no longer than until the sweep is to stop."""

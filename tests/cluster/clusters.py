@@ -23,7 +23,7 @@ LONG = f"trainer.epochs={EPOCHS}"  # some eight seconds, and many with the machi
 
 
 def start(folder: Path, *overrides: str, **environment: str) -> subprocess.Popen:
-    """A sweep whose lines are appended to sweep.log."""
+    """Start a sweep, whose lines are appended to sweep.log."""
     command = [sys.executable, str(REPOSITORY / "run.py"), "-m", *TINY, *overrides]
     with open(folder / "sweep.log", "ab") as log:
         process = subprocess.Popen(
@@ -34,7 +34,7 @@ def start(folder: Path, *overrides: str, **environment: str) -> subprocess.Popen
 
 
 def end_all() -> None:
-    """The sweeps that a failed test left."""
+    """End the sweeps that a failed test left."""
     while STARTED:
         process = STARTED.pop()
         process.kill()
@@ -42,7 +42,7 @@ def end_all() -> None:
 
 
 def sweep(folder: Path, *overrides: str, **environment: str) -> int:
-    """The exit status."""
+    """Run a sweep and return its exit status."""
     return start(folder, *overrides, **environment).wait(800)
 
 
@@ -51,7 +51,7 @@ def log(folder: Path) -> str:
 
 
 def assert_refused(folder: Path, said: str, *overrides: str) -> None:
-    """In one line, and with the exit status of a user's mistake."""
+    """Assert that one line refuses, with the exit status of a user's mistake."""
     done = run_command("-m", *overrides, "seed=0,1", "dataset=digits", cwd=folder)
     assert done.returncode == 2
     assert said in done.stderr
@@ -66,7 +66,7 @@ def until(is_so: Callable[[], object], seconds: float = 90) -> None:
 
 
 def runs(folder: Path) -> dict[str, RunDirectory]:
-    """By variant and seed."""
+    """Return the runs by variant and seed."""
     found = find_runs(folder / "runs")
     return {f"{run.path.parts[-3]} {run.path.parts[-1]}": run for run in found}
 
@@ -76,12 +76,12 @@ def statuses(folder: Path) -> list[str | None]:
 
 
 def epochs(folder: Path) -> list[int]:
-    """How far the runs are that have begun."""
+    """Return how far the runs are that have begun."""
     return [len(run.history_rows()) for run in runs(folder).values()]
 
 
 def assert_same_results(folder: Path, reference: Path) -> None:
-    """To the bit."""
+    """Assert that weights and history are the same to the bit."""
     mine, others = runs(folder), runs(reference)
     assert mine.keys() == others.keys()
     for name, run in mine.items():
@@ -92,5 +92,5 @@ def assert_same_results(folder: Path, reference: Path) -> None:
 
 
 def left_over(folder: Path) -> list[str]:
-    """Folders of submissions that nobody removed."""
+    """Return the folders of submissions that nobody removed."""
     return sorted(path.name for path in (folder / "runs").glob(".sweep-*"))

@@ -10,14 +10,14 @@ def _no_sweep_is_left():
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The results of LONG for GRID, made by a sweep on this machine."""
+    """Return the results of LONG for GRID, made by a sweep on this machine."""
     folder = tmp_path_factory.mktemp("undisturbed")
     assert sweep(folder, *GRID, LONG) == 0
     return folder
 
 
 def pytest_collection_modifyitems(config, items):
-    """Not among the others: they take minutes, and a machine to themselves."""
+    """Skip cluster tests among the others: they take minutes, and a machine to themselves."""
     if "cluster" in config.getoption("markexpr"):
         return
     for item in items:

@@ -71,7 +71,7 @@ class RayNodes:
             )
 
     def kill_node(self, index: int) -> None:
-        """All processes of a node at once (0 is the head)."""
+        """Kill all processes of a node at once (0 is the head)."""
         node = self.nodes.pop(index)
         with suppress(ProcessLookupError):
             os.killpg(node.pid, signal.SIGKILL)

@@ -77,7 +77,7 @@ NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=
 
 
 def missing(*more: str) -> str:
-    """Why there can be no Slurm here, with these programs as well; "" where there can."""
+    """Return why there can be no Slurm here, with these programs as well; "" where there can."""
     lacking = [name for name in (*PROGRAMS, *more) if not _which(name)]
     if lacking:
         packages = "slurm-wlm and munge; slurmdbd and mariadb-server for accounting"
@@ -188,7 +188,7 @@ class Slurm:
         return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout.strip()
 
     def queue(self) -> list[str]:
-        """A line for each job that is not over: its number and its state."""
+        """Return a line for each job that is not over: its number and its state."""
         return self.ask("squeue", "--noheader", "--array", "-o", "%F_%K %T").splitlines()
 
     def __exit__(self, *_: object) -> None:

@@ -223,6 +223,17 @@ def test_ctrl_c_lets_jobs_write_their_checkpoints_and_empties_the_queue(tmp_path
     assert all(run.checkpoint_file.exists() for run in runs(tmp_path).values())
 
 
+def test_a_second_ctrl_c_cancels_and_the_summary_does_not_call_that_running(tmp_path, slurm):
+    process = start(tmp_path, *SLURM, *GRID, LONG)
+    until(lambda: len(epochs(tmp_path)) == 2 and min(epochs(tmp_path)) > 1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)  # or the system makes one signal of two
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert "running: " not in log(tmp_path)
+    assert set(statuses(tmp_path)) <= {"killed", "interrupted"}
+
+
 def test_jobs_outlive_their_sweep_and_the_same_command_finds_them(tmp_path, slurm, undisturbed):
     process = start(tmp_path, *SLURM, *GRID, LONG)
     until(lambda: any(count > 1 for count in epochs(tmp_path)))
@@ -256,6 +267,29 @@ def test_two_sweeps_of_one_grid_submit_each_run_once(tmp_path, slurm):
     assert log(tmp_path).count("submitted") == 1
     texts = [run.log_file.read_text() for run in runs(tmp_path).values()]
     assert all(text.count("epoch 2/2") == 1 for text in texts)
+
+
+def test_a_hidden_partition_and_a_shell_full_of_variables_hide_no_job(tmp_path, slurm):
+    slurm.ask("scontrol", "create", "PartitionName=hid", "Nodes=ALL", "Hidden=YES")
+    shell = {"SQUEUE_PARTITION": "main", "SQUEUE_USERS": "nobody", "SQUEUE_ACCOUNT": "other"}
+    shell |= {"SCANCEL_PARTITION": "main", "SBATCH_WAIT": "1", "SBATCH_ARRAY_INX": "0-9"}
+    healthy = start(tmp_path, *SLURM, "seed=0", LONG)
+    until(lambda: any(count > 1 for count in epochs(tmp_path)))
+    assert sweep(tmp_path, *SLURM, "cluster.partition=hid", "seed=1,2", **shell) == 0
+    assert healthy.wait(280) == 0
+    assert statuses(tmp_path) == ["complete"] * 3
+    assert log(tmp_path).count("submitted") == 2
+    assert not left_over(tmp_path)
+
+
+def test_a_line_of_setup_that_fails_is_named_once_for_each_run(tmp_path, slurm):
+    setup = """cluster.setup=["source /etc/profile","echo no such place >&2; exit 3"]"""
+    assert sweep(tmp_path, *SLURM, setup, "seed=0,1") == 1
+    said = "cluster.setup: echo no such place >&2; exit 3: exit status 3 (no such place)"
+    lines = [line for line in log(tmp_path).splitlines() if line.startswith("not started: ")]
+    assert len(lines) == 2
+    assert all(line.endswith(f": {said}") for line in lines)
+    assert log(tmp_path).count("submitted") == 1
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,22 @@ def test_a_second_signal_kills_them(runs):
     assert queue.cancels == [True]
 
 
+def test_what_a_second_signal_killed_is_not_on_record_as_running(runs, monkeypatch):
+    def move(queue, job, run):
+        job.state = State.RUNNING
+        put(run, "running", epochs=1)
+        if run.index == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Queue, "cancel", lambda self, jobs, kill: None)
+    with pytest.raises(KeyboardInterrupt):
+        list(Scheduler(runs, Queue(move), lambda: False, print).rounds())
+    records = [run.directory.read_record() for run in runs]
+    assert {(record.status, record.error[-17:]) for record in records} == {
+        ("killed", "ended (cancelled)")
+    }
+
+
 def test_fail_fast_stops_the_jobs_at_the_first_failure(runs):
     sweep = replace(runs[0].config.sweep, fail_fast=True)
     runs = [replace(run, config=replace(run.config, sweep=sweep)) for run in runs]

@@ -1,21 +1,22 @@
 """Jobs of Slurm: arrays, submitted by sbatch and polled by one squeue for all. No torch.
 
-squeue knows of a job that ended for some minutes (MinJobAge), with or without accounting. One that
-it does not know is over.
+squeue knows of a job that ended for some minutes (MinJobAge), with or without accounting. That it
+lists nothing of an array is no evidence of an end: a controller may have lost its state, a site
+may rename jobs. Such a job is over once it told so itself in its folder, or once squeue, which
+answered, did not list it for longer than MinJobAge. Folders are removed on the same evidence.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock
@@ -23,39 +24,23 @@ from filelock import FileLock
 from resnests.config.cluster import Cluster
 from resnests.config.schema import Config
 from resnests.errors import UserError, require
+from resnests.sweep.executors.slurm_commands import (
+    REST,
+    Seen,
+    ask,
+    environment,
+    is_submit_limit,
+    query_queue,
+    site_limits,
+)
+from resnests.sweep.executors.slurm_script import SETUP, job_script
 from resnests.sweep.executors.submission import Submission, find_submissions, place
 from resnests.sweep.plan import Run
-from resnests.sweep.scheduler import Job, State
+from resnests.sweep.process import log_line
+from resnests.sweep.scheduler import REFUSED, Job, State
 
-_STATES = {
-    "PENDING": State.QUEUED,
-    "REQUEUED": State.QUEUED,
-    "REQUEUE_HOLD": State.QUEUED,
-    "REQUEUE_FED": State.QUEUED,
-    "RESV_DEL_HOLD": State.QUEUED,
-    "SPECIAL_EXIT": State.QUEUED,
-    "CONFIGURING": State.RUNNING,
-    "RUNNING": State.RUNNING,
-    "RESIZING": State.RUNNING,
-    "SIGNALING": State.RUNNING,
-    "STAGE_OUT": State.RUNNING,
-    "STOPPED": State.RUNNING,
-    "SUSPENDED": State.RUNNING,
-    "COMPLETING": State.ENDING,
-    "CANCELLED": State.CANCELLED,
-}  # any other is over
 SLOWEST_SECONDS = 10.0  # between two polls of the queue
-_REST = "N/A"  # stands for all tasks of an array that never began
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A line of squeue's output."""
-
-    job: str  # such as 17_3
-    state: State
-    node: str
-    reason: str  # why it waits, or the word for how it ended
+UNLISTED = "squeue does not list it"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -65,23 +50,45 @@ class SlurmJob(Job):
     submission: Submission
     task: int
 
-    def update(self, queue: Queue) -> None:
-        """Set the state by what squeue shows, and once it is over by what the job told."""
-        seen = queue.get(self.submission.name, {})
-        now = seen.get(str(self.task)) or seen.get(_REST) or Seen("", State.OVER, "", "")
+    def update(self, seen: dict[str, Seen], is_gone: bool) -> None:
+        """Set the state by what squeue shows of the array, and outcomes by what the job told.
+
+        Where squeue shows nothing, `is_gone` says whether that was so for long enough.
+        """
+        now = seen.get(str(self.task)) or seen.get(REST)
+        numbers = self.submission.numbers(self.task)
+        if now is None:
+            # One that has not begun when its specs are removed finds nothing to do.
+            may_go_on = self.started or self.submission.specs.specs.exists()
+            told_all = self._told().keys() >= set(numbers)
+            if may_go_on and not (seen or is_gone or told_all):
+                self.reason = UNLISTED
+                return
+            now = Seen("", State.OVER, "", "no longer in the queue")
         self.state, self.node, self.reason = now.state, now.node, now.reason
         self.name = now.job if now.job.endswith(f"_{self.task}") else self.name
         self.started |= bool(now.node) or now.state is State.RUNNING
         if self.is_over:
-            told = self.submission.specs.state()[1]
+            told = self._told()
             by_place = {place(run): run for run in self.runs}
-            numbers = self.submission.numbers(self.task)
             for number, path in zip(numbers, self.submission.batches[self.task], strict=True):
                 if number in told and path in by_place:
                     self.outcomes[by_place[path]] = told[number]
+            if self.runs:
+                self._refuse_after_setup()
 
+    def _refuse_after_setup(self) -> None:
+        """Note where a line of cluster.setup failed, which another job would not mend."""
+        said = self.submission.last_log_line(self.task)
+        if said.startswith(SETUP):
+            for run in self.runs:
+                if run not in self.outcomes and not run.directory.is_locked():
+                    self.outcomes[run] = REFUSED
+                    log_line(run, said)
 
-Queue = dict[str, dict[str, Seen]]  # name of the array -> task -> what is seen of it
+    def _told(self) -> dict[int, str]:
+        """Return how jobs of the array left their runs, by the numbers of these."""
+        return self.submission.specs.state()[1]
 
 
 class SlurmExecutor:
@@ -98,18 +105,31 @@ class SlurmExecutor:
         self.runs_dir = Path(config.runs_dir).resolve()
         self.gpus = int(self.cluster.gpus_of_a_job(config.trainer.device))
         self.submitted: list[Submission] = []
+        self.full: int | None = None  # open jobs with which the site let in no other
+        self.refusal = ""
+        self.reasons: set[str] = set()  # why jobs wait, as last reported
+
+    @cached_property
+    def limits(self) -> tuple[int, int]:
+        """Return the site's MaxArraySize and MinJobAge."""
+        return site_limits()
 
     def submit(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
         """Return the jobs that the queue has for these runs, and new ones for the rest."""
         limit = self.cluster.jobs
         if limit is not None and open_jobs >= limit:
             return []
+        if self.full is not None and open_jobs >= self.full:
+            return []
+        self.full = None
         with self._lock():
             jobs = self._adopt([*runs, *busy])
             known = {run for job in jobs for run in job.runs}
             rest = [run for run in runs if run not in known]
             room = None if limit is None else limit - open_jobs - len(jobs)
-            return jobs + (self._submit(rest, room) if rest and (room is None or room > 0) else [])
+            if rest and (room is None or room > 0):
+                return jobs + self._submit(rest, room, open_jobs + len(jobs))
+            return jobs
 
     def _lock(self) -> FileLock:
         """Return the lock that keeps two sweeps from submitting what neither sees queued yet."""
@@ -119,39 +139,60 @@ class SlurmExecutor:
         """Return the jobs in the queue for any of `runs`, and remove what ended arrays left."""
         by_place = {place(run): run for run in runs}
         submissions = find_submissions(self.runs_dir)
-        queue = query_queue([submission.name for submission in submissions])
-        found: list[Job] = []
-        for submission in submissions:
-            jobs = [
-                SlurmJob("", [], submission=submission, task=task)
-                for task in range(len(submission.batches))
-            ]
-            for job in jobs:
-                job.update(queue)
+        found: list[SlurmJob] = []
+        arrays = [
+            [SlurmJob("", [], submission=s, task=task) for task in range(len(s.batches))]
+            for s in submissions
+        ]
+        self._update(list(chain(*arrays)))
+        for submission, jobs in zip(submissions, arrays, strict=True):
             if all(job.is_over for job in jobs):
                 submission.remove()
             for job in jobs:
                 job.runs = [by_place[p] for p in submission.batches[job.task] if p in by_place]
                 found += [job] if job.runs and not job.is_over else []
-        if found:
-            self.report(f"{len(found)} job(s) of these runs are in the queue already")
-        return found
+        unlisted = sum(job.reason == UNLISTED for job in found)
+        if unlisted:
+            age = f"they count as over after {self.limits[1]} s"
+            self.report(f"squeue does not list {unlisted} job(s) of these runs; {age}")
+        if found[unlisted:]:
+            self.report(f"{len(found) - unlisted} job(s) of these runs are in the queue already")
+        return list(found)
 
-    def _submit(self, runs: list[Run], room: int | None) -> list[Job]:
-        size, most = self.cluster.runs_per_job or 1, _max_array_size()
+    def _update(self, jobs: Sequence[SlurmJob]) -> None:
+        """Bring `jobs` up to date by one call of squeue."""
+        submissions = {job.submission.folder: job.submission for job in jobs}
+        queue = query_queue(sorted(submission.name for submission in submissions.values()))
+        gone = {}
+        for folder, submission in submissions.items():
+            seconds = submission.unlisted_seconds(bool(queue[submission.name]))
+            gone[folder] = seconds > 0 and seconds > self.limits[1]  # asked for when needed
+        for job in jobs:
+            job.update(queue[job.submission.name], gone[job.submission.folder])
+
+    def _submit(self, runs: list[Run], room: int | None, open_jobs: int) -> list[Job]:
+        """Submit arrays for `runs`, smaller ones where the site lets in no more; return the jobs.
+
+        The runs of jobs that are not let in stay idle until some of ours end.
+        """
+        size, most = self.cluster.runs_per_job or 1, self.limits[0]
         batches = [runs[i : i + size] for i in range(0, len(runs), size)]
         jobs: list[Job] = []
         before = None
-        for start in range(0, len(batches), most):
-            some = batches[start : start + most]
+        while some := batches[len(jobs) : len(jobs) + most]:
             submission = Submission.write(some)
             try:
                 array = self._sbatch(submission, room, before)
             except UserError as error:
                 submission.remove()
-                if not jobs:
+                if limited := is_submit_limit(error):
+                    if len(some) > 1:
+                        most = len(some) // 2
+                        continue
+                    self.full = open_jobs + len(jobs)
+                if not jobs and not (limited and open_jobs):
                     raise
-                self.report(str(error))
+                self._report_once(str(error))
                 break
             before = array if room else None
             self.submitted.append(submission)
@@ -159,9 +200,16 @@ class SlurmExecutor:
                 SlurmJob(f"{array}_{task}", list(batch), submission=submission, task=task)
                 for task, batch in enumerate(some)
             ]
-        count = sum(len(job.runs) for job in jobs)
-        self.report(f"submitted {_named(jobs)} of Slurm for {count} runs")
+        if jobs:
+            count = sum(len(job.runs) for job in jobs)
+            self.report(f"submitted {_named(jobs)} of Slurm for {count} runs")
         return jobs
+
+    def _report_once(self, line: str) -> None:
+        """Report `line` unless it was the last one of its kind: a limit refuses again and again."""
+        if line != self.refusal:
+            self.report(line)
+        self.refusal = line
 
     def _sbatch(self, submission: Submission, room: int | None, before: str | None) -> str:
         """Submit an array; return its number."""
@@ -183,23 +231,28 @@ class SlurmExecutor:
             "qos": c.qos,
         }
         words = [f"--{key}={value}" for key, value in options.items() if value is not None]
-        script = ["#!/bin/sh", f"cd {shlex.quote(os.getcwd())} || exit 1"]
-        variables = submission.specs.environment()
-        script += [f"export {key}={shlex.quote(text)}" for key, text in variables.items()]
-        script += [
-            *(c.setup or []),
-            f"exec {shlex.quote(sys.executable)} -m resnests.sweep.executors.slurm_job",
-        ]
-        given = "\n".join(script) + "\n"
-        answer = _ask("sbatch", "--parsable", "--requeue", *words, *(c.options or []), given=given)
-        return answer.strip().partition(";")[0]
+        given = job_script(submission, c.setup or [])
+        answer = ask("sbatch", "--parsable", "--requeue", *words, *(c.options or []), given=given)
+        number = answer.strip().partition(";")[0]
+        if not number.isdecimal():
+            said = answer.strip() or "nothing"
+            raise UserError(f"cluster=slurm: sbatch says: {said}; expected the number of a job")
+        return number
 
     def poll(self, jobs: Sequence[Job]) -> None:
         """Bring `jobs` up to date by one call of squeue."""
-        mine = [job for job in jobs if isinstance(job, SlurmJob)]
-        queue = query_queue(sorted({job.submission.name for job in mine}))
-        for job in mine:
-            job.update(queue)
+        self._update([job for job in jobs if isinstance(job, SlurmJob)])
+        if not sys.stdout.isatty():  # where no table shows it
+            self._report_reasons(jobs)
+
+    def _report_reasons(self, jobs: Sequence[Job]) -> None:
+        """Report why jobs wait, once and whenever there is another reason."""
+        queued = [job.reason for job in jobs if job.state is State.QUEUED]
+        reasons = Counter(reason for reason in queued if reason not in ("", "None"))
+        if reasons.keys() - self.reasons:
+            counts = [f"{count} ({reason})" for reason, count in reasons.most_common()]
+            self.report(f"jobs that wait: {', '.join(counts)}")
+        self.reasons = set(reasons)
 
     def last_log_line(self, job: Job) -> str:
         """Return the last line of a job's own log, "" where it was cancelled in the queue."""
@@ -214,7 +267,8 @@ class SlurmExecutor:
             submission.specs.stop()
         for how in ([],) if kill else (["--state=PENDING"], ["--batch", "--signal=TERM"]):
             if names:  # those to which it does not apply are complained of
-                subprocess.run(["scancel", "--quiet", *how, *names], capture_output=True)
+                command = ["scancel", "--quiet", *how, *names]
+                subprocess.run(command, capture_output=True, env=environment())
 
     def pause(self, elapsed: float) -> float:
         """Return the seconds until the next squeue: more the longer the sweep takes."""
@@ -230,46 +284,7 @@ class SlurmExecutor:
             self._adopt([])
 
 
-def query_queue(names: Sequence[str]) -> Queue:
-    """Return what squeue shows of the arrays of these names."""
-    queue: Queue = defaultdict(dict)
-    if not names:
-        return queue
-    form = "%j|%F|%K|%T|%N|%r"
-    words = ("squeue", "--noheader", "--states=all", "--array", f"--name={','.join(names)}")
-    for line in _ask(*words, f"--format={form}").splitlines():
-        name, array, task, word, node, reason = line.strip().split("|", 5)
-        state = _STATES.get(word, State.OVER)
-        why = reason if state is State.QUEUED else word
-        queue[name][task] = Seen(f"{array}_{task}", state, node, why)
-    return queue
-
-
-def _max_array_size() -> int:
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"))
-    return int(found[1]) if found else 1000
-
-
 def _named(jobs: Sequence[Job]) -> str:
     if len(jobs) == 1:
         return f"job {jobs[0].name}"
     return f"jobs {jobs[0].name} to {jobs[-1].name}"
-
-
-def _ask(*command: str, given: str | None = None) -> str:
-    """Return the output of a command of Slurm's; raises a UserError with its complaint."""
-    # What a job that we may be in was given is not for the jobs that we submit.
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
-    try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True, env=kept)
-    except OSError as error:
-        raise UserError(f"cluster=slurm: {command[0]}: {error.strerror}") from None
-    if done.returncode:
-        lines = [re.sub(r"^\w+: (error|fatal): ", "", line) for line in done.stderr.splitlines()]
-        said = "; ".join(filter(None, lines)) or f"exit status {done.returncode}"
-        raise UserError(f"cluster=slurm: {command[0]} says: {said}{_hint(said)}")
-    return done.stdout
-
-
-def _hint(said: str) -> str:
-    return " (cluster.gpus=0 asks for no GPU)" if "generic resource" in said else ""

@@ -4,6 +4,7 @@
         batches.json    which runs each job of the array trains
         jobs.jsonl ...  what jobs are told and tell, see sweep/protocol.py
         <task>.log      what a job prints
+        unlisted        there since squeue lists no job of the array
 
 It is written before the array is submitted, and found by its name in the queue, so that jobs are
 never lost sight of, whichever process dies when.
@@ -12,8 +13,10 @@ never lost sight of, whichever process dies when.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -70,6 +73,25 @@ class Submission:
             if not self.folder.is_dir():  # another sweep tidied up
                 return ""
             return f"without a log in {self.folder}, which its node must reach"
+
+    def unlisted_seconds(self, listed: bool) -> float:
+        """Note whether squeue lists the array; return for how long it did not, in seconds.
+
+        The file stays for the next sweep, which then need not wait again. A folder that is gone was
+        removed by a sweep that saw the array end; of one that is closed to us nothing is known.
+        """
+        marker = self.folder / "unlisted"
+        try:
+            if listed:
+                marker.unlink(missing_ok=True)
+                return 0.0
+            if not marker.exists():
+                marker.touch()
+            return max(0.0, time.time() - marker.stat().st_mtime)
+        except FileNotFoundError:
+            return math.inf
+        except OSError:
+            return 0.0
 
     def remove(self) -> None:
         """Remove the folder: jobs of the array that begin later find nothing to do."""

@@ -1,0 +1,115 @@
+"""Call the commands of Slurm and read their answers. No torch.
+
+The shell of a user may hold variables that change what these commands show or do: with
+SQUEUE_PARTITION set, squeue is silent on the jobs of all other partitions. A call gets none of
+them, but those by which a user says where jobs run (KEPT).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from resnests.errors import UserError
+from resnests.sweep.scheduler import State
+
+_STATES = {
+    "PENDING": State.QUEUED,
+    "REQUEUED": State.QUEUED,
+    "REQUEUE_HOLD": State.QUEUED,
+    "REQUEUE_FED": State.QUEUED,
+    "RESV_DEL_HOLD": State.QUEUED,
+    "SPECIAL_EXIT": State.QUEUED,
+    "CONFIGURING": State.RUNNING,
+    "RUNNING": State.RUNNING,
+    "RESIZING": State.RUNNING,
+    "SIGNALING": State.RUNNING,
+    "STAGE_OUT": State.RUNNING,
+    "STOPPED": State.RUNNING,
+    "SUSPENDED": State.RUNNING,
+    "COMPLETING": State.ENDING,
+    "CANCELLED": State.CANCELLED,
+}  # any other is over
+OURS = re.compile(r"(SLURM|SBATCH|SQUEUE|SCANCEL|SCONTROL|SINFO)_")
+WHERE = ("ACCOUNT", "PARTITION", "QOS", "RESERVATION", "CONSTRAINT", "TIMELIMIT")
+KEPT = ("SLURM_CONF", "SLURM_JWT", *(f"SBATCH_{name}" for name in WHERE))
+REST = "N/A"  # stands for all tasks of an array that never began
+_SUBMIT_LIMIT = r"SubmitJobs?\w*Limit|job submit limit"
+_MIN_JOB_AGE = 300  # Slurm's default
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A line of squeue's output."""
+
+    job: str  # such as 17_3
+    state: State
+    node: str
+    reason: str  # why it waits, or the word for how it ended
+
+
+Queue = dict[str, dict[str, Seen]]  # name of the array -> task -> what is seen of it
+
+
+def query_queue(names: Sequence[str]) -> Queue:
+    """Return what squeue shows of the arrays of these names, each of which has an entry."""
+    queue: Queue = {name: {} for name in names}
+    if not names:
+        return queue
+    form = "%j|%F|%K|%T|%N|%r"
+    which = ("--all", "--states=all", "--array", f"--name={','.join(names)}")
+    for line in ask("squeue", "--noheader", *which, f"--format={form}").splitlines():
+        name, array, task, word, node, reason = line.strip().split("|", 5)
+        state = _STATES.get(word, State.OVER)
+        why = reason if state is State.QUEUED else word
+        queue[name][task] = Seen(f"{array}_{task}", state, node, why)
+    return queue
+
+
+def site_limits() -> tuple[int, int]:
+    """Return the most jobs of an array, and the seconds for which squeue knows of a job that ended.
+
+    A MinJobAge of 0 means for ever.
+    """
+    shown = ask("scontrol", "show", "config")
+    size = re.search(r"MaxArraySize\s*=\s*(\d+)", shown)
+    age = re.search(r"MinJobAge\s*=\s*(\d+)", shown)
+    return int(size[1]) if size else 1000, (int(age[1]) if age else 0) or _MIN_JOB_AGE
+
+
+def ask(*command: str, given: str | None = None) -> str:
+    """Return the output of a command of Slurm's; raises a UserError with its complaint."""
+    try:
+        done = subprocess.run(
+            command, input=given, capture_output=True, text=True, env=environment()
+        )
+    except OSError as error:
+        raise UserError(f"cluster=slurm: {command[0]}: {error.strerror}") from None
+    if done.returncode:
+        lines = [re.sub(r"^\w+: (error|fatal): ", "", line) for line in done.stderr.splitlines()]
+        said = "; ".join(filter(None, lines)) or f"exit status {done.returncode}"
+        raise UserError(f"cluster=slurm: {command[0]} says: {said}{_hint(said)}")
+    return done.stdout
+
+
+def _hint(said: str) -> str:
+    """Return which key helps against what a command said, "" where none is known to."""
+    if re.search(_SUBMIT_LIMIT, said):
+        return " (cluster.runs_per_job packs more runs into a job)"
+    return " (cluster.gpus=0 asks for no GPU)" if "generic resource" in said else ""
+
+
+def is_submit_limit(error: UserError) -> bool:
+    """Return whether a site lets in no more jobs of this user for now."""
+    return re.search(_SUBMIT_LIMIT, str(error)) is not None
+
+
+def environment() -> dict[str, str]:
+    """Return the variables of this process that a command of Slurm's may see.
+
+    Those that a job gets from Slurm are not for the jobs that a sweep in it submits.
+    """
+    return {k: v for k, v in os.environ.items() if k in KEPT or not OURS.match(k)}

@@ -1,0 +1,193 @@
+"""Jobs of Slurm by what its commands answer, with stand-ins on the PATH."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from helpers import tiny
+from queues import StandIn
+
+from resnests.errors import UserError
+from resnests.runs.directory import RunDirectory
+from resnests.sweep.executors.slurm import UNLISTED, SlurmExecutor
+from resnests.sweep.executors.slurm_commands import Seen
+from resnests.sweep.executors.slurm_script import job_script
+from resnests.sweep.executors.submission import Submission
+from resnests.sweep.plan import Run
+from resnests.sweep.scheduler import REFUSED, State
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> StandIn:
+    slurm = StandIn(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", slurm.path)
+    for name in ("RESNESTS_SWEEP", "RESNESTS_COMMAND", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")  # so that what is set is undone
+    return slurm
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[Run]:
+    (tmp_path / "runs").mkdir()
+    config = tiny(f"runs_dir={tmp_path / 'runs'}", "cluster=slurm")
+    configs = [replace(config, seed=seed) for seed in range(6)]
+    return [Run(config, RunDirectory.of(config), i) for i, config in enumerate(configs)]
+
+
+def executor(runs: list[Run]) -> tuple[SlurmExecutor, list[str]]:
+    """Return one for these runs, and the lines that it reports."""
+    made, said = SlurmExecutor(runs[0].config), []
+    made.report = said.append
+    return made, said
+
+
+def test_a_job_that_squeue_does_not_list_is_not_over_before_it_says_so_or_minutes_passed(
+    slurm, runs
+):
+    mine, _ = executor(runs)
+    jobs = mine.submit(runs[:2], [], 0)
+    folder = jobs[0].submission.folder
+    mine.poll(jobs)
+    assert [(job.state, job.reason) for job in jobs] == [(State.QUEUED, UNLISTED)] * 2
+    jobs[0].submission.specs.end(0, "complete")
+    mine.poll(jobs)
+    assert [job.is_over for job in jobs] == [True, False]
+    assert jobs[0].outcomes == {runs[0]: "complete"}
+    slurm.show(f"{folder.name.removeprefix('.sweep-')}|17|1|RUNNING|n1|None")
+    mine.poll(jobs)
+    assert (jobs[1].state, jobs[1].name) == (State.RUNNING, "17_1")
+    slurm.show()  # a controller that lost its state
+    mine.poll(jobs)
+    assert jobs[1].state is State.RUNNING
+    os.utime(folder / "unlisted", (time.time() - 301,) * 2)
+    mine.poll(jobs)
+    assert jobs[1].state is State.OVER
+
+
+def test_another_sweep_leaves_alone_what_squeue_does_not_list(slurm, runs):
+    mine, _ = executor(runs)
+    (job,) = mine.submit(runs[:1], [], 0)
+    other, said = executor(runs)
+    (new,) = other.submit(runs[1:2], [], 0)
+    other.close([new])
+    assert job.submission.specs.read(0) is not None
+    (adopted,) = other.submit(runs[:1], [], 1)  # not submitted twice either
+    assert (adopted.submission, adopted.state) == (job.submission, State.QUEUED)
+    assert said[-1].startswith("squeue does not list 1 job(s) of these runs")
+    os.utime(job.submission.folder / "unlisted", (time.time() - 301,) * 2)
+    other.close([new])
+    assert not job.submission.folder.exists()
+
+
+def test_a_sweep_that_stops_does_not_wait_for_what_is_not_listed_and_never_began(slurm, runs):
+    mine, _ = executor(runs)
+    jobs = mine.submit(runs[:2], [], 0)
+    jobs[0].update({"0": Seen("17_0", State.RUNNING, "n1", "")}, False)
+    mine.cancel(jobs, kill=False)
+    mine.poll(jobs)
+    assert [job.state for job in jobs] == [State.RUNNING, State.OVER]
+
+
+def test_the_users_shell_changes_no_call_but_where_jobs_run(slurm, runs, monkeypatch):
+    ours = ("SQUEUE_PARTITION", "SBATCH_WAIT", "SCANCEL_INTERACTIVE", "SINFO_ALL", "SLURM_JOB_ID")
+    for name in (*ours, "SBATCH_ACCOUNT", "SLURM_CONF"):
+        monkeypatch.setenv(name, "1")
+    mine, _ = executor(runs)
+    jobs = mine.submit(runs[:1], [], 0)
+    mine.poll(jobs)
+    mine.cancel(jobs, kill=True)
+    for command in ("sbatch", "squeue", "scancel"):
+        seen = slurm.environment(command)
+        assert not seen.keys() & set(ours), command
+        assert seen.keys() >= {"SBATCH_ACCOUNT", "SLURM_CONF"}
+    assert "--all" in slurm.words("squeue").split()
+
+
+def do(runs: list[Run], tmp_path, monkeypatch, *setup: str) -> tuple[int, str]:
+    """Return the exit status of a job with this setup, and what it printed."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "trained with $FOO"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    submission = Submission.write([runs[:1]])
+    log = submission.folder / "0.log"
+    with open(log, "w") as output:
+        done = subprocess.run(
+            ["bash", "-c", 'exec /bin/bash /dev/stdin'], input=job_script(submission, setup),
+            text=True, stdout=output, stderr=output,
+            env=os.environ | {"SLURM_ARRAY_TASK_ID": "0", "BASH_FUNC_module%%": "() { FOO=$2; }"},
+        )  # fmt: skip
+    return done.returncode, log.read_text()
+
+
+def test_setup_is_in_the_users_own_shell(runs, tmp_path, monkeypatch):
+    environment = tmp_path / "env.sh"
+    environment.write_text("declare -x FOO=bar\n")
+    assert do(runs, tmp_path, monkeypatch, f"source {environment}") == (0, "trained with bar\n")
+    setup = ("module load cuda", "export FOO", "false | true", "cd /")
+    assert do(runs, tmp_path, monkeypatch, *setup) == (0, "trained with cuda\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "said"),
+    [
+        ("echo no such place >&2; false", 1, " (no such place)"),
+        ("exit 3", 3, ""),
+        ("nonsense", 127, ""),
+        ("if", 2, ""),
+        ("exit 0", 1, ""),
+    ],
+)
+def test_a_failing_line_of_setup_ends_the_job_and_is_named(
+    runs, tmp_path, monkeypatch, line, status, said
+):
+    code, log = do(runs, tmp_path, monkeypatch, "echo first", line, "echo never")
+    last = log.splitlines()[-1]
+    shown = 0 if line == "exit 0" else status
+    assert last.startswith(f"cluster.setup: {line}: exit status {shown}{said}")
+    assert code == status
+    assert "never" not in log.replace("echo never", "")
+    assert "trained" not in log
+
+
+def test_a_run_whose_setup_failed_is_not_tried_again_and_says_why(slurm, runs):
+    mine, _ = executor(runs)
+    (job,) = jobs = mine.submit(runs[:1], [], 0)
+    line = "cluster.setup: conda activate x: exit status 1 (no such environment)"
+    (job.submission.folder / "0.log").write_text(f"hello\n{line}\n")
+    slurm.show(f"{job.submission.name}|17|0|FAILED|n1|None")
+    mine.poll(jobs)
+    assert job.outcomes == {runs[0]: REFUSED}
+    assert runs[0].directory.log_file.read_text() == f"{line}\n"
+
+
+def test_where_a_site_limits_submitted_jobs_the_others_follow_as_these_end(slurm, runs):
+    (slurm.folder / "room").write_text("4")
+    mine, said = executor(runs)
+    jobs = mine.submit(runs, [], 0)
+    assert [job.name for job in jobs] == ["17_0", "17_1", "17_2", "18_0"]
+    assert "QOSMaxSubmitJobPerUserLimit (cluster.runs_per_job packs more runs" in said[0]
+    calls = slurm.words("sbatch")
+    assert mine.submit(runs[4:], [], 4) == []  # and Slurm is not asked again
+    assert slurm.words("sbatch") == calls
+    (slurm.folder / "room").write_text("1")
+    assert [job.name for job in mine.submit(runs[4:], [], 3)] == ["19_0"]
+    assert mine.submit(runs[5:], [], 3) == []
+    assert sum("QOSMaxSubmit" in line for line in said) == 1
+    (slurm.folder / "room").write_text("0")
+    with pytest.raises(UserError, match="QOSMaxSubmitJobPerUserLimit"):
+        executor(runs)[0].submit(runs[5:], [], 0)
+
+
+def test_off_a_terminal_it_is_reported_once_why_jobs_wait_and_again_when_that_changes(slurm, runs):
+    mine, said = executor(runs)
+    jobs = mine.submit(runs[:2], [], 0)
+    said.clear()
+    name = jobs[0].submission.name
+    for reason in ("None", "PartitionTimeLimit", "PartitionTimeLimit", "Resources"):
+        slurm.show(*(f"{name}|17|{task}|PENDING||{reason}" for task in (0, 1)))
+        mine.poll(jobs)
+    assert said == ["jobs that wait: 2 (PartitionTimeLimit)", "jobs that wait: 2 (Resources)"]
