@@ -6,7 +6,9 @@ The seed is fixed; RESNESTS_HOSTILE=N repeats everything with N other seeds.
 import io
 import os
 import shutil
+import tempfile
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -333,13 +335,31 @@ def test_whatever_is_done_to_a_folder_it_is_read_right_or_refused(tmp_path, soun
         shutil.rmtree(root)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root can read everything")
-@pytest.mark.parametrize("place", ["train/a/000.png", "train/a", "train", ""])
-def test_what_cannot_be_read_is_named(tmp_path, place):
-    write_parts(tmp_path / "data", names=("a", "b"))
-    (tmp_path / "data" / place).chmod(0)
+@pytest.fixture
+def folder():
+    """A folder below which this test is no root, who can read everything."""
+    with tempfile.TemporaryDirectory() as path:
+        Path(path).chmod(0o755)
+        yield Path(path)
+
+
+@contextmanager
+def no_root():
+    was = os.geteuid()
+    if was == 0:
+        os.seteuid(65534)
     try:
-        with pytest.raises(UserError, match=r"cannot be read \(Permission denied"):
-            load(images(tmp_path / "data"))
+        yield
     finally:
-        (tmp_path / "data" / place).chmod(0o700)
+        os.seteuid(was)
+
+
+@pytest.mark.parametrize("place", ["train/a/000.png", "train/a", "train", ""])
+def test_what_cannot_be_read_is_named(folder, place):
+    write_parts(folder / "data", names=("a", "b"))
+    (folder / "data" / place).chmod(0)
+    try:
+        with no_root(), pytest.raises(UserError, match=r"cannot be read \(Permission denied"):
+            load(images(folder / "data"))
+    finally:
+        (folder / "data" / place).chmod(0o700)
