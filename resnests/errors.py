@@ -58,7 +58,7 @@ def require_extra(what: str, module: str, extra: str) -> Any:
         raise UserError(f"{what}: needs {package}: pip install 'resnests[{extra}]'") from error
 
 
-def guarded(work: Callable[[], int]) -> int:
+def exit_status_of(work: Callable[[], int]) -> int:
     """Return the exit status of `work`; print one line and return USER_ERROR where it raises a
     UserError.
     """

@@ -19,7 +19,7 @@ from resnests.config.compose import conf_dir, in_one_line, register, require_wor
 from resnests.config.flags import in_hydras_order
 from resnests.config.schema import config_from
 from resnests.environment import RUN
-from resnests.errors import USER_ERROR, UserError, guarded, run_command_line
+from resnests.errors import USER_ERROR, UserError, exit_status_of, run_command_line
 from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import protocol
@@ -55,7 +55,7 @@ def app(tree: DictConfig) -> str | None:
         status = RunDirectory.of(config).status()
         return code
 
-    protocol.exit_status = guarded(train)
+    protocol.exit_status = exit_status_of(train)
     return status
 
 

@@ -50,7 +50,7 @@ def progress(items: Sequence[T], what: str) -> Iterator[T]:
             bar.stop()
 
 
-def last_words(log: Path) -> str:
+def last_log_line_of(log: Path) -> str:
     """Return the last line of `log` that says something, "" where none does; raise an OSError."""
     lines = log.read_text(errors="replace").splitlines()
     return next((line for line in reversed(lines) if line.strip()), "")
@@ -66,7 +66,7 @@ def accuracy(test: float, validation: float = math.nan) -> str:
 
 
 def epoch_line(row: dict[str, float], epochs: int) -> str:
-    """Return an epoch of record.HISTORY as one line, of the images that accuracy() chooses."""
+    """Return an epoch of history.HISTORY as one line, of the images that accuracy() chooses."""
     images = "test" if math.isnan(row.get("val_loss", math.nan)) else "val"
     measured = ""
     if not math.isnan(row.get(f"{images}_loss", math.nan)):

@@ -27,10 +27,10 @@ class GridSweeper(BasicSweeper):
         super().__init__(max_batch_size=None, params=params)
 
     def sweep(self, arguments: list[str]) -> None:
-        from resnests.errors import guarded
+        from resnests.errors import exit_status_of
         from resnests.sweep import protocol
 
-        protocol.exit_status = guarded(lambda: self._sweep(arguments))
+        protocol.exit_status = exit_status_of(lambda: self._sweep(arguments))
 
     def _sweep(self, arguments: list[str]) -> int:
         from resnests.sweep.drive import run_sweep

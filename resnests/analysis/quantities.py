@@ -42,7 +42,7 @@ class Problem:
             self.own = torch.cat(((bias + weight @ mean)[None], (weight * std).T))
 
     @cached_property
-    def triangle(self) -> Tensor:
+    def r_factor(self) -> Tensor:
         """Return R of a QR of [1, features, labels]."""
         return triangle_of(self.train, self.classes)
 
@@ -50,7 +50,7 @@ class Problem:
     def squares(self) -> list[Squares]:
         """Return the least squared errors of all prefixes."""
         ends = [1 + end for end in self.family.ends]
-        return least_squares(self.triangle, ends, len(self.train), self.classes)
+        return least_squares(self.r_factor, ends, len(self.train), self.classes)
 
     @cached_property
     def last_maps(self) -> LastMaps:
@@ -131,7 +131,7 @@ class Problem:
         C = V'V / 2N + l2, and a step along them gains g'C^-1 g / 2 at least. No step gains more
         than |g|^2 / (2 l2).
         """
-        slope, block = found.start.gradient[begin:], self.triangle[:end, begin:end]
+        slope, block = found.start.gradient[begin:], self.r_factor[:end, begin:end]
         curvature = block.T @ block / (2 * len(self.train))
         curvature.diagonal().add_(self.l2)
         gain = (slope * torch.linalg.solve(curvature, slope)).sum().item() / 2
@@ -148,7 +148,7 @@ class Problem:
         """Solve the least squared error of the last block's features alone."""
         size, d = self.family.sizes[-1], sum(self.family.sizes)
         columns = [0, *range(1 + d - size, 1 + d + self.classes)]
-        narrow = torch.linalg.qr(self.triangle[:, columns], mode="r").R
+        narrow = torch.linalg.qr(self.r_factor[:, columns], mode="r").R
         (square,) = least_squares(narrow, [1 + size], len(self.train), self.classes)
         solve = Solve(LAST_BLOCK, self.name, group, size, train_squared=square.value)
         solve.rank = square.rank - 1
@@ -209,8 +209,8 @@ class LastMaps:
     @cached_property
     def square(self) -> Squares:
         """Return the least squared error."""
-        triangle, size = self.problem.triangle, 1 + self.basis.shape[1]
-        parts = (triangle[:, :1], triangle[:, 1:size] @ self.basis.T, triangle[:, size:])
+        r_factor, size = self.problem.r_factor, 1 + self.basis.shape[1]
+        parts = (r_factor[:, :1], r_factor[:, 1:size] @ self.basis.T, r_factor[:, size:])
         narrow = torch.linalg.qr(torch.cat(parts, 1), mode="r").R
         end, classes = 1 + len(self.basis), self.problem.classes
         return least_squares(narrow, [end], len(self.problem.train), classes)[0]

@@ -45,13 +45,13 @@ class Squares:
     null: Tensor
 
 
-def least_squares(triangle: Tensor, ends: list[int], images: int, classes: int) -> list[Squares]:
+def least_squares(r_factor: Tensor, ends: list[int], images: int, classes: int) -> list[Squares]:
     """Solve for the columns before each of `ends`, by QR in blocks that is pivoted in each.
 
     A column of which next to nothing is left beside those before it, such as a relu that is always
     off, is left out: kept, its rounding error would pass for a feature.
     """
-    r = triangle.cpu().numpy().copy()
+    r = r_factor.cpu().numpy().copy()
     norms = np.linalg.norm(r[:, :-classes], axis=0)
     kept, results, begin = np.empty(0, dtype=int), [], 0
     for end in ends:
@@ -66,8 +66,8 @@ def least_squares(triangle: Tensor, ends: list[int], images: int, classes: int) 
         weights = np.zeros((end, classes))
         weights[kept] = solved
         value = float((r[count:, -classes:] ** 2).sum()) / images
-        null = torch.from_numpy(_null_space(r[:count], kept, end)).to(triangle)
-        results.append(Squares(torch.from_numpy(weights).to(triangle), value, count, null))
+        null = torch.from_numpy(_null_space(r[:count], kept, end)).to(r_factor)
+        results.append(Squares(torch.from_numpy(weights).to(r_factor), value, count, null))
     return results
 
 

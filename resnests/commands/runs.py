@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 import pandas as pd
 from filelock import Timeout
 
-from resnests.config.recipe import telling_keys
+from resnests.config.recipe import distinguishing_keys
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import METRICS
@@ -132,5 +132,5 @@ def _differences(directory: RunDirectory, recipe: dict[str, object]) -> str:
     beside = directory.path.parent.parent.glob("*/seed=*")
     records = {path.parent: RunDirectory(path).record_or_none() for path in sorted(beside)}
     others = [record.recipe_values for record in records.values() if record]
-    keys = sorted(telling_keys([recipe, *others]))
+    keys = sorted(distinguishing_keys([recipe, *others]))
     return ", ".join(f"{key}={as_typed(recipe.get(key, 'default'))}" for key in keys)

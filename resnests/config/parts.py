@@ -18,9 +18,9 @@ HEADS = ("standard", "resnest", "bn_resnest", "a_resnest")  # of residual networ
 OPTIMIZERS = ("sgd", "adamw")
 
 
-def free(default: Any) -> Any:
+def unhashed(default: Any) -> Any:
     """Declare a field that does not change the numbers of a run: no part of its identity."""
-    return field(default=default, metadata={"free": True})
+    return field(default=default, metadata={"unhashed": True})
 
 
 def is_positive(value: float) -> bool:
@@ -28,7 +28,7 @@ def is_positive(value: float) -> bool:
 
 
 @dataclass(kw_only=True)
-class Part:
+class Component:
     """Holds what all components have. Its own values hold where there is no `_target_`."""
 
     name: str
@@ -41,7 +41,7 @@ class Part:
 
 
 @dataclass(kw_only=True)
-class Dataset(Part):
+class Dataset(Component):
     """Describes a data set: splits of uint8 images with labels.
 
     `_target_(**args)`, with `root` too where it takes one, returns {"train": (images, labels),
@@ -61,8 +61,8 @@ class Dataset(Part):
     val_fraction: float = 0.0  # stratified part of the training images that is held out
     # side of the square that images are scaled and cropped to; null: they stay as they are
     size: int | None = None
-    root: str = free("data")
-    download: bool = free(True)
+    root: str = unhashed("data")
+    download: bool = unhashed(True)
 
     @property
     def is_own(self) -> bool:
@@ -102,7 +102,7 @@ class Dataset(Part):
 
 
 @dataclass(kw_only=True)
-class Arch(Part):
+class Arch(Component):
     """Describes a network. `_target_(num_classes=, **args)`, with `head` (variant.head) too where
     it takes one, returns a module from images (N, 3, H, W) to logits (N, num_classes).
     """
@@ -124,7 +124,7 @@ class Arch(Part):
 
 
 @dataclass(kw_only=True)
-class Variant(Part):
+class Variant(Component):
     """Describes the head of a network.
 
     `_target_(channels=, num_classes=, **args)` returns a module that is called with the images
@@ -141,7 +141,7 @@ class Variant(Part):
 
 
 @dataclass(kw_only=True)
-class Optimizer(Part):
+class Optimizer(Component):
     """Describes an update rule and a learning-rate schedule.
 
     The rate of epoch e (from 1) is lr * gamma ** (number of milestones passed), with `cosine` that

@@ -72,7 +72,7 @@ def _identifying(node: Any, prefix: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for item in dataclasses.fields(node):
         value = getattr(node, item.name)
-        if item.metadata.get("free"):
+        if item.metadata.get("unhashed"):
             continue
         if dataclasses.is_dataclass(value):
             values |= _identifying(value, f"{prefix}{item.name}.")
@@ -93,7 +93,7 @@ def _default(item: dataclasses.Field) -> Any:
     return item.default  # MISSING where there is none, which no value equals
 
 
-def telling_keys(values: Sequence[Mapping[str, Any]]) -> set[str]:
+def distinguishing_keys(values: Sequence[Mapping[str, Any]]) -> set[str]:
     """Return the keys in which not all `values` agree, without those that a name implies.
 
     optimizer.name=adamw says all about an optimizer.betas that all recipes with adamw share.

@@ -1,8 +1,8 @@
 """The typed configuration: one dataclass tree, checked when it is built.
 
-A field marked `free` decides where, how fast or how verbosely a run happens, never which numbers
-come out: it is no part of a run's identity (recipe.py). The defaults here are, so they must never
-change.
+A field marked `unhashed` decides where, how fast or how verbosely a run happens, never which
+numbers come out: it is no part of a run's identity (recipe.py). The defaults here are, so they must
+never change.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from resnests.config.cluster import Cluster
 from resnests.config.parts import (
     HEADS,
     Arch,
+    Component,
     Dataset,
     Optimizer,
-    Part,
     Variant,
-    free,
     is_positive,
+    unhashed,
 )
 from resnests.config.tune import Tune
 from resnests.errors import UserError, require, require_name, require_one_of
 
-PARTS: dict[str, type[Part]] = {
+PARTS: dict[str, type[Component]] = {
     "dataset": Dataset,
     "arch": Arch,
     "variant": Variant,
@@ -65,21 +65,21 @@ class Trainer:
     # autocast, the fastest where the hardware has it (docs/speed.md).
     precision: str = "fp32"
     label_smoothing: float = 0.0  # share of the target that is spread over all classes
-    device: str = free("auto")
+    device: str = unhashed("auto")
     # null: on CPU, where it is 1.2 to 1.4x as fast, and CUDA
-    channels_last: bool | None = free(None)
+    channels_last: bool | None = unhashed(None)
     # a step as one CUDA graph; null: on CUDA, or without where it fails
-    cuda_graph: bool | None = free(None)
+    cuda_graph: bool | None = unhashed(None)
     # torch.compile: on CPUs 0.87 to 0.98x as fast, after 20 s of compiling
-    compile: bool = free(False)
-    deterministic: bool = free(False)  # only kernels that give the same bits every time
+    compile: bool = unhashed(False)
+    deterministic: bool = unhashed(False)  # only kernels that give the same bits every time
     # epochs; null: after each, unless writing would take more than a fiftieth of the time: that of
     # wrn16_8 takes half a second (benchmarks/RESULTS.md), its epoch on a fast GPU only seconds
-    checkpoint_every: int | None = free(None)
-    eval_every: int = free(1)  # epochs; the last one is always evaluated
+    checkpoint_every: int | None = unhashed(None)
+    eval_every: int = unhashed(1)  # epochs; the last one is always evaluated
     # epochs whose weights are kept, as model_epoch_<n>.pt
-    keep_epochs: list[int] = field(default_factory=list, metadata={"free": True})
-    overwrite: bool = free(False)
+    keep_epochs: list[int] = field(default_factory=list, metadata={"unhashed": True})
+    overwrite: bool = unhashed(False)
 
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "eval_every"):
@@ -153,20 +153,20 @@ class Config:
     pipeline: Pipeline
     seed: int
     trainer: Trainer = field(default_factory=Trainer)
-    devices: Devices = field(default_factory=Devices, metadata={"free": True})
-    sweep: Sweep = field(default_factory=Sweep, metadata={"free": True})
-    analysis: AnalysisOptions = field(default_factory=AnalysisOptions, metadata={"free": True})
-    tune: Tune = field(default_factory=Tune, metadata={"free": True})
+    devices: Devices = field(default_factory=Devices, metadata={"unhashed": True})
+    sweep: Sweep = field(default_factory=Sweep, metadata={"unhashed": True})
+    analysis: AnalysisOptions = field(default_factory=AnalysisOptions, metadata={"unhashed": True})
+    tune: Tune = field(default_factory=Tune, metadata={"unhashed": True})
     # null: this machine
-    cluster: Cluster | None = field(default=None, metadata={"free": True})
-    runs_dir: str = free("runs")
-    task: str = free("train")
+    cluster: Cluster | None = field(default=None, metadata={"unhashed": True})
+    runs_dir: str = unhashed("runs")
+    task: str = unhashed("train")
     # to evaluate, or to analyse once evaluated: a file, or a folder in the official scheme; to
     # export to: a folder
-    weights: str | None = free(None)
-    format: str = free("official")  # of task=export, one of FORMATS
+    weights: str | None = unhashed(None)
+    format: str = unhashed("official")  # of task=export, one of FORMATS
     # name -> _target_ and its arguments: where runs are copied to (trackers/)
-    logger: dict[str, Any] = field(default_factory=dict, metadata={"free": True})
+    logger: dict[str, Any] = field(default_factory=dict, metadata={"unhashed": True})
     # No key of the user's: what was read from disk and changes the numbers, as runs/digests.py
     # found it when the sweep was planned. It is part of the recipe under keys of its own.
     digests: dict[str, str] = field(default_factory=dict)
@@ -232,7 +232,7 @@ def hydra_schema() -> type:
     return dataclasses.make_dataclass("Schema", fields, kw_only=True)
 
 
-def _defaults(kind: type[Part]) -> dict[str, Any]:
+def _defaults(kind: type[Component]) -> dict[str, Any]:
     """Return the values of a component whose YAML says nothing: overrides need them to be there."""
     values = {}
     for item in dataclasses.fields(kind):
@@ -304,7 +304,7 @@ def require_plain(key: str, node: Any) -> None:
         require(plain, key, node, "text, a number, true, false, null, a list or a mapping")
 
 
-def _with_args(group: str, kind: type[Part], values: dict[str, Any]) -> dict[str, Any]:
+def _with_args(group: str, kind: type[Component], values: dict[str, Any]) -> dict[str, Any]:
     """Return `values` as their dataclass has them: keys of its own, and what a `_target_` is
     given.
     """

@@ -21,14 +21,14 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from resnests.config.parts import Part
+from resnests.config.parts import Component
 from resnests.errors import UserError
 
 # Their versions are on record with every run, so that their source is no part of a recipe.
 ON_RECORD = ("torch", "torchvision", "numpy", "resnests")
 
 
-def build(group: str, part: Part, *args: Any, **offered: Any) -> Any:
+def build(group: str, part: Component, *args: Any, **offered: Any) -> Any:
     """Return what part._target_ makes of `args`, part.args, and those `offered` that it takes.
 
     Nested `_target_`s among part.args are built before it. Raises a UserError.
@@ -36,7 +36,7 @@ def build(group: str, part: Part, *args: Any, **offered: Any) -> Any:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    wanted = {key: value for key, value in offered.items() if takes(group, part, key)}
+    wanted = {key: value for key, value in offered.items() if accepts(group, part, key)}
     call = {"_target_": part.target, "_convert_": "all", **part.args}
     try:
         return instantiate(call, *args, **wanted)
@@ -57,9 +57,9 @@ def broken(what: str, error: BaseException) -> UserError:
     return UserError(f"{what}: {reason}{place}")
 
 
-def takes(group: str, part: Part, key: str) -> bool:
+def accepts(group: str, part: Component, key: str) -> bool:
     """Return whether part._target_ has a parameter `key`, by name or by **kwargs."""
-    found = find(group, part)
+    found = locate(group, part)
     try:
         parameters = inspect.signature(found).parameters
     except ValueError:  # some built-ins have no signature
@@ -67,7 +67,7 @@ def takes(group: str, part: Part, key: str) -> bool:
     return key in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def find(group: str, part: Part) -> Callable[..., Any]:
+def locate(group: str, part: Component) -> Callable[..., Any]:
     """Return the callable that part._target_ names; raise a UserError."""
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
@@ -86,7 +86,7 @@ def find(group: str, part: Part) -> Callable[..., Any]:
     return found
 
 
-def code_digest(part: Part) -> str | None:
+def code_digest(part: Component) -> str | None:
     """Return what tells the source of all that `part` brings from another one, None where it brings
     nothing.
 
@@ -182,7 +182,7 @@ def _release(target: str) -> str | None:
 _distributions = cache(metadata.packages_distributions)  # which reads all that is installed
 
 
-def targets(part: Part) -> Iterator[str]:
+def targets(part: Component) -> Iterator[str]:
     """Yield the import paths of all that `part` brings, those of its arguments included."""
     pending: list[Any] = [{"_target_": part.target}, part.args]
     while pending:

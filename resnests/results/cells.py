@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from resnests.config.recipe import IMAGES, telling_keys
+from resnests.config.recipe import IMAGES, distinguishing_keys
 from resnests.paper import ARCHS, VARIANTS, arch_label, learning_rate, variant_label
 from resnests.text import as_typed
 
@@ -158,8 +158,9 @@ def _labels(recipes: pd.DataFrame) -> list[str]:
     values = [_row_values(recipe) for recipe in recipes.to_dict("records")]
     networks = [{k: v for k, v in value.items() if k.startswith("arch.")} for value in values]
     others = [{k: v for k, v in value.items() if not k.startswith("arch.")} for value in values]
+    between = distinguishing_keys(others)
     keys = {  # widths differ between architectures by nature, so arch. is compared within each
-        arch: sorted(telling_keys(others) | telling_keys([networks[i] for i in places]))
+        arch: sorted(between | distinguishing_keys([networks[i] for i in places]))
         for arch, places in recipes.reset_index(drop=True).groupby("arch").groups.items()
     }
     rates = _rates(recipes, others)
@@ -212,7 +213,7 @@ def _rates(recipes: pd.DataFrame, values: list[dict[str, Any]]) -> dict[int, lis
         for _, same in group.groupby("variant"):
             recorded = map(json.loads, same["recipe_values"])
             heads = [{k: v for k, v in r.items() if k.startswith("variant.")} for r in recorded]
-            for key in sorted(telling_keys(heads)):
+            for key in sorted(distinguishing_keys(heads)):
                 for index, head in zip(same.index, heads, strict=True):
                     parts[index].append(_told(key, as_typed(head.get(key, "default"))))
     return parts

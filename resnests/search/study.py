@@ -25,8 +25,8 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from resnests.config.parts import Part
-from resnests.config.targets import build, find
+from resnests.config.parts import Component
+from resnests.config.targets import build, locate
 from resnests.errors import UserError
 from resnests.runs.directory import STUDY, study_folder
 from resnests.search.space import Dimension, Space
@@ -210,6 +210,6 @@ def _storage(folder: Path) -> optuna.storages.RDBStorage:
 def _build(name: str, values: dict[str, Any]) -> Any:
     """Build a sampler or pruner; raises a UserError."""
     args = {key: value for key, value in values.items() if key != "_target_"}
-    part = Part(name=name, _target_=values["_target_"], args=args)
-    find(f"tune.{name}", part)  # also where only the working directory has it
+    part = Component(name=name, _target_=values["_target_"], args=args)
+    locate(f"tune.{name}", part)  # also where only the working directory has it
     return build(f"tune.{name}", part)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from resnests.config.schema import Config, config_dict, config_from
 from resnests.config.targets import broken
-from resnests.errors import UserError, guarded, require_extra
+from resnests.errors import UserError, exit_status_of, require_extra
 from resnests.models.resnet import build_network
 from resnests.models.weights import load_weights
 from resnests.runs.directory import RunDirectory, write_atomic
@@ -208,4 +208,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(exit_status_of(main))

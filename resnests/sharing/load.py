@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from resnests.config.compose import conf_dir
-from resnests.config.parts import Part
+from resnests.config.parts import Component
 from resnests.config.schema import part_from
 from resnests.config.targets import targets
 from resnests.errors import UserError, require_extra
@@ -96,7 +96,7 @@ def _require_own_values(weights: Path, about: dict[str, Any]) -> None:
         raise UserError(f"{weights}: config.json was edited since these weights were exported")
 
 
-def _require_own_code(place: Path, component: Part) -> None:
+def _require_own_code(place: Path, component: Component) -> None:
     """Raise a UserError where a component names code other than the networks in conf/.
 
     All of this package would be too much: it has functions that write files.

@@ -23,7 +23,7 @@ from resnests.data.splits import is_ready
 from resnests.sweep.devices import Allocation
 from resnests.sweep.forkserver import receive
 from resnests.sweep.plan import Run
-from resnests.text import last_words
+from resnests.text import last_log_line_of
 
 ADDRESS = "RESNESTS_FORK_SERVER"  # set for jobs while there is one
 LOG = "forkserver.log"  # in its folder, what it says
@@ -83,7 +83,7 @@ def _end(server: subprocess.Popen, folder: Path) -> None:
     server.stdin.close()
     with suppress(subprocess.TimeoutExpired):
         if code := server.wait(1):
-            _warn(last_words(folder / LOG) or f"exit status {code}")
+            _warn(last_log_line_of(folder / LOG) or f"exit status {code}")
     server.kill()
     server.wait()
 

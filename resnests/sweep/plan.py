@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from resnests.config.recipe import recipe_values, telling_keys
+from resnests.config.recipe import distinguishing_keys, recipe_values
 from resnests.config.schema import Config, config_dict
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
@@ -90,7 +90,7 @@ def plan_runs(configs: Sequence[Config]) -> list[Run]:
         allocate(config, 1)
     numbered = list(enumerate(configs))
     runs = [Run(c, RunDirectory.of(c), i) for i, c in progress(numbered, "checking")]
-    return _tell_apart(_unique(runs))
+    return _disambiguate(_unique(runs))
 
 
 def usable_runs(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
@@ -201,7 +201,7 @@ def _flat(config: Config) -> dict[str, Any]:
     return flat
 
 
-def _tell_apart(runs: list[Run]) -> list[Run]:
+def _disambiguate(runs: list[Run]) -> list[Run]:
     """`runs`, in whose labels stand the values in which those of the same names and seed differ."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
@@ -209,7 +209,7 @@ def _tell_apart(runs: list[Run]) -> list[Run]:
     differs: dict[Path, str] = {}
     for group in groups.values():
         recipes = [recipe_values(run.config) for run in group]
-        keys = sorted(telling_keys(recipes)) if len(group) > 1 else []
+        keys = sorted(distinguishing_keys(recipes)) if len(group) > 1 else []
         for run, recipe in zip(group, recipes, strict=True) if keys else ():
             values = _flat(run.config) | recipe
             told = " ".join(f"{key}={values.get(key)}" for key in keys)

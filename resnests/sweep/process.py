@@ -20,7 +20,7 @@ from resnests.sweep.forking import fork
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR, send_job
 from resnests.sweep.stop import Stop
-from resnests.text import last_words
+from resnests.text import last_log_line_of
 
 POLL_SECONDS = 0.2
 
@@ -153,5 +153,5 @@ def log_line(run: Run, line: str) -> None:
 def last_log_line(directory: RunDirectory) -> str:
     """Return the last line of run.log that says something."""
     with suppress(OSError):
-        return last_words(directory.log_file) or "no output"
+        return last_log_line_of(directory.log_file) or "no output"
     return "no log"

@@ -25,7 +25,7 @@ from resnests.config.targets import broken
 from resnests.data.arrays import Split
 from resnests.data.pipelines import Images, build_pipeline, memory_format
 from resnests.data.splits import Splits, load, with_statistics
-from resnests.errors import UserError, guarded
+from resnests.errors import UserError, exit_status_of
 from resnests.models.resnet import count_parameters, initial_model
 from resnests.training.loop import evaluate
 from resnests.training.numerics import move, set_numerics
@@ -166,4 +166,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    sys.exit(exit_status_of(main))

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 
 from resnests.config.schema import Config
 from resnests.runs.directory import RunDirectory
-from resnests.text import last_words
+from resnests.text import last_log_line_of
 from resnests.trackers.run_sync import RunSync, is_trained
 
 POLL_SECONDS = 0.5  # between two looks at the run directories
@@ -103,7 +103,7 @@ class _Process:
         self.process.kill()
         self.process.wait()
         if self.process.returncode and not self.failure:
-            self.failure = last_words(self.log) or "their process was killed"
+            self.failure = last_log_line_of(self.log) or "their process was killed"
         for run in self.runs if self.failure else []:
             for name in self.names:
                 if not (sync := RunSync(run, name)).was_sent():

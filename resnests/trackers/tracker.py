@@ -65,13 +65,13 @@ def build_tracker(name: str, values: dict[str, Any]) -> Tracker:
 
     Raises a UserError, also where its package is not installed.
     """
-    from resnests.config.parts import Part
-    from resnests.config.targets import build, find
+    from resnests.config.parts import Component
+    from resnests.config.targets import build, locate
 
     require_installed(name, values)
     args = {key: value for key, value in values.items() if key != "_target_"}
-    part = Part(name=name, _target_=values["_target_"], args=args)
-    find(f"logger.{name}", part)  # also where only the working directory has it
+    part = Component(name=name, _target_=values["_target_"], args=args)
+    locate(f"logger.{name}", part)  # also where only the working directory has it
     return build(f"logger.{name}", part)
 
 

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from resnests.config.parts import Optimizer
 from resnests.config.schedule import milestone_epochs
-from resnests.config.targets import build, takes
+from resnests.config.targets import accepts, build
 from resnests.errors import UserError
 
 
@@ -61,7 +61,7 @@ def _own(optimizer: Optimizer, parameters: Iterable[Parameter]) -> torch.optim.O
     }
     given = {key: value for key, value in ours.items() if value is not None}
     for key, value in given.items():
-        if not takes("optimizer", optimizer, key):
+        if not accepts("optimizer", optimizer, key):
             expected = f"null, as {optimizer.target} does not take it"
             raise UserError(f"optimizer.{key}={value}: expected {expected}")
     built = build("optimizer", optimizer, list(parameters), lr=optimizer.lr, **given)

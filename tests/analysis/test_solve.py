@@ -101,8 +101,8 @@ def test_rows_in_a_file_give_what_rows_in_memory_give(problem, tmp_path, monkeyp
     assert (held.values[:, 1:].mean(0).abs() < 1e-12).all()
     assert len(list(held.parts())) == 36
     gram = held.values.T @ held.values
-    triangle = triangle_of(mapped, 3)[:9, :9]
-    assert torch.allclose(triangle.T @ triangle, gram, atol=1e-8)
+    r_factor = triangle_of(mapped, 3)[:9, :9]
+    assert torch.allclose(r_factor.T @ r_factor, gram, atol=1e-8)
 
 
 @pytest.mark.parametrize("head", ["resnest", "bn_resnest", "a_resnest"])

@@ -3,22 +3,24 @@
 import pytest
 from helpers import make_config
 
-from resnests.config.recipe import recipe_hash, recipe_values, telling_keys
+from resnests.config.recipe import distinguishing_keys, recipe_hash, recipe_values
 
 SGD = {"optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.milestones": [0.3, 0.6]}
 ADAMW = {"optimizer.name": "adamw", "optimizer.lr": 0.001, "optimizer.betas": [0.9, 0.99]}
 
 
 def test_keys_in_which_recipes_differ_tell_them_apart():
-    assert telling_keys([SGD, SGD | {"trainer.epochs": 10}]) == {"trainer.epochs"}
-    assert telling_keys([SGD, SGD | {"optimizer.milestones": [0.5]}]) == {"optimizer.milestones"}
-    assert telling_keys([SGD, SGD]) == telling_keys([SGD]) == set()
+    assert distinguishing_keys([SGD, SGD | {"trainer.epochs": 10}]) == {"trainer.epochs"}
+    assert distinguishing_keys([SGD, SGD | {"optimizer.milestones": [0.5]}]) == {
+        "optimizer.milestones"
+    }
+    assert distinguishing_keys([SGD, SGD]) == distinguishing_keys([SGD]) == set()
 
 
 def test_a_name_says_what_comes_with_it_and_nothing_more():
-    assert telling_keys([SGD, ADAMW]) == {"optimizer.name"}
+    assert distinguishing_keys([SGD, ADAMW]) == {"optimizer.name"}
     faster = ADAMW | {"optimizer.lr": 0.01}
-    assert telling_keys([SGD, ADAMW, faster]) == {"optimizer.name", "optimizer.lr"}
+    assert distinguishing_keys([SGD, ADAMW, faster]) == {"optimizer.name", "optimizer.lr"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from helpers import tiny
 
 from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.config.schema import config_dict, config_from, part_from
-from resnests.config.targets import build, find, source_files
+from resnests.config.targets import build, locate, source_files
 from resnests.errors import UserError
 from resnests.runs.digests import with_digests
 
@@ -125,7 +125,7 @@ def test_the_source_of_a_package_is_all_of_its_files(nets):
 def test_versions_on_record_stand_for_the_source_of_torch():
     assert source_files("torch.optim.RMSprop") == []
     part = part_from("optimizer", {"_target_": "torch.optim.RMSprop", "lr": 0.1})
-    assert callable(find("optimizer", part))
+    assert callable(locate("optimizer", part))
 
 
 def test_the_way_through_plain_values_keeps_arguments():

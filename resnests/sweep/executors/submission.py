@@ -25,7 +25,7 @@ from pathlib import Path
 from resnests.runs.files import write_atomic
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import SweepFolder
-from resnests.text import last_words
+from resnests.text import last_log_line_of
 
 _PREFIX = ".sweep-"
 _NAME = "resnests-"
@@ -68,7 +68,7 @@ class Submission:
     def last_log_line(self, task: int) -> str:
         """Return what job `task` printed last, or that it has no log."""
         try:
-            return last_words(self.folder / f"{task}.log").strip()
+            return last_log_line_of(self.folder / f"{task}.log").strip()
         except OSError:
             if not self.folder.is_dir():  # another sweep tidied up
                 return ""
