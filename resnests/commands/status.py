@@ -25,7 +25,7 @@ from resnests.results.select import select
 from resnests.runs.directory import RunDirectory
 from resnests.text import duration
 
-INTERVAL = 2.0  # seconds between two looks of --watch
+POLL_SECONDS = 2.0  # seconds between two looks of --watch
 
 
 def show(root: str, watch: bool = False, trials: bool = False, query: Sequence[str] = ()) -> None:
@@ -42,7 +42,7 @@ def show(root: str, watch: bool = False, trials: bool = False, query: Sequence[s
     with Live(status.look(), console=console, auto_refresh=False) as live:
         try:
             while True:
-                time.sleep(INTERVAL)
+                time.sleep(POLL_SECONDS)
                 live.update(_when_there_are_runs(status), refresh=True)
         except KeyboardInterrupt:
             pass

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from resnests.sweep.plan import Run
     from resnests.sweep.scheduler import Job
 
-INTERVAL = 0.5  # seconds between two looks at the files
+POLL_SECONDS = 0.5  # seconds between two looks at the files
 TURNS = 20  # runs for which no job of ours is at work and whose files are looked at nevertheless
 PENDING, WAITING, RUNNING = "pending", "waiting", "running"
 
@@ -133,7 +133,7 @@ class Display:
         self.jobs = {run.index: job for job in jobs for run in job.runs}
 
     def _follow(self) -> None:
-        while not self._over.wait(INTERVAL):
+        while not self._over.wait(POLL_SECONDS):
             self._refresh(self._due())
 
     def _due(self) -> list[View]:

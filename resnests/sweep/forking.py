@@ -27,7 +27,7 @@ from resnests.text import last_log_line_of
 
 ADDRESS = "RESNESTS_FORK_SERVER"  # set for jobs while there is one
 LOG = "forkserver.log"  # in its folder, what it says
-POLL = 0.2  # seconds
+POLL_SECONDS = 0.2  # seconds
 
 
 @contextmanager
@@ -132,7 +132,7 @@ def fork(log: IO[bytes], should_stop: Callable[[], bool]) -> Forked | None:
         stdin = opened.enter_context(open(pipe, "wb"))
         with open(ours, "rb"):
             socket.send_fds(connection, [b"\n"], [ours, log.fileno()])
-        while not _is_readable(connection, POLL):  # it imports torch yet
+        while not _is_readable(connection, POLL_SECONDS):  # it imports torch yet
             if should_stop():
                 return None
         pid = receive(connection)

@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from resnests.errors import UserError
 from resnests.sweep.devices import Allocation
 
-POLL = 0.1  # seconds between two tries
+POLL_SECONDS = 0.1  # seconds between two tries
 PLACES = 64  # in a queue; more than so many wait in no order for its last place
 
 Release = Callable[[], object]
@@ -172,7 +172,7 @@ def lease(
                     f"devices.wait=false: {allocation.take} free slot(s) needed, but taken are "
                     f"{holders or 'too many by unknown processes'}"
                 )
-            time.sleep(POLL * random.uniform(0.5, 1.5))
+            time.sleep(POLL_SECONDS * random.uniform(0.5, 1.5))
         return None
     finally:
         claim.withdraw()

@@ -21,7 +21,7 @@ from resnests.runs.record import FINAL
 from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.precision import warn_of_emulation
-from resnests.text import progress
+from resnests.text import flat, progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,20 +185,15 @@ def _unique(runs: Iterable[Run]) -> list[Run]:
         first = unique.setdefault(run.directory.path, run)
         if first.config == run.config:
             continue
-        one, other = _flat(first.config), _flat(run.config)
+        one, other = _values(first.config), _values(run.config)
         key = next(key for key in one if one[key] != other[key])
         expected = "one value, as it is no part of a run's identity: both are the same run"
         raise UserError(f"{key}={one[key]},{other[key]}: expected {expected}")
     return list(unique.values())
 
 
-def _flat(config: Config) -> dict[str, Any]:
-    """Every value of the configuration under its dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in config_dict(config).items():
-        inner = {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {}
-        flat |= inner or {key: value}
-    return flat
+def _values(config: Config) -> dict[str, Any]:
+    return dict(flat(config_dict(config)))
 
 
 def _disambiguate(runs: list[Run]) -> list[Run]:
@@ -211,7 +206,7 @@ def _disambiguate(runs: list[Run]) -> list[Run]:
         recipes = [recipe_values(run.config) for run in group]
         keys = sorted(distinguishing_keys(recipes)) if len(group) > 1 else []
         for run, recipe in zip(group, recipes, strict=True) if keys else ():
-            values = _flat(run.config) | recipe
+            values = _values(run.config) | recipe
             told = " ".join(f"{key}={values.get(key)}" for key in keys)
             differs[run.directory.path] = told
     return [replace(run, differs=differs.get(run.directory.path, "")) for run in runs]

@@ -103,13 +103,13 @@ class Waiter(threading.Thread):
         self.allocation, self.held = allocation, None
         self.over = threading.Event()
         self.start()
-        time.sleep(3 * leases.POLL)  # it waits by now
+        time.sleep(3 * leases.POLL_SECONDS)  # it waits by now
 
     def run(self) -> None:
         self.held = lease(self.allocation, "waiter", should_stop=self.over.is_set)
 
     def ended(self) -> bool:
-        self.join(20 * leases.POLL)
+        self.join(20 * leases.POLL_SECONDS)
         return not self.is_alive()
 
     def close(self) -> None:
