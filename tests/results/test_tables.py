@@ -332,6 +332,7 @@ def test_the_published_tables_are_complete_and_the_comparison_uses_them(tmp_path
     assert any(note.startswith("An interval from 2 seeds says little") for note in made.notes)
 
 
+@pytest.mark.slow
 def test_the_published_runs_have_the_papers_recipe():
     """As conf/ composes them, and with the official pipeline and arithmetic too."""
     for dataset, arch, variant in PUBLISHED:

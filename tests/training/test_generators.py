@@ -65,10 +65,8 @@ def drawing(runs, draws, *overrides):
     return config_from(tree)
 
 
-SLOW_TORCHVISION = pytest.param("torchvision", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("pipeline", ["tensor", SLOW_TORCHVISION])
+@pytest.mark.slow
+@pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])
 @pytest.mark.parametrize("draws", ["dropout", "noise", "optimizer"])
 def test_what_draws_is_the_same_to_the_bit_after_any_interruption(tmp_path, draws, pipeline):
     """At the end of an epoch, in an evaluation, and twice in a row in mid-epoch."""
@@ -89,6 +87,7 @@ def test_what_draws_is_the_same_to_the_bit_after_any_interruption(tmp_path, draw
         assert all(torch.equal(one[name], other[name]) for name in one), questions
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_the_end_of_an_epoch_with_the_same_draws(tmp_path):
     """What was checkpointed later is lost: the second epoch is trained again from its start."""
     runs = [drawing(tmp_path / name, "noise", "trainer.checkpoint_every=1") for name in ("a", "b")]
