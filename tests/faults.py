@@ -7,8 +7,8 @@ undisturbed sweep is.
 
 A fault is SIGKILL of a training, of the launcher's process above it, of the fork server, of the
 whole sweep; a flipped bit in or the loss of the end of a checkpoint or record; a second sweep over
-the same grid at once, also after the lock of a run in training was deleted, or one of another user
-(where root) over the same devices; an error full of markup; on a cluster also a cancelled job and a
+the same grid at once, also one that is interrupted, or after the lock of a run in training was
+deleted, or one of another user (where root) over the same devices; a directory that is removed; an error full of markup; on a cluster also a cancelled job and a
 lost node. After the faults the same command is given until it reports success, and every file is
 compared with the undisturbed sweep.
 """
@@ -70,6 +70,24 @@ def interrupt_sweep(sweep: Sweep, _folder: Path) -> bool:
 
 def second_sweep(_sweep: Sweep, folder: Path) -> bool:
     SECOND_SWEEPS.append(Sweep(folder))
+    return True
+
+
+def interrupted_second_sweep(_sweep: Sweep, folder: Path) -> bool:
+    """Interrupt a second sweep while the first one trains, or waits for its devices."""
+    second = Sweep(folder)
+    time.sleep(random.uniform(0.5, 4))
+    second.process.send_signal(signal.SIGINT)
+    SECOND_SWEEPS.append(second)
+    return True
+
+
+def remove_folder(_sweep: Sweep, folder: Path) -> bool:
+    """Remove the directory of a run, whoever works there."""
+    runs = list(find_runs(folder / "runs"))
+    if not runs:
+        return False
+    shutil.rmtree(random.choice(runs).path, ignore_errors=True)
     return True
 
 
@@ -140,6 +158,8 @@ FAULTS = {  # "worker" is the process that a launcher starts a training from
     "sweep killed": kill_sweep,
     "sweep interrupted": interrupt_sweep,
     "second sweep": second_sweep,
+    "second sweep interrupted": interrupted_second_sweep,
+    "directory of a run removed": remove_folder,
     "another user's sweep": other_users_sweep,
     "lock deleted": delete_lock,
     "error with markup": error_with_markup,
