@@ -8,9 +8,10 @@ undisturbed sweep is.
 A fault is SIGKILL of a training, of the launcher's process above it, of the fork server, of the
 whole sweep; a flipped bit in or the loss of the end of a checkpoint or record; a second sweep over
 the same grid at once, also one that is interrupted, or after the lock of a run in training was
-deleted, or one of another user (where root) over the same devices; a directory that is removed; an error full of markup; on a cluster also a cancelled job and a
-lost node. After the faults the same command is given until it reports success, and every file is
-compared with the undisturbed sweep.
+deleted, or one of another user (where root) over the same devices; the directory of a run removed;
+an error full of markup; on a cluster also a cancelled job and a lost node. After the faults the
+same command is given until it reports success, and every file is compared with the undisturbed
+sweep.
 """
 
 from __future__ import annotations
@@ -83,10 +84,10 @@ def interrupted_second_sweep(_sweep: Sweep, folder: Path) -> bool:
 
 
 def remove_folder(_sweep: Sweep, folder: Path) -> bool:
-    """Remove the directory of a run, whoever works there."""
+    """Remove the directory of a run, whoever of this sweep works there."""
     runs = list(find_runs(folder / "runs"))
-    if not runs:
-        return False
+    if not runs or any(second.process.poll() is None for second in SECOND_SWEEPS):
+        return False  # another sweep may begin it anew while its process still ends
     shutil.rmtree(random.choice(runs).path, ignore_errors=True)
     return True
 

@@ -151,6 +151,9 @@ class Worker:
     def _heartbeat(self) -> None:
         while not self._over.wait(HEARTBEAT):
             self._show_progress()
+            if not self.directory.path.is_dir():
+                log.warning("%s was removed: this training ends", self.directory.path)
+                self.stop.ask()
 
     def _show_progress(self) -> None:
         try:
