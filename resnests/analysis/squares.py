@@ -56,7 +56,10 @@ def least_squares(r_factor: Tensor, ends: list[int], images: int, classes: int) 
     kept, results, begin = np.empty(0, dtype=int), [], 0
     for end in ends:
         top = len(kept)
-        q, upper, order = qr(r[top:, begin:end], mode="full", pivoting=True)
+        block = r[top:, begin:end]
+        q, upper, order = np.empty((0, 0)), block, np.arange(end - begin)
+        if len(block):  # SciPy before 1.14 factors no matrix without rows
+            q, upper, order = qr(block, mode="full", pivoting=True)
         left = np.abs(np.diag(upper))
         rank = int((left > RANK * np.maximum(norms[begin:end][order[: len(left)]], 1e-300)).sum())
         r[top:] = q.T @ r[top:]
