@@ -87,9 +87,6 @@ def trainings(monkeypatch):
 
 
 # Half a second to two each, of which Optuna's tables and the figures take most.
-pytestmark = pytest.mark.slow
-
-
 def study_of(folder, name="tune"):
     storage = f"sqlite:///{folder}/study-{name}/study.db"
     return optuna.load_study(study_name=name, storage=storage)
@@ -99,6 +96,7 @@ def states(folder):
     return [t.state.name for t in study_of(folder).get_trials()]
 
 
+@pytest.mark.slow
 def test_a_trial_whose_step_makes_no_cuda_graph_goes_on_without(tmp_path, trainings, monkeypatch):
     asked = []
 
@@ -137,6 +135,7 @@ def test_a_study_is_finished_once_and_shown(tmp_path, trainings, capsys, objecti
     assert trainings.begun == 12
 
 
+@pytest.mark.slow
 def test_a_pruned_run_is_on_record_and_resumes_when_asked_for_again(tmp_path, trainings, capsys):
     trainings.pace = lambda config: 0.2
     pruner = "+tune.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 200}"
@@ -158,6 +157,7 @@ def test_a_pruned_run_is_on_record_and_resumes_when_asked_for_again(tmp_path, tr
     assert run.status() == "complete"
 
 
+@pytest.mark.slow
 def test_the_trials_of_a_dead_process_are_taken_up_again(tmp_path, trainings):
     space = make_space(tmp_path, *BASE)
     dead = Study(space)
@@ -176,6 +176,7 @@ def test_the_trials_of_a_dead_process_are_taken_up_again(tmp_path, trainings):
     assert trainings.begun == 5
 
 
+@pytest.mark.slow
 def test_a_process_leaves_the_trials_of_another_alone(tmp_path):
     """Locks belong to processes, so that a fork stands for the other one."""
     space = make_space(tmp_path, *BASE, "tune.trials=2")
@@ -192,6 +193,7 @@ def test_a_process_leaves_the_trials_of_another_alone(tmp_path):
     assert one.take() is None
 
 
+@pytest.mark.slow
 def test_a_trial_that_ends_while_another_process_looks_is_not_taken_again(tmp_path):
     study = Study(make_space(tmp_path, *BASE))
     trial = study.take()
@@ -204,6 +206,7 @@ def test_a_trial_that_ends_while_another_process_looks_is_not_taken_again(tmp_pa
     assert real()[0].value == 50.0
 
 
+@pytest.mark.slow
 def test_every_device_has_a_run_and_none_has_two(tmp_path, trainings):
     trainings.pace = lambda config: 0.1
     words = (*BASE, "devices.slots=3", "devices.cpu_slots=3", "tune.seeds=2", "tune.trials=3")
@@ -212,6 +215,7 @@ def test_every_device_has_a_run_and_none_has_two(tmp_path, trainings):
     assert trainings.begun == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fail_fast", ["true", "false"])
 def test_a_seed_that_fails_stops_the_others_of_its_trial(tmp_path, trainings, capsys, fail_fast):
     trainings.end = lambda config: ("failed", "no luck") if config.seed else ("complete", None)
@@ -224,6 +228,7 @@ def test_a_seed_that_fails_stops_the_others_of_its_trial(tmp_path, trainings, ca
     assert "failed: no luck; see " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_fail_fast_ends_the_search_and_a_retry_saves_the_trial(tmp_path, trainings):
     trainings.end = lambda config: (
         ("failed", "no luck") if trainings.begun < 2 else ("complete", None)
@@ -237,6 +242,7 @@ def test_fail_fast_ends_the_search_and_a_retry_saves_the_trial(tmp_path, trainin
     assert {trial.state.name for trial in study_of(tmp_path, "other").trials} == {"COMPLETE"}
 
 
+@pytest.mark.slow
 def test_a_second_signal_reaches_the_trainings(tmp_path, trainings):
     trainings.pace = lambda config: 0.2
     space = make_space(tmp_path, *BASE)
@@ -257,6 +263,7 @@ def test_a_second_signal_reaches_the_trainings(tmp_path, trainings):
     assert set(states(tmp_path)) == {"RUNNING"}, "the same command goes on"
 
 
+@pytest.mark.slow
 def test_a_broken_store_in_the_thread_of_a_trial_ends_the_search(tmp_path, trainings, monkeypatch):
     def fail(*_):
         raise optuna.exceptions.StorageInternalError("the disk is full")
@@ -266,6 +273,7 @@ def test_a_broken_store_in_the_thread_of_a_trial_ends_the_search(tmp_path, train
         run_search(make_space(tmp_path, *BASE), [])
 
 
+@pytest.mark.slow
 def test_trials_are_sent_to_trackers(tmp_path, trainings, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "class Notes:\n"
@@ -285,6 +293,7 @@ def test_trials_are_sent_to_trackers(tmp_path, trainings, monkeypatch):
     assert {line.rpartition(" ")[2] for line in notes} == {"complete"}
 
 
+@pytest.mark.slow
 def test_what_diverges_is_never_the_best_and_what_fails_is_tried_again(tmp_path, trainings, capsys):
     def end(config):
         if config.optimizer.lr > 0.1:
@@ -311,6 +320,7 @@ def test_what_diverges_is_never_the_best_and_what_fails_is_tried_again(tmp_path,
     assert len(ended) - len(again) == 5
 
 
+@pytest.mark.slow
 def test_a_study_of_another_setting_is_refused(tmp_path, trainings):
     assert run_search(make_space(tmp_path, *BASE, "tune.trials=1"), []) == 0
     for other, said in (
@@ -330,6 +340,7 @@ def test_a_study_of_another_setting_is_refused(tmp_path, trainings):
     assert run_search(make_space(tmp_path, *words), []) == 0
 
 
+@pytest.mark.slow
 def test_a_broken_study_is_one_line(tmp_path, trainings):
     (tmp_path / "study-tune").mkdir()
     (tmp_path / "study-tune" / "study.db").write_text("no database" * 1000)
@@ -337,6 +348,7 @@ def test_a_broken_study_is_one_line(tmp_path, trainings):
         run_search(make_space(tmp_path, *BASE), [])
 
 
+@pytest.mark.slow
 def test_trials_are_no_results_unless_asked_for(tmp_path, trainings):
     assert run_search(make_space(tmp_path, *BASE, "tune.trials=2"), []) == 0
     with pytest.raises(UserError, match="only trials of a search in it, which --trials shows"):
@@ -350,6 +362,7 @@ def test_trials_are_no_results_unless_asked_for(tmp_path, trainings):
     assert [found.path for found in find_runs(tmp_path)] == [place]
 
 
+@pytest.mark.slow
 def test_the_line_of_the_winner(monkeypatch):
     monkeypatch.setattr("sys.argv", ["run.py", "--config-dir", "conf", "-m", "experiment=tune"])
     words = ["experiment=tune", "arch=resnet20", "optimizer=sgd,adamw", "optimizer.clip_norm=1"]
@@ -361,6 +374,7 @@ def test_the_line_of_the_winner(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_settings_survive_json(tmp_path):
     setting = make_space(tmp_path, LR).setting()
     assert json.loads(json.dumps(setting)) == setting

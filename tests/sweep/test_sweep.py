@@ -45,7 +45,6 @@ def statuses(root) -> dict[str, str]:
     }
 
 
-@pytest.mark.slow
 def test_a_sweep_trains_its_grid_and_skips_what_is_finished(tmp_path):
     first = run_command("-m", *TINY, "variant=standard,resnest", "seed=0,1", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
