@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -629,3 +630,20 @@ def test_runs_of_others_are_passed_over_and_ones_own_go_on(runs, monkeypatch, ca
     assert ([run.index for run in todo], [run.index for run in others]) == ([1, 2, 3], [0])
     said = f"passed over: {runs[0].label}: {barred}: cannot be written; it belongs to ada"
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undone")
+def test_folders_that_killed_sweeps_left_are_removed_and_those_at_work_are_not(
+    runs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    places = {name: tmp_path / f"resnests-{name}" for name in ("killed", "locked", "young")}
+    for name, place in places.items():
+        place.mkdir()
+        (place / "jobs.jsonl").touch()
+        if name != "young":
+            os.utime(place, (0, 0))
+    with open(places["locked"] / "jobs.jsonl") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with local_sweep(runs, allocate(runs[0].config, 1)):
+            assert [name for name in places if places[name].exists()] == ["locked", "young"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -13,6 +15,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from resnests.runs.lock import is_flocked
 from resnests.sweep.devices import Allocation
 from resnests.sweep.plan import Run
 from resnests.sweep.process import run_on_host
@@ -21,6 +24,7 @@ from resnests.sweep.scheduler import REFUSED, Job, State
 from resnests.sweep.stop import Stop, lock_until_exit
 
 POLL_SECONDS = 0.2
+PREFIX = "resnests-"
 CRASHES = 5  # of the launcher, one after the other, with no run reaching its end
 FRESHEN_SECONDS = 3600.0  # cleaners of temporary folders spare what was used in the last days
 
@@ -33,12 +37,27 @@ log = logging.getLogger(__name__)
 @contextmanager
 def local_sweep(runs: Sequence[Run], allocation: Allocation) -> Iterator[SweepFolder]:
     """Make the folder of a sweep on this machine, known to all processes started meanwhile."""
-    with tempfile.TemporaryDirectory(prefix="resnests-", ignore_cleanup_errors=True) as path:
+    _remove_folders_of_killed_sweeps()
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as path:
         folder = SweepFolder(Path(path))
         folder.write(runs, allocation)
         lock_until_exit(folder.specs)
         os.environ |= folder.environment()
         yield folder
+
+
+def _remove_folders_of_killed_sweeps() -> None:
+    """Remove this user's folders of sweeps that could not do so: no process locks their specs.
+
+    A young folder is left alone, as its sweep may be about to lock it.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            status = path.lstat()
+            is_old = time.time() - status.st_mtime > 2 * FRESHEN_SECONDS
+            ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+            if ours and is_old and not is_flocked(SweepFolder(path).specs):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class LauncherExecutor:
