@@ -2,6 +2,8 @@
 of it.
 """
 
+import fcntl
+import os
 import random
 import shutil
 import signal
