@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -123,6 +124,8 @@ class LauncherExecutor:
             self.crashes = CRASHES
         else:
             reason = f"{type(self.error).__name__}: {self.error}".splitlines()[0]
+            if getattr(self.error, "errno", None) == errno.ENOSPC:
+                reason += "; joblib needs room in /dev/shm, hydra/launcher=basic needs none"
             self.report(f"the launcher lost a process ({reason}): going on with what is left")
             self.crashes = 0 if any(job.started for job in lost) else self.crashes + 1
             if self.crashes == CRASHES:
