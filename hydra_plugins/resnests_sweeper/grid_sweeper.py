@@ -54,7 +54,7 @@ class GridSweeper(BasicSweeper):
         return run_sweep(self._on_cluster(self._configs(jobs)), launch)
 
     def _on_cluster(self, configs: list[Config]) -> list[Config]:
-        """`configs`, in which a launcher that hands runs to Slurm is a cluster."""
+        """Return `configs`, in which a launcher that hands runs to Slurm is a cluster."""
         from resnests.config.submitit import from_submitit
         from resnests.errors import require
 

@@ -66,12 +66,12 @@ class Dataset(Component):
 
     @property
     def is_own(self) -> bool:
-        """Whether the images are a user's, of which nobody has a checksum."""
+        """Return whether the images are a user's, of which nobody has a checksum."""
         return self.target is not None or self.source == "images"
 
     @property
     def class_count(self) -> int:
-        """The number of classes, once they are counted."""
+        """Return the number of classes, once they are counted."""
         assert self.num_classes is not None
         return self.num_classes
 

@@ -44,12 +44,12 @@ class Allocation:
     memory: float | None = None  # GB for each run, where a batch system gave so much
 
     def thread_environment(self) -> dict[str, str]:
-        """What must be set before torch is imported."""
+        """Return the variables that must be set before torch is imported."""
         return {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
 
 
 def allocate(config: Config, runs: int) -> Allocation:
-    """How `runs` runs of `config.devices` and `config.trainer.device` share this machine; raises
+    """Return how `runs` runs of `config` share this machine; raises
     a UserError.
     """
     kind, gpus = _resolve(config.trainer.device)
@@ -87,7 +87,7 @@ def allocate(config: Config, runs: int) -> Allocation:
 
 
 def _given_cores() -> int | None:
-    """How many cores a batch system gave this job, which nothing need confine to any of them."""
+    """Return how many cores a batch system gave this job; nothing need confine it to any."""
     for name in (CORES, "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"):
         if (text := os.environ.get(name, "")).isdigit():
             return max(1, int(text))
@@ -95,7 +95,7 @@ def _given_cores() -> int | None:
 
 
 def _given_memory() -> float | None:
-    """How many GB Slurm gave this job on its node; None where it set no limit."""
+    """Return how many GB Slurm gave this job on its node; None where it set no limit."""
     for name, each in SLURM_MEMORY.items():
         amount, times = os.environ.get(name, ""), os.environ.get(each, "") if each else "1"
         if amount.isdigit() and times.isdigit() and int(amount) * int(times) > 0:
@@ -117,7 +117,7 @@ def _cpu_slots(cores: int, concurrent: int, given: int | None) -> list[str]:
 
 
 def _resolve(device: str) -> tuple[str, list[str]]:
-    """(kind, UUIDs of the GPUs to use) of trainer.device; a UserError where there is no such
+    """Return (kind, UUIDs of the GPUs to use) of trainer.device; a UserError where there is no such
     device.
 
     cuda:N is the N-th of the visible GPUs.
@@ -187,12 +187,12 @@ def _open_gpus() -> dict[str, str]:
 
 @cache
 def _warn(line: str) -> None:
-    """Once, however often it is seen."""
+    """Print a warning once, however often it is seen."""
     print(f"warning: {line}", file=sys.stderr)
 
 
 def select_visible(models: dict[str, str], visible: str | None, order: str | None) -> list[str]:
-    """What CUDA makes of CUDA_VISIBLE_DEVICES: indices, UUID prefixes, MIG slices, up to the
+    """Return what CUDA makes of CUDA_VISIBLE_DEVICES: indices, UUID prefixes, MIG slices, up to the
     first not there.
 
     `models` are those of the UUIDs in the order of the PCI bus, `order` is CUDA_DEVICE_ORDER.

@@ -73,7 +73,7 @@ class View:
         return self.record.error or ""
 
     def _origin(self, record: Record) -> str:
-        """What the accuracy is of; of an analysis, what it found."""
+        """Return what the accuracy is of, and of an analysis what it found."""
         given = "of given weights" if record.config["weights"] else f"after {record.epochs} epochs"
         analysis = (
             self.run.directory.read_analysis() if record.config["task"] == "analyze" else None
@@ -220,7 +220,7 @@ class Display:
         )
 
     def _device(self, view: View) -> str:
-        """The device of a run, and where that is elsewhere its host."""
+        """Return the device of a run, and where that is elsewhere its host."""
         job, host = self.jobs.get(view.run.index), view.progress.get("host")
         node = job.node if job else ""
         elsewhere = host if host != socket.gethostname() else ""

@@ -32,7 +32,7 @@ POLL_SECONDS = 0.2  # seconds
 
 @contextmanager
 def forking(runs: Sequence[Run], allocation: Allocation | None, folder: Path) -> Iterator[None]:
-    """A server in `folder` for the jobs that are started meanwhile, where it is of use."""
+    """Run a server in `folder` for the jobs that are started meanwhile, where it is of use."""
     wanted = len(runs) > 1 and runs[0].config.devices.fork and sys.platform == "linux"
     server = _start(folder, allocation, _modules(runs)) if wanted and allocation else None
     try:
@@ -43,7 +43,7 @@ def forking(runs: Sequence[Run], allocation: Allocation | None, folder: Path) ->
 
 
 def _modules(runs: Sequence[Run]) -> list[str]:
-    """What some of `runs` import besides torch, and others would lose time with."""
+    """Return the modules that some of `runs` import besides torch."""
     configs, modules = [run.config for run in runs], []
     if any(c.pipeline.name == "torchvision" or not is_ready(c.dataset) for c in configs):
         modules.append("torchvision")
@@ -105,7 +105,7 @@ class Forked:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit status; raises a subprocess.TimeoutExpired."""
+        """Return the exit status; raises a subprocess.TimeoutExpired."""
         if self.returncode is None:
             if not _is_readable(self.connection, timeout):
                 raise subprocess.TimeoutExpired("training", timeout or 0)
@@ -122,7 +122,7 @@ class Forked:
 
 
 def fork(log: IO[bytes], should_stop: Callable[[], bool]) -> Forked | None:
-    """A training that writes to `log`; None where no server forks it, or `should_stop` before."""
+    """Return a training that writes to `log`, None where no server forks one in time."""
     if ADDRESS not in os.environ:
         return None
     with suppress(OSError), ExitStack() as opened:

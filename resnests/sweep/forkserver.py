@@ -24,13 +24,13 @@ from typing import Any
 
 
 def send(connection: socket.socket, number: int) -> None:
-    """Of four bytes."""
+    """Send a number in four bytes."""
     with suppress(OSError):  # the job is gone
         connection.sendall(number.to_bytes(4, "little", signed=True))
 
 
 def receive(connection: socket.socket) -> int | None:
-    """The next number; None at the end."""
+    """Return the next number, None at the end."""
     with suppress(ConnectionResetError):
         number = connection.recv(4)
         return int.from_bytes(number, "little", signed=True) if number else None
@@ -62,7 +62,7 @@ class Server:
                 return connection
 
     def _fork(self) -> socket.socket | None:
-        """In the new process its connection, here None."""
+        """Fork a training; return its connection in the new process, and None here."""
         connection, _ = self.listener.accept()
         connection.settimeout(1)
         files: list[int] = []
@@ -120,7 +120,7 @@ def _require_soundness() -> None:
 
 
 def _import(modules: Sequence[str]) -> None:
-    """What a training imports, in a process that can be forked after it."""
+    """Import what a training imports; this process can be forked after it."""
     import numpy.ma  # noqa: F401  # which numpy.unique imports
     import torch._dynamo  # noqa: F401  # which optimizers import
 

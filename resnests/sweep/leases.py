@@ -47,7 +47,7 @@ class SocketLocks:
         self.prefix = f"resnests{_digest(space) if space else ''}/"
 
     def acquire(self, name: str) -> Release | None:
-        """How to release `name`; None where it is taken. Never waits."""
+        """Return how to release `name`, None where it is taken. Never waits."""
         return self._bind(f"{self.prefix}{name}".encode())
 
     def note(self, name: str, text: str) -> Release:
@@ -138,7 +138,7 @@ class Lease:
         return [self.allocation.slots[i] for i in self.indices]
 
     def environment(self) -> dict[str, str]:
-        """What must be set before torch is imported, or in a forked process before it is used."""
+        """Return what to set before torch is imported, or in a forked process used."""
         environment = self.allocation.thread_environment()
         if self.allocation.kind == "cuda":
             environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
@@ -191,7 +191,7 @@ class _Claim:
         self.slots: dict[int, Release] = {}
 
     def is_met(self, wait: bool) -> bool:
-        """Whether all slots are held, after another try; who does not `wait` passes the queue."""
+        """Return whether all slots are held after another try; without `wait` past the queue."""
         if wait and not self._reaches_head():
             return False
         # The head keeps the slots that it has got until it has got them all, or smaller runs would

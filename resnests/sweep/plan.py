@@ -62,7 +62,7 @@ class Run:
         return "resume" if resumable else "run"
 
     def _is_outdated(self) -> bool:
-        """Whether weights were evaluated that are others by now, or analysed in another way."""
+        """Return whether other weights were evaluated, or analysed in another way."""
         if self.config.task not in ("evaluate", "analyze"):
             return False
         record = self.directory.read_record()
@@ -75,7 +75,7 @@ class Run:
 
 
 def plan_runs(configs: Sequence[Config]) -> list[Run]:
-    """The runs of `configs`; raises a UserError where they cannot work.
+    """Return the runs of `configs`; raises a UserError where they cannot work.
 
     Whether there are such devices is seen here, unless other hosts train.
     """
@@ -170,7 +170,7 @@ def _require_shared_values(configs: Sequence[Config]) -> None:
 
 
 def _first_difference(key: str, one: Any, other: Any) -> tuple[str, Any, Any]:
-    """The key, and the two values, of the first field in which two sections differ."""
+    """Return the key and both values of the first field in which two sections differ."""
     for item in fields(one) if is_dataclass(one) and type(one) is type(other) else ():
         values = getattr(one, item.name), getattr(other, item.name)
         if values[0] != values[1]:
@@ -179,7 +179,7 @@ def _first_difference(key: str, one: Any, other: Any) -> tuple[str, Any, Any]:
 
 
 def _unique(runs: Iterable[Run]) -> list[Run]:
-    """`runs` without repetitions; a UserError where two are one run although they differ."""
+    """Return `runs` without repetitions; a UserError where two are one run although they differ."""
     unique: dict[Path, Run] = {}
     for run in runs:
         first = unique.setdefault(run.directory.path, run)
@@ -197,7 +197,7 @@ def _values(config: Config) -> dict[str, Any]:
 
 
 def _disambiguate(runs: list[Run]) -> list[Run]:
-    """`runs`, in whose labels stand the values in which those of the same names and seed differ."""
+    """Return `runs`, whose labels tell apart those of the same names and seed."""
     groups: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.label].append(run)

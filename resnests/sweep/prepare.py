@@ -18,7 +18,7 @@ from resnests.sweep.plan import Run
 
 
 def prepare(runs: Sequence[Run]) -> None:
-    """What may take torch, once for all runs and before the first starts: each data set is fetched
+    """Do once for all runs what may take torch, before the first starts: each data set is fetched
     and checked, a user's own is read and described, and what users brought is tried.
     """
     datasets = {json.dumps(asdict(run.config.dataset)): run.config.dataset for run in runs}
@@ -39,7 +39,7 @@ def prepare(runs: Sequence[Run]) -> None:
 
 
 def _warn_of_missing(logger: dict[str, Any]) -> None:
-    """Of trackers that cannot work, before hours of training that they would miss."""
+    """Warn of trackers that cannot work, before hours of training that they would miss."""
     from resnests.trackers.tracker import require_installed
 
     for name, values in logger.items():

@@ -52,7 +52,7 @@ class Worker:
         self._over, self._writing = threading.Event(), threading.Lock()
 
     def work(self) -> int:
-        """The exit status."""
+        """Train the run; return the exit status."""
         require_locks(self.config.runs_dir)
         try:
             self.lock.acquire(blocking=False)
@@ -135,7 +135,7 @@ class Worker:
         return INTERRUPTED if status == "interrupted" else 0
 
     def _train_first(self, device: str) -> str | None:
-        """The status of the run that is to be analysed, which is trained where it is not."""
+        """Train the run that is to be analysed, where it is not; return its status."""
         from resnests.tasks.experiment import run_experiment
 
         config = dataclasses.replace(self.config, task="train")
