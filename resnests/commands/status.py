@@ -168,5 +168,5 @@ def _line(run: dict) -> str:
         if progress["seconds_left"] is not None:
             parts.append(f"{duration(progress['seconds_left'])} left")
     if "time" in progress:
-        parts.append(f"last sign of life {duration(max(0.0, time.time() - progress['time']))} ago")
+        parts.append(f"last heartbeat {duration(max(0.0, time.time() - progress['time']))} ago")
     return f"{label} {', '.join(parts)}"

@@ -33,13 +33,13 @@ def warn_of_emulation(configs: Iterable[Config], allocation: Allocation) -> None
 
 
 def used(config: Config) -> str:
-    """Return the precision in which `config` computes: an analysis is in fp32, whatever trained before."""
+    """Return the precision in which `config` computes: an analysis is always in fp32."""
     trains = config.task != "analyze" or config.analysis.train
     return config.trainer.precision if trains or config.trainer.precision != "bf16" else "fp32"
 
 
 def emulation(precision: str, kind: str, gpus: Sequence[str]) -> str | None:
-    """Return what is to be said of `precision` on devices of `kind`, for cuda those with the UUIDs `gpus`;
+    """Return what is to be said of `precision` on devices of `kind`, for cuda the UUIDs `gpus`;
     None where they have it, and where that cannot be seen.
     """
     asked = f"trainer.precision={precision}"
@@ -61,7 +61,7 @@ def emulation(precision: str, kind: str, gpus: Sequence[str]) -> str | None:
 
 
 def _cpu_flags() -> set[str]:
-    """Return what the first CPU can do, in the words of the system; nothing where it does not say."""
+    """Return what the first CPU can do in the system's words, nothing where it does not say."""
     told = cpu_info()
     if flags := told.get("flags") or told.get("Features"):
         return set(flags.split())

@@ -160,7 +160,7 @@ class Worker:
             with self._writing:
                 self.directory.write_progress(self.progress)
         except OSError as error:  # a full disk must not end a training that may still finish
-            log.warning("no sign of life written: %s", error)
+            log.warning("no heartbeat written: %s", error)
 
 
 def watch_parent(stop: Stop) -> None:

@@ -72,8 +72,7 @@ def test_status_counts_every_cell_and_names_what_is_not_done(grid):
     assert "1 failed, 1 killed, 1 missing" in row
     (running,) = [line for line in lines if line.startswith("running")]
     assert (
-        "on cpu-0, epoch 3/10, loss 0.5000, 1234 images/s, 1:30 min left, last sign of life"
-        in running
+        "on cpu-0, epoch 3/10, loss 0.5000, 1234 images/s, 1:30 min left, last heartbeat" in running
     )
     assert any(
         "failed: cifar10/resnet20/a_resnest seed=1: ValueError: what went wrong; see" in line
