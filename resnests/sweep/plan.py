@@ -48,13 +48,16 @@ class Run:
         return self.directory.status()
 
     def planned(self) -> Run:
-        """Return this run with what it replaces, as its action is `replace` or not by now."""
-        redo = self.config.trainer.overwrite or self.directory.status() in FINAL
+        """Return this run with what it starts afresh over, as the user or its weights ask for it.
+
+        What another sweep finishes in this very moment is neither, and stays.
+        """
+        final = self.directory.status() in FINAL
+        redo = self.config.trainer.overwrite or (final and self._is_outdated())
         return replace(self, replaces=self.directory.record_digest() if redo else None)
 
-    @property
     def action(self) -> str:
-        """Return what the next launch would do: skip, resume or run."""
+        """Return what a sweep would do: skip, resume or run. It reads files, and may hash some."""
         status = self.directory.status()
         if status in FINAL and not self.config.trainer.overwrite and not self._is_outdated():
             return "skip"
@@ -102,7 +105,7 @@ def usable_runs(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     todo, barred = [], []
     for run in progress(runs, "comparing"):
         try:
-            if run.action == "skip":
+            if run.action() == "skip":
                 continue
             run.directory.require_writable()
             todo.append(run.planned())
@@ -130,7 +133,7 @@ def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
 
 def _readable_action(run: Run) -> str:
     try:
-        return run.action
+        return run.action()
     except UserError as error:  # another user's
         print(f"passed over: {run.label}: {error}", file=sys.stderr)
         return "barred"

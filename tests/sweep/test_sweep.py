@@ -649,3 +649,8 @@ def test_folders_that_killed_sweeps_left_are_removed_and_those_at_work_are_not(
         fcntl.flock(held, fcntl.LOCK_EX)
         with local_sweep(runs, allocate(runs[0].config, 1)):
             assert [name for name in places if places[name].exists()] == ["locked", "young"]
+
+
+def test_what_another_sweep_finishes_while_ours_is_planned_is_not_started_afresh(runs):
+    ended(runs[0], "complete")
+    assert runs[0].planned().replaces is None
