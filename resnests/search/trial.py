@@ -72,7 +72,7 @@ class TrialAtWork:
                 self.stop.signals = self.search_stop.signals  # the second one kills
                 queued = {run for job in jobs if job.state is State.QUEUED for run in job.runs}
                 begun = [run for run in self.runs if run not in queued]
-                given_up = self._given_up(scheduler)
+                given_up = scheduler.given_up(self.runs)
                 ending = ending or self._report(begun) or self._failure(given_up)
                 if ending:
                     self.stop.ask()
@@ -117,12 +117,6 @@ class TrialAtWork:
         if not bad or self.search_stop.requested():  # then it was interrupted, and goes on
             return None
         return outcome_of_failure(bad[0])
-
-    def _given_up(self, scheduler: Scheduler) -> list[Run]:
-        """Return the runs that no job will go on with."""
-        going_on = {run for job in scheduler.jobs for run in job.runs}
-        going_on |= {*scheduler.idle, *(run for _, run in scheduler.unsettled)}
-        return [run for run in self.runs if run not in going_on]
 
     def _tell(self, state: TrialState, reason: str) -> str:
         self.failed = state == TrialState.FAIL

@@ -145,6 +145,12 @@ class Scheduler:
             self.executor.close(self.jobs)
         return self.jobs
 
+    def given_up(self, runs: Sequence[Run]) -> list[Run]:
+        """Return those of `runs` that no job goes on with, finished or not."""
+        going_on = {run for job in self.jobs for run in job.runs}
+        going_on |= {*self.idle, *(run for _, run in self.unsettled)}
+        return [run for run in runs if run not in going_on]
+
     def _round(self) -> bool:
         """Go once through all jobs; return whether there is more to wait for."""
         if self.stopping():
