@@ -136,7 +136,7 @@ def fork(log: IO[bytes], should_stop: Callable[[], bool]) -> Forked | None:
             if should_stop():
                 return None
         pid = receive(connection)
-        if pid is None:
+        if pid is None or pid <= 1:  # its exit status, as it died before it could say its number
             return None
         context = {"folder": os.getcwd(), "environment": dict(os.environ)}
         connection.sendall(json.dumps(context).encode() + b"\n")

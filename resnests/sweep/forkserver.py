@@ -72,6 +72,8 @@ class Server:
         if pid == 0:
             connection.settimeout(None)
             self._leave(*files)
+            # By itself: a server that is killed in this instant would leave the job waiting.
+            send(connection, os.getpid())
             return connection
         for file in files:
             os.close(file)
@@ -79,7 +81,6 @@ class Server:
             connection.close()
         else:
             self.trainings[pid] = connection
-            send(connection, pid)
         return None
 
     def _leave(self, stdin: int, log: int) -> None:

@@ -262,3 +262,30 @@ def test_one_run_alone_has_no_server_and_a_sweep_can_do_without(tmp_path, count,
     runs = [run_of(tmp_path, f"devices.fork={fork}")] * count
     with forking.forking(runs, allocate(runs[0].config, 2), tmp_path):
         assert not (tmp_path / forking.LOG).exists()
+
+
+DIES_IN_FORKING = """
+import os, socket, sys
+from resnests.sweep import forkserver
+
+fork = os.fork
+os.fork = lambda: fork() and os._exit(0) or 0
+server = forkserver.Server(socket.socket(fileno=int(sys.argv[1])))
+assert server._fork() is not None
+"""
+
+
+def test_a_server_that_dies_in_forking_leaves_no_job_waiting(tmp_path):
+    """The job waits for the number of its training, which therefore says it by itself."""
+    place = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as connection:
+        listener.bind(place)
+        listener.listen()
+        command = [sys.executable, "-c", DIES_IN_FORKING, str(listener.fileno())]
+        server = subprocess.Popen(command, pass_fds=[listener.fileno()], cwd=REPOSITORY)
+        connection.connect(place)
+        with open(os.devnull, "r+") as nothing:
+            socket.send_fds(connection, [b"\n"], [nothing.fileno(), nothing.fileno()])
+        assert server.wait(30) == 0
+        connection.settimeout(10)
+        assert receive(connection) not in (None, server.pid)
