@@ -33,13 +33,14 @@ def with_digests(configs: Sequence[Config]) -> list[Config]:
 
 
 def require_unchanged(config: Config) -> None:
-    """Raise a UserError where a file is not what it was when the sweep was planned.
+    """Raise a UserError where source or weights are not what they were when the sweep was planned.
 
-    A worker asks this once it owns its directory and has its device, just before it reads the
-    files: the wait for a device may have taken hours.
+    A worker asks this once it owns its directory and has its device, as the wait for a device may
+    have taken hours, and again after it has read the files: only then is it sure which it read.
+    Images are compared as they are loaded (data/splits.py).
     """
-    now = Digester().digests(config)
-    for key in sorted(now.keys() | config.digests.keys()):
+    now = Digester().digests(config, images=False)
+    for key in sorted((now.keys() | config.digests.keys()) - {IMAGES}):
         if now.get(key) != config.digests.get(key):
             raise UserError(f"{_source(config, key)} was changed since the sweep was planned")
 
@@ -60,10 +61,10 @@ class Digester:
         found = self.digests(config)
         return config if found == config.digests else replace(config, digests=found)
 
-    def digests(self, config: Config) -> dict[str, str]:
+    def digests(self, config: Config, images: bool = True) -> dict[str, str]:
         """Return the digests of `config` by the keys that they have in a recipe."""
         found = {f"{group}.{CODE}": self._code(config, group) for group in PARTS}
-        found[IMAGES] = self._images(config)
+        found[IMAGES] = self._images(config) if images else None
         if _is_given(config):
             in_folder = Path(str(config.weights)).is_dir()
             file = weights_file(config)

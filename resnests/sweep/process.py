@@ -42,7 +42,7 @@ def run_on_host(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Sto
     status = run.status()
     if code == USER_ERROR and status != "failed":
         return "refused"
-    return status or "interrupted"
+    return status or ("interrupted" if code == INTERRUPTED else "failed")
 
 
 def run_with_fallback(run: Run, allocation: Allocation, stop: Stop) -> int:
@@ -103,6 +103,8 @@ def record_exit(run: Run, code: int) -> None:
     if code in (0, BUSY, INTERRUPTED, NO_GRAPH):
         return
     directory = run.directory
+    if not directory.path.is_dir():
+        return  # somebody removed it
     with suppress(Timeout, OSError), directory.lock().acquire(blocking=False):
         record = directory.record_or_none()
         if record is None:

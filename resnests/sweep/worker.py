@@ -79,13 +79,12 @@ class Worker:
         final = self.directory.status() in FINAL
         return final and self.directory.record_digest() != self.replaces
 
-    def _clear_for_rerun(self) -> None:
-        """Clear what the run starts afresh over, now that nothing can refuse any more.
+    def _starts_afresh(self) -> bool:
+        """Return whether the run clears what is there, as soon as nothing can refuse any more.
 
         Once it is cleared, and trains, its record is another: a job after this one resumes.
         """
-        if self.replaces is not None and self.directory.record_digest() == self.replaces:
-            self.directory.clear()
+        return self.replaces is not None and self.directory.record_digest() == self.replaces
 
     def report(self, progress: dict[str, Any]) -> None:
         self.progress = self.progress | progress
@@ -104,7 +103,6 @@ class Worker:
         if self._is_done():
             return 0
         require_unchanged(config)
-        self._clear_for_rerun()
         self.report({"state": "starting", "device": " ".join(self.held.names)})
         self._show_progress()
         os.environ.update(self.held.environment())
@@ -131,7 +129,8 @@ class Worker:
             trained = self._train_first(device)
             if trained == "interrupted":
                 return INTERRUPTED
-        status = run_experiment(config, device, self.stop.requested, self.report)
+        clear = self.directory.clear if self._starts_afresh() else None
+        status = run_experiment(config, device, self.stop.requested, self.report, clear)
         return INTERRUPTED if status == "interrupted" else 0
 
     def _train_first(self, device: str) -> str | None:

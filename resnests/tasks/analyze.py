@@ -8,6 +8,7 @@ from dataclasses import replace
 from resnests.analysis import experiment
 from resnests.models.weights import load_weights
 from resnests.runs.analysis import TRAINED
+from resnests.runs.digests import require_unchanged
 from resnests.runs.record import METRICS
 from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.tasks.run import Run
@@ -21,6 +22,8 @@ def analyze(run: Run) -> None:
     path = weights_file(config)
     splits, dataset, model = run.prepare()
     load_weights(path, model)
+    if config.digests:  # the weights, which were read since
+        require_unchanged(config)
     record.weights, record.weights_sha256 = str(path), digest(path)
     if config.trainer.precision == "bf16":  # of the training: nothing here is by autocast
         record.arithmetic = "fp32"
@@ -31,6 +34,7 @@ def analyze(run: Run) -> None:
         name: run.images(split, dataset)
         for name, split in (("train", splits.train), ("test", splits.test))
     }
+    run.begin()
     started = time.perf_counter()
     sha256, should_stop = record.weights_sha256, run.should_stop
     counted = replace(config, dataset=dataset)  # with its number of classes

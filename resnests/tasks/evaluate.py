@@ -7,6 +7,7 @@ import time
 
 from resnests.errors import UserError
 from resnests.models.weights import load_weights
+from resnests.runs.digests import require_unchanged
 from resnests.runs.weights import digest, weights_file
 from resnests.tasks.run import Run
 from resnests.training import loop
@@ -19,6 +20,8 @@ def evaluate(run: Run) -> None:
     path = weights_file(config)
     splits, dataset, model = run.prepare()
     load_weights(path, model)
+    if config.digests:  # the weights, which were read since
+        require_unchanged(config)
     record.weights, record.weights_sha256 = str(path), digest(path)
     move(model, run.device, config.trainer)
     test = run.images(splits.test, dataset)
@@ -29,6 +32,7 @@ def evaluate(run: Run) -> None:
     if not math.isfinite(loss):
         expected = "weights that give finite logits"
         raise UserError(f"weights={path}: their test loss is {loss}, expected {expected}")
+    run.begin()
     record.test_loss, record.test_accuracy = loss, accuracy
     record.seconds = round(seconds, 3)
     record.images_per_second = round(len(test) / seconds, 2)

@@ -33,20 +33,33 @@ def run_experiment(
     device: torch.device | str = "cpu",
     should_stop: Callable[[], bool] = lambda: False,
     report: Callable[[dict[str, Any]], None] = lambda progress: None,
+    clear: Callable[[], None] | None = None,
 ) -> str:
     """Bring the run of `config` from its latest checkpoint to its end, into its run directory;
     return the status on record.
 
-    The caller owns the directory, and cleared it if trainer.overwrite is set. An exception is
-    recorded as failed and raised again.
+    The caller owns the directory. `clear` removes a result that the run starts afresh over: it is
+    called when all that can refuse is done (images read, network built and on its device), and
+    until then nothing is written. An exception is recorded as failed and raised again.
     """
     device = torch.device(device)
     directory = RunDirectory.of(config)
-    directory.write_config(config)
     record = Record.of(config, collect(device, config))
-    directory.write_record(record)
+    begun = False
+
+    def begin() -> None:
+        nonlocal begun
+        if not begun:
+            if clear:
+                clear()
+            directory.write_config(config)
+            directory.write_record(record)
+            begun = True
+
+    if clear is None:
+        begin()
     try:
-        TASKS[config.task](Run(config, directory, device, record, should_stop, report))
+        TASKS[config.task](Run(config, directory, device, record, should_stop, report, begin))
         record.status = "complete"
     except Interrupted:
         record.status = "interrupted"
@@ -64,5 +77,6 @@ def run_experiment(
         raise
     finally:
         record.provenance.ended = time.time()
-        directory.write_record(record)
+        if begun:
+            directory.write_record(record)
     return record.status

@@ -17,6 +17,7 @@ from resnests.data.arrays import Split
 from resnests.data.pipelines import Images, memory_format
 from resnests.data.splits import Splits, load, with_statistics
 from resnests.models.resnet import count_parameters, initial_model
+from resnests.runs.digests import require_unchanged
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Record
 from resnests.training.numerics import arithmetic, set_numerics
@@ -33,6 +34,9 @@ class Run:
     record: Record
     should_stop: Callable[[], bool]
     report: Callable[[dict[str, Any]], None]
+    # Clears what the run starts afresh over, and records that it runs. A task calls it when nothing
+    # is left that could refuse, just before it writes the first of its own files.
+    begin: Callable[[], None]
 
     def prepare(self) -> tuple[Splits, Dataset, nn.Module]:
         """Return the images, their data set with the mean and std to normalise with, and the
@@ -56,6 +60,8 @@ class Run:
             if (split := getattr(splits, name)) is not None
         }
         record.parameters = count_parameters(model)
+        if config.digests:  # the source, which was imported since the worker asked
+            require_unchanged(config)
         return splits, dataset, model
 
     def images(self, split: Split, dataset: Dataset) -> Images:

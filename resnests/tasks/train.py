@@ -31,6 +31,7 @@ def train(run: Run) -> None:
     splits, dataset, model = run.prepare()
     move(model, device, config.trainer)
     optimizer = build_optimizer(config.optimizer, model.parameters())
+    run.begin()
     identity = {"recipe": recipe_hash(config), "seed": config.seed, "variant": config.variant.name}
     state = _resume(directory, identity, model, optimizer)
     checkpoints = Checkpoints(directory, config.trainer.checkpoint_every)

@@ -23,7 +23,7 @@ from helpers import REPOSITORY, TINY, run_command, tiny
 from sweeps import Sweep
 
 from resnests.config.parts import Arch
-from resnests.errors import CaptureFailed, UserError
+from resnests.errors import CaptureFailed, Interrupted, UserError
 from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import Provenance, Record
@@ -39,6 +39,7 @@ from resnests.sweep.process import run_process
 from resnests.sweep.protocol import INTERRUPTED, NO_GRAPH
 from resnests.sweep.scheduler import Scheduler
 from resnests.sweep.stop import Stop
+from resnests.tasks.experiment import run_experiment
 
 
 def statuses(root) -> dict[str, str]:
@@ -525,12 +526,44 @@ def test_a_run_that_was_cleared_once_in_a_sweep_resumes_in_its_next_job(runs):
     run = Run(config, runs[0].directory).planned()
     one = worker.Worker(config, allocate(config, 1), Stop(), run.replaces)
     assert not one._is_done()
-    one._clear_for_rerun()
-    assert run.directory.read_record() is None
+    assert one._starts_afresh()
     ended(run, "interrupted")
-    again = worker.Worker(config, allocate(config, 1), Stop(), run.replaces)
-    again._clear_for_rerun()
-    assert run.directory.status() == "interrupted"
+    assert not one._starts_afresh()
+
+
+@pytest.mark.parametrize("trouble", [MemoryError("no room on the device"), Interrupted()])
+def test_a_finished_run_is_cleared_when_its_network_is_built_and_not_before(
+    runs, monkeypatch, trouble
+):
+    config, directory = runs[0].config, runs[0].directory
+    assert run_experiment(config) == "complete"
+    before = {path: path.read_bytes() for path in directory.path.iterdir()}
+
+    def fail(*_):
+        raise trouble
+
+    with monkeypatch.context() as patched:
+        patched.setattr("resnests.tasks.train.move", fail)
+        if isinstance(trouble, Interrupted):
+            assert run_experiment(config, clear=directory.clear) == "interrupted"
+        else:
+            with pytest.raises(MemoryError):
+                run_experiment(config, clear=directory.clear)
+    assert {path: path.read_bytes() for path in directory.path.iterdir()} == before
+    assert run_experiment(config, clear=directory.clear) == "complete"
+    assert directory.record_file.read_bytes() != before[directory.record_file]
+
+
+def test_code_that_is_edited_while_a_worker_starts_is_not_trained(tmp_path, runs, monkeypatch):
+    source = tmp_path / "edited_at_start.py"
+    source.write_text("from resnests import build_model as net\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    arch = Arch(name="mine", _target_="edited_at_start.net", args={"arch": "resnet8"})
+    (config,) = with_digests([replace(runs[0].config, arch=arch)])
+    source.write_text("from resnests import build_model as net  # and more\n")
+    with pytest.raises(UserError, match="was changed since the sweep was planned"):
+        run_experiment(config)
+    assert RunDirectory.of(config).status() == "failed"
 
 
 def test_what_somebody_finished_meanwhile_is_not_trained_again(runs, monkeypatch):
