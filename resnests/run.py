@@ -52,7 +52,8 @@ def app(tree: DictConfig) -> str | None:
         nonlocal status
         (config,) = with_digests([config_from(tree)])
         code = run_single(config)
-        status = RunDirectory.of(config).status()
+        record = RunDirectory.of(config).record_or_none()
+        status = record.status if record else None
         return code
 
     protocol.exit_status = exit_status_of(train)

@@ -353,10 +353,15 @@ def test_weights_that_were_deleted_are_named_where_they_are_analysed(tmp_path):
     record = Record.of(config, Provenance())
     measured = dict.fromkeys(("parameters", *METRICS), 1)
     run.write_record(dataclasses.replace(record, status="complete", **measured))
-    done = run_command(*TINY, f"runs_dir={tmp_path}", "task=analyze", cwd=tmp_path)
-    assert done.returncode == 2
+    analysis = dataclasses.replace(record, task="analyze", status="complete", **measured)
+    run.analysis.path.mkdir()
+    run.analysis.write_record(analysis)
     expected = "expected the weights of the run; trainer.overwrite=true trains the run afresh"
-    assert done.stderr == f"error: task=analyze: {run.weights_file}: {expected}\n"
+    for train in ("false", "true"):
+        words = ("task=analyze", f"analysis.train={train}")
+        done = run_command(*TINY, f"runs_dir={tmp_path}", *words, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr == f"error: task=analyze: {run.weights_file}: {expected}\n"
 
 
 SLURM = "defaults: [override /hydra/launcher: submitit_slurm]"

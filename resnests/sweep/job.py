@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
-from contextlib import suppress
 
 from resnests.config.schema import config_from
 from resnests.runs.directory import RunDirectory
@@ -31,9 +31,12 @@ def run_job(number: int, at_once: int = 1) -> str | None:
     with Stop.listen(folder.specs) as stop, folder.active(number):
         try:
             outcome = run_on_host(run, spec.allocation, at_once, stop)
-        except Exception:
+        except Exception as error:
             outcome = "failed"
-            with suppress(OSError):
+            try:
                 log_line(run, traceback.format_exc().strip())
+            except OSError:  # a folder that nobody may write to any more: the log of the job has it
+                reason = f"{type(error).__name__}: {error}"
+                print(f"failed: {run.label}: {reason}", file=sys.stderr, flush=True)
         folder.end(number, outcome)
     return outcome

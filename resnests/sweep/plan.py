@@ -86,7 +86,7 @@ def plan_runs(configs: Sequence[Config]) -> list[Run]:
     for config in configs:
         if config.task == "evaluate":
             weights_file(config)
-        if config.task == "analyze" and not config.analysis.train:
+        if config.task == "analyze" and not _is_trained_first(config):
             require_analysable(config)
     demands = {(c.trainer.precision, c.trainer.cuda_graph): c for c in configs}
     for config in () if configs[0].cluster else demands.values():
@@ -94,6 +94,14 @@ def plan_runs(configs: Sequence[Config]) -> list[Run]:
     numbered = list(enumerate(configs))
     runs = [Run(c, RunDirectory.of(c), i) for i, c in progress(numbered, "checking")]
     return _disambiguate(_unique(runs))
+
+
+def _is_trained_first(config: Config) -> bool:
+    """Return whether an analysis trains its network, which needs no weights yet.
+
+    One that is complete has had them: without them nobody can see whether they are others by now.
+    """
+    return config.analysis.train and RunDirectory.of(config).status() != "complete"
 
 
 def usable_runs(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
@@ -133,7 +141,10 @@ def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
 
 def _readable_action(run: Run) -> str:
     try:
-        return run.action()
+        action = run.action()
+        if action != "skip":
+            run.directory.require_writable()
+        return action
     except UserError as error:  # another user's
         print(f"passed over: {run.label}: {error}", file=sys.stderr)
         return "barred"

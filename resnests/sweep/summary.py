@@ -31,7 +31,8 @@ def print_summary(runs: Sequence[Run], interrupted: bool, barred: int = 0) -> in
     for run in incomplete:
         print(_failure_line(run), file=sys.stderr)
     if barred:
-        print(f"{barred} runs are passed over, as others own them", file=sys.stderr)
+        what = "1 run is" if barred == 1 else f"{barred} runs are"
+        print(f"{what} passed over", file=sys.stderr)
     if not incomplete:
         return 1 if barred else 0
     if len(runs) > 1:

@@ -24,6 +24,7 @@ from resnests.sweep.devices import allocate
 from resnests.sweep.executors import local
 from resnests.sweep.executors.launcher import SpecLoader
 from resnests.sweep.executors.local import LauncherExecutor, local_sweep
+from resnests.sweep.job import run_job
 from resnests.sweep.leases import _own_folder
 from resnests.sweep.plan import Run
 from resnests.sweep.scheduler import REFUSED, Scheduler
@@ -124,3 +125,17 @@ def test_a_launchers_own_limit_holds(runs, monkeypatch):
     launcher.joblib = {"n_jobs": -1}
     launch_jobs(launcher, [[]], [0], allocation, None)
     assert [one["n_jobs"] for one in asked] == [1, 4]
+
+
+def test_what_no_log_can_take_is_printed(runs, monkeypatch, capfd):
+    """As where a folder may be written to no more."""
+
+    def fail(*_):
+        raise PermissionError("not any more")
+
+    monkeypatch.setattr("resnests.sweep.process.run_process", fail)
+    monkeypatch.setattr("resnests.sweep.job.log_line", fail)
+    with local_sweep(runs, allocate(runs[0].config, 1)):
+        assert run_job(0) == "failed"
+    said = f"failed: {runs[0].label}: PermissionError: not any more\n"
+    assert capfd.readouterr().err == said
