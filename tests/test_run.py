@@ -257,7 +257,7 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP])
 def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number, uninterrupted):
     command = [sys.executable, str(REPOSITORY / "run.py"), *LONG]
     process = subprocess.Popen(

@@ -114,6 +114,8 @@ def test_locks_need_no_home(monkeypatch):
 def test_a_launchers_own_limit_holds(runs, monkeypatch):
     from resnests.sweep.executors.launcher import launch_jobs
 
+    monkeypatch.setattr("signal.pthread_sigmask", lambda *_: None)
+
     asked = []
     launcher = SimpleNamespace(
         joblib={"n_jobs": 1},

@@ -8,6 +8,7 @@ the very configuration of its spec, and Hydra's own part as it was composed for 
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,9 @@ def launch_jobs(
     `words` are the overrides of each run of the sweep. Raises what the launcher raises, such as for
     a process of its own that died.
     """
+    # Processes that are started from this thread inherit it. joblib's resource tracker survives
+    # Ctrl-C by itself, and would complain in tracebacks of a terminal that is closed.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     if hasattr(launcher, "joblib"):
         given = launcher.joblib["n_jobs"]  # -1 is its default
         at_once = min(given, allocation.concurrent) if given > 0 else allocation.concurrent
