@@ -3,7 +3,8 @@ undisturbed sweep is.
 
     python tests/faults.py --faults 60      # the long form: faults injected, survived, results lost
     python tests/faults.py --faults 30 --launcher slurm     # or ray: on a cluster of one's own
-    python tests/faults.py --faults 30 --dropout      # a network that draws random numbers
+    python tests/faults.py --faults 30 --dropout      # a network of one's own that draws random
+                                                      # numbers, and whose source is edited, too
 
 A fault is SIGKILL of a training, of the launcher's process above it, of the fork server, of the
 whole sweep; a flipped bit in or the loss of the end of a checkpoint or record; a second sweep over
@@ -89,6 +90,16 @@ def remove_folder(_sweep: Sweep, folder: Path) -> bool:
     if not runs or any(second.process.poll() is None for second in SECOND_SWEEPS):
         return False  # another sweep may begin it anew while its process still ends
     shutil.rmtree(random.choice(runs).path, ignore_errors=True)
+    return True
+
+
+def edit_source(_sweep: Sweep, folder: Path) -> bool:
+    """Edit the source of the network for some seconds: what starts meanwhile must not train."""
+    source = folder / "own" / "dropping.py"
+    before = source.read_bytes()
+    source.write_bytes(before + b"# edited\n")
+    time.sleep(random.uniform(1, 4))
+    source.write_bytes(before)
     return True
 
 
@@ -288,7 +299,9 @@ def main() -> int:
     parser.add_argument("--launcher", choices=("slurm", "ray"))
     parser.add_argument("--dropout", action="store_true", help="train a network that draws")
     options = parser.parse_args()
-    Sweep.network = DROPOUT if options.dropout else ()
+    if options.dropout:
+        Sweep.network = DROPOUT
+        FAULTS["source edited for a moment"] = edit_source
     random.seed(options.seed)
     if options.launcher:
         for name in ONE_MACHINES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -40,7 +41,9 @@ class Sweep:
             *overrides,
         ]
         self.folder = folder
-        folders = [str(REPOSITORY / "tests" / name) for name in ("broken", "own")]
+        folders = [str(folder / "own"), str(REPOSITORY / "tests" / "broken")]
+        if self.network and not (folder / "own").is_dir():  # a copy, which a fault may edit
+            shutil.copytree(REPOSITORY / "tests" / "own", folder / "own")
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
         with open(folder / "sweep.log", "ab") as log:
             self.process = subprocess.Popen(

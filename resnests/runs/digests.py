@@ -125,9 +125,7 @@ def _with_recorded_statistics(config: Config) -> Config:
 
 
 def _source(config: Config, key: str) -> str:
-    """Return what a user calls the source of a digest."""
-    if key == IMAGES:
-        return f"dataset.root={config.dataset.root}"
+    """Return what a user calls the source or the weights of a digest."""
     if key in (WEIGHTS, WEIGHTS_OF_SEED):
         return f"weights={weights_file(config)}"
     group = key.rpartition(".")[0]

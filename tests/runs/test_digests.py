@@ -7,9 +7,10 @@ import pytest
 from helpers import make_config, tiny
 from PIL import Image
 
-from resnests.config.recipe import recipe_hash, recipe_values
+from resnests.config.recipe import IMAGES, recipe_hash, recipe_values
 from resnests.config.schema import config_dict, config_from
 from resnests.config.targets import code_digest, source_files
+from resnests.data.splits import load
 from resnests.errors import UserError
 from resnests.runs.digests import require_unchanged, with_digests
 from resnests.runs.directory import RunDirectory
@@ -199,8 +200,9 @@ def test_own_images_are_part_of_the_recipe_wherever_they_lie(here):
     )
     assert recipe_hash(one) == recipe_hash(same) != recipe_hash(other)
     images(here / "one", 3)
-    with pytest.raises(UserError, match=r"dataset.root=.*one was changed since"):
-        require_unchanged(one)
+    require_unchanged(one)  # which does not read the images: who loads them compares them
+    with pytest.raises(UserError, match=r"the images changed since the sweep was planned"):
+        load(one.dataset, one.digests[IMAGES])
 
 
 def test_each_file_is_digested_once_for_all_runs_of_a_sweep(here, monkeypatch):
