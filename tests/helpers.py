@@ -6,14 +6,20 @@ import copy
 import csv
 import functools
 import os
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
 from resnests.config.compose import register
 from resnests.config.schema import Config, config_from
+from resnests.runs.directory import RunDirectory, find_runs
+from resnests.runs.record import Provenance, Record
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = (
@@ -27,6 +33,7 @@ TINY = (
     "trainer.epochs=2",
     "trainer.batch_size=32",
 )
+METRICS = {"train_loss": 0.1, "train_accuracy": 99.0, "test_loss": 0.2, "test_accuracy": 98.0}
 TIMES = ("seconds", "images_per_second")
 
 
@@ -63,3 +70,27 @@ def history(directory: Path) -> list[dict[str, str]]:
             {key: value for key, value in row.items() if key not in TIMES}
             for row in csv.DictReader(file)
         ]
+
+
+def statuses(folder: Path) -> dict[str, str | None]:
+    """The states of the runs below `folder`/runs, by variant and seed."""
+    found = find_runs(folder / "runs")
+    return {f"{run.path.parts[-3]} {run.path.parts[-1]}": run.status() for run in found}
+
+
+def write_run(config: Config, status: str, **record) -> RunDirectory:
+    """What a run of this host that ended with `status` leaves, without training anything."""
+    directory = RunDirectory.of(config)
+    directory.write_config(config)
+    values = METRICS | {"parameters": 7} if status == "complete" else {}
+    made = Record.of(config, Provenance(host=socket.gethostname()))
+    directory.write_record(replace(made, status=status, **values, **record))
+    return directory
+
+
+def until(is_so: Callable[[], object], seconds: float = 90) -> None:
+    """Wait for that; it fails the test if it takes longer than `seconds`."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)

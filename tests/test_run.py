@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from helpers import REPOSITORY, TINY, history, make_config, run_command
+from helpers import REPOSITORY, TINY, history, make_config, run_command, until
 
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import METRICS, Provenance, Record
@@ -238,13 +238,6 @@ def test_hydras_callbacks_are_called_and_the_exit_status_is_ours(
     assert (tmp_path / "notes").read_text().splitlines() == notes
 
 
-def wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
 LONG = (*TINY, "trainer.epochs=40")
 
 
@@ -263,7 +256,7 @@ def test_a_signal_leaves_a_run_that_resumes_to_the_same_bits(tmp_path, number, u
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    wait_for(lambda: any(len(run.history_rows()) > 2 for run in find_runs(tmp_path)))
+    until(lambda: any(len(run.history_rows()) > 2 for run in find_runs(tmp_path)))
     asked = time.monotonic()
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from helpers import REPOSITORY, TINY, history, run_command
+from helpers import until as until
 from sweeps import GRID as GRID  # of the tests here, too
 
 from resnests.models.weights import read_torch
@@ -56,13 +55,6 @@ def assert_refused(folder: Path, said: str, *overrides: str) -> None:
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-def until(is_so: Callable[[], object], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.1)
 
 
 def runs(folder: Path) -> dict[str, RunDirectory]:

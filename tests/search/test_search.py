@@ -5,11 +5,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from helpers import REPOSITORY, TINY, run_command
+from helpers import REPOSITORY, TINY, run_command, until
 from spaces import LR
 
 pytest.importorskip("optuna", reason="needs resnests[tune]")
@@ -36,9 +35,9 @@ def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def wait_for(condition, search: subprocess.Popen) -> None:
-    while not condition():
-        assert search.poll() is None, "it ended"
-        time.sleep(0.05)
+    """Wait for that, or until the search ended without it."""
+    until(lambda: condition() or search.poll() is not None, 300)
+    assert condition(), "it ended"
 
 
 def histories(folder: Path) -> int:

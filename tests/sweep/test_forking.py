@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from helpers import REPOSITORY, history, tiny
+from helpers import REPOSITORY, history, tiny, until
 
 from resnests.errors import USER_ERROR
 from resnests.models.weights import read_torch
@@ -164,13 +164,6 @@ train(run_of(Path({str(tmp_path)!r}), LONG))
     job.kill()
     job.wait()
     until(lambda: directory.status() == "interrupted" and not server.children())
-
-
-def until(happened) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_unseeded_draws_of_two_trainings_differ(server, tmp_path, monkeypatch):

@@ -7,28 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import run_command, tiny
+from helpers import run_command, tiny, write_run
 
 from resnests.config.cluster import Cluster
 from resnests.config.submitit import from_submitit
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
-from resnests.runs.record import Provenance, Record
 from resnests.sweep.executors import slurm_job
 from resnests.sweep.executors.submission import Submission, find_submissions, read_submission
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.scheduler import Job, Scheduler, State
 
-METRICS = {"train_loss": 0.1, "train_accuracy": 99.0, "test_loss": 0.2, "test_accuracy": 98.0}
-
 
 def put(run: Run, status: str, epochs: int = 0) -> None:
-    """Its record as of now."""
-    run.directory.write_config(run.config)
-    values = METRICS | {"parameters": 7} if status == "complete" else {}
-    record = Record.of(run.config, Provenance(host=socket.gethostname()))
-    run.directory.write_record(replace(record, status=status, epochs=epochs, **values))
+    write_run(run.config, status, epochs=epochs)
 
 
 class Queue:

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ import psutil
 import pytest
 from faults import FAULTS, campaign
 from filelock import FileLock
-from helpers import REPOSITORY, TINY, run_command, tiny
+from helpers import REPOSITORY, TINY, run_command, statuses, tiny, write_run
 from sweeps import Sweep
 
 from resnests.config.parts import Arch
@@ -40,13 +39,6 @@ from resnests.sweep.protocol import INTERRUPTED, NO_GRAPH
 from resnests.sweep.scheduler import Scheduler
 from resnests.sweep.stop import Stop
 from resnests.tasks.experiment import run_experiment
-
-
-def statuses(root) -> dict[str, str]:
-    return {
-        f"{run.path.parts[-3]} {run.path.parts[-1]}": run.status()
-        for run in find_runs(root / "runs")
-    }
 
 
 def test_a_sweep_trains_its_grid_and_skips_what_is_finished(tmp_path):
@@ -211,12 +203,7 @@ def test_a_sweep_in_its_own_process_stops_by_its_signal(tmp_path):
 
 
 def ended(run: Run, status: str) -> str:
-    run.directory.write_config(run.config)
-    run.directory.write_progress({})
-    complete = {"train_loss": 0.1, "train_accuracy": 99.0, "test_loss": 0.2, "test_accuracy": 98.0}
-    values = complete | {"parameters": 7} if status == "complete" else {}
-    record = Record.of(run.config, Provenance(host=socket.gethostname()))
-    run.directory.write_record(replace(record, status=status, **values))
+    write_run(run.config, status).write_progress({})
     return status
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import trees
 from curves import EPOCHS, Training
-from helpers import REPOSITORY, TINY, make_config, run_command
+from helpers import REPOSITORY, TINY, make_config, run_command, until
 
 from resnests.commands import track as export_module
 from resnests.commands.track import export
@@ -77,13 +77,6 @@ def notes(file: Path) -> list[list]:
     """What a tracker of `mine` was told."""
     lines = file.read_text().splitlines() if file.exists() else []
     return [json.loads(line) for line in lines]
-
-
-def until(condition) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
