@@ -1,4 +1,4 @@
-"""What Linux says of the processor, in one place for all who read it."""
+"""Read what Linux says of the processor, in one place for all who ask."""
 
 from __future__ import annotations
 

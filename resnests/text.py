@@ -1,4 +1,4 @@
-"""Values and numbers as people read them, and how far something is that takes long."""
+"""Write values and numbers as people read them, and show the progress of what takes long."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def kept_weights(run: Path) -> list[tuple[int, Path]]:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the analyses of one run's weights share."""
+    """The values that the analyses of one run's weights share."""
 
     config: Config
     directory: RunDirectory

@@ -116,7 +116,7 @@ class Point:
 
 @dataclass
 class Minimum:
-    """Where the risk is least: how high, and at most how far above the least value. `error` is
+    """The least risk that was found, and at most how far it is above the true one. `error` is
     how far a test loss can be from that of the minimiser, None where there was none to settle.
     """
 

@@ -1,4 +1,4 @@
-"""Single runs: where they are, one of them whole, the best, and away with them."""
+"""List single runs, show one of them whole, find the best, delete them."""
 
 from __future__ import annotations
 

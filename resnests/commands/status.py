@@ -1,4 +1,4 @@
-"""How far a grid is, read from its files at any time and from any machine that sees them:
+"""Print how far a grid is, from its files, at any time and on any machine that sees them:
 aggregate.py --status.
 """
 

@@ -1,1 +1,1 @@
-"""What a run is: the typed configuration, its identity, and how Hydra composes it. No torch."""
+"""Define a run: its typed configuration, its identity, and how Hydra composes it. No torch."""

@@ -1,4 +1,4 @@
-"""Where the runs of a sweep are trained, if not on this machine: in jobs of Slurm or Ray."""
+"""Define the settings of a cluster: Slurm or Ray, whose jobs train the runs of a sweep."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What Hydra needs to know: the schema it composes against, our sweeper, and where conf/ is; and
-what it says of a mistake, in a line.
+"""Tell Hydra the schema it composes against, our sweeper, and where conf/ is; and print what it
+says of a mistake in a line.
 """
 
 from __future__ import annotations

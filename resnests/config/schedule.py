@@ -1,4 +1,4 @@
-"""After which epochs the learning rate falls. No torch: it is part of a run's identity, too."""
+"""Compute after which epochs the learning rate falls. No torch, as a run's identity has it, too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user brings by its import path: found, called, and told apart from what it was before.
+"""Import what a user names by its path, call it, and digest its source.
 
 Errors are one line that names the key and says what is wrong, and where in the user's file.
 """

@@ -1,4 +1,4 @@
-"""How a search goes about it. What it searches is Hydra's own sweep syntax."""
+"""Define the settings of a search. The space that it searches is Hydra's own sweep syntax."""
 
 from __future__ import annotations
 

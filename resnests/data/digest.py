@@ -1,4 +1,4 @@
-"""What a data set is, told from its content: the same at another path, another one when edited.
+"""Digest the content of a data set: the same at another path, another one when edited.
 
 python -m resnests.data.digest '{"name": "leaves", "source": "images", ...}'     # prints the digest
 """

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, of which class, and which of them are for testing.
+"""List the images of a folder with their classes, and decide which are for testing.
 
 Everything is decided from names alone, before a picture is opened: what could be meant in two ways
 is a UserError, and what is passed over on purpose is a note for the owner.

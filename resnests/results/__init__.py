@@ -1,1 +1,1 @@
-"""From run directories to tables, figures and a page. No torch."""
+"""Make tables, figures and a page from run directories. No torch."""

@@ -1,4 +1,4 @@
-"""From analysis.json to frames: a row per solve, per run, per kept epoch and per penalty."""
+"""Read analysis.json into frames: a row per solve, per run, per kept epoch and per penalty."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LISTS = ("solves", "points", "descents", "l2_path", "over_l2", "kept")
 
 @dataclass
 class Analyses:
-    """What the analysed complete runs have: `solves` has a row per solve, `runs` one per run.
+    """The frames of the analysed complete runs: `solves` has a row per solve, `runs` one per run.
 
     All have CELL, setting, seed, path and the values that the run was analysed with; `solves` the
     fields of Solve, `runs` status, optimizer.lr, arch.widths, blocks, eigenvalues (a list, of the

@@ -1,4 +1,4 @@
-"""Which runs share a row and a cell of the tables, and in which order those stand.
+"""Group runs into the rows and cells of the tables, and put these in order.
 
 A recipe differs between variants in its head, and, as in the paper, in its learning rate (resnest's
 is 0.01). Neither splits a row. A variant with several learning rates does: then each rate other
@@ -20,7 +20,7 @@ from resnests.text import as_typed
 
 
 class Cell(NamedTuple):
-    """What runs share that are averaged over their seeds; the columns of labelled runs."""
+    """The values that runs share whose seeds are averaged: the columns of labelled runs."""
 
     dataset: str
     arch: str

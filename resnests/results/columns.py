@@ -1,4 +1,4 @@
-"""From the records of many runs to the columns of one frame. Imports no torch.
+"""Collect the records of many runs into the columns of one frame. Imports no torch.
 
 The seeds of a cell share nearly all of their configuration and of what they were run with. That
 part of a record is only compared, byte by byte: it is parsed, checked and flattened once for all
@@ -94,7 +94,7 @@ def decode(text: bytes) -> Any:
 
 
 class Columns:
-    """What the runs of a frame share, each configuration once."""
+    """The columns of a frame, with each configuration that its runs share kept once."""
 
     def __init__(self) -> None:
         self.places: dict[Any, int] = {}

@@ -1,4 +1,4 @@
-"""From run directories to one DataFrame: a row per run, every value under one name. Imports no
+"""Read run directories into one DataFrame: a row per run, every value under one name. Imports no
 torch.
 """
 

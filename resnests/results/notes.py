@@ -1,4 +1,4 @@
-"""What a reader of a table must know besides its numbers: seeds that are not in them, runs
+"""Note what a reader of a table must know besides its numbers: seeds that are not in them, runs
 that were not made alike, given weights, and what so few seeds can show.
 """
 

@@ -1,5 +1,5 @@
-"""What aggregate.py writes: which formats to which place. Heavy modules are imported where they
-are needed.
+"""Write what aggregate.py was asked for: which formats to which place. Heavy modules are imported
+where they are needed.
 """
 
 from __future__ import annotations

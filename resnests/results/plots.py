@@ -1,4 +1,4 @@
-"""What figures show: learning curves, accuracies, and accuracy over parameters."""
+"""Draw learning curves, accuracies, and accuracy over parameters."""
 
 from __future__ import annotations
 

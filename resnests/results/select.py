@@ -1,4 +1,4 @@
-"""Which runs are meant, in words as Hydra's users type them: for tables, figures and commands."""
+"""Select runs by words as Hydra's users type them: for tables, figures and commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How figures style: the size of a paper's column, one style a variant, names, titles and legends.
+"""Style figures: the size of a paper's column, one style a variant, names, titles and legends.
 
 Colours are safe for the colour-blind; markers and dashes repeat what they say, for print in grey.
 """

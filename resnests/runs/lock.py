@@ -11,7 +11,7 @@ from filelock import Timeout
 
 
 class Lockable(Protocol):
-    """What a RunLock needs to know of a run directory."""
+    """A run directory, as far as a RunLock needs to know it."""
 
     path: Path
     lock_file: Path

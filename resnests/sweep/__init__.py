@@ -1,1 +1,1 @@
-"""Many runs: plan, devices, child processes, display. No torch but in the worker."""
+"""Bring many runs to their end: plan, devices, processes, display. No torch but in the worker."""

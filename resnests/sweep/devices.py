@@ -1,4 +1,4 @@
-"""Which devices there are and how many runs share them. Imports no torch.
+"""Find the devices, and decide how many runs share each. Imports no torch.
 
 A GPU has `devices.runs_per_gpu` slots. A CPU slot is one core: a run of t threads leases t of them,
 so that the threads of all runs together never exceed the cores. Slots are named after the physical
@@ -31,8 +31,8 @@ SLURM_MEMORY = {  # in MiB, each for so many
 
 @dataclass(frozen=True)
 class Allocation:
-    """What the runs of a sweep share: `take` of the lock names in `slots` for each, `concurrent`
-    runs at once.
+    """The devices that the runs of a sweep share: each run takes `take` of the lock names in
+    `slots`, and `concurrent` runs are at work at once.
     """
 
     kind: str  # cuda, mps or cpu

@@ -1,5 +1,5 @@
-"""Trainings as copies of a process that has imported torch, the fork server: they start in
-hundredths of a second, where the import takes two to three. Linux; no torch.
+"""Start trainings as copies of the fork server, a process that has imported torch: that takes
+hundredths of a second, where the import takes two to three seconds. Linux; no torch.
 
 Where there is no server, or it died, a job starts `python -m resnests.sweep.worker`, and trainings
 outlive a server. A server lives as long as its sweep, so that no code grows old in it.

@@ -1,4 +1,4 @@
-"""Who holds the slots of an Allocation, with locks that die with their holder. Imports no torch.
+"""Lease the slots of an Allocation to runs, with locks that die with their holder. No torch.
 
 On Linux a lock is a name in the kernel, an abstract Unix socket: one process of whichever user can
 bind it, until that process ends however it ends. There is no file, hence none that another user

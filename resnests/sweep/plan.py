@@ -1,5 +1,5 @@
-"""What a sweep is to do: its runs, checked as a whole, told apart, and shown. Writes nothing; no
-torch.
+"""Plan a sweep: check its runs as a whole, tell them apart, and print what is to be done. Writes
+nothing; no torch.
 """
 
 from __future__ import annotations

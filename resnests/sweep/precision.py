@@ -1,4 +1,4 @@
-"""Whether a device computes in the precision that is asked for, or only emulates it. No torch.
+"""Tell whether a device computes in the precision asked for, or only emulates it. No torch.
 
 torch runs bf16 on every device. Where the hardware has no arithmetic for it, every value is
 converted there and back: a result, but a slow one (docs/speed.md has what was measured, and where).

@@ -1,4 +1,4 @@
-"""What is done once for all runs of a sweep, before the first of them starts. No torch in here."""
+"""Prepare what all runs of a sweep share, before the first of them starts. No torch in here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the processes of a sweep tell each other. No torch.
+"""Define what the processes of a sweep tell each other. No torch.
 
 sweep     Hydra's own process: plans, submits jobs until all runs are done, prints the summary
   |       a folder (RESNESTS_SWEEP) with the specs of its jobs, and what jobs answer
@@ -44,7 +44,7 @@ exit_status = 0
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a job trains: the very configuration that the sweep has checked."""
+    """The order to train one run: the very configuration that the sweep has checked."""
 
     config: dict[str, Any]
     replaces: str | None  # see sweep/plan.py

@@ -72,7 +72,7 @@ class Job:
 
 
 class Executor(Protocol):
-    """Where jobs run. Its methods raise a UserError where it does not answer or refuses."""
+    """The place where jobs run. Its methods raise a UserError where it refuses or is silent."""
 
     report: Callable[[str], None]  # prints a line for the user
 

@@ -1,4 +1,4 @@
-"""How a process learns that it is to stop. No torch.
+"""Tell a process that it is to stop. No torch.
 
 In two ways: by signals (Stop), and from the process above it. A sweep removes the specs of its
 jobs, a job closes the standard input of its worker. A job ends with its sweep (exit_with), and a
@@ -20,7 +20,7 @@ from typing import Any
 
 
 class Stop:
-    """Whether this process is to stop: because of a signal, of `ask`, or of a missing `file`.
+    """A request to stop, if there is one: a signal, an answer of `ask`, or a missing `file`.
 
     The file gives leave to go on. As a file it also reaches jobs on other hosts, and those that
     still wait in a queue when the sweep ends. `on_signal` is called with the number of signals so

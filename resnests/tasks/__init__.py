@@ -1,1 +1,1 @@
-"""What a worker does with a Config: train, evaluate or analyze one run, or try its pieces first."""
+"""Do what a Config asks for: train, evaluate or analyze one run, or try its pieces first."""

@@ -1,4 +1,4 @@
-"""What every task does first with a run: read its data, build its network, and note both."""
+"""Do what every task does first with a run: read its data, build its network, and note both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from resnests.training.provenance import peak_memory
 
 @dataclass(frozen=True)
 class Run:
-    """What the work on one run shares."""
+    """A run at work: the values that all steps of its task share."""
 
     config: Config
     directory: RunDirectory

@@ -1,1 +1,1 @@
-"""How a network is trained: loop, step, optimizer and schedule, checkpoints, provenance."""
+"""Train a network: loop, step, optimizer and schedule, checkpoints, provenance."""

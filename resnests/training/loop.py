@@ -31,7 +31,7 @@ class Diverged(ArithmeticError):
 
 @dataclass
 class State:
-    """Where a training is: what a checkpoint holds besides weights and optimizer."""
+    """The state of a training: what a checkpoint holds besides weights and optimizer."""
 
     epoch: int = 1  # the one in training, from 1
     step: int = 0  # steps of it that are done
@@ -47,7 +47,7 @@ class State:
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained, with what, and whom the loop reports to and asks."""
+    """A training: the network, what trains it, and whom the loop reports to and asks."""
 
     config: Config
     model: nn.Module

@@ -1,4 +1,4 @@
-"""Which kernels and layouts PyTorch uses, for the whole process."""
+"""Choose the kernels and layouts that PyTorch uses, for the whole process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the numbers of a run come from: code, versions, machine, process."""
+"""Collect where the numbers of a run come from: code, versions, machine, process."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Where the jobs of a sweep run: this machine, Slurm or Ray. No torch."""
+"""Run the jobs of a sweep: on this machine, in Slurm or in Ray. No torch."""
