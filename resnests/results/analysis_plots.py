@@ -207,6 +207,21 @@ def _depth(runs: pd.DataFrame, key: str, name: str) -> Drawing:
     return Drawing(key, words, figure, runs[columns])
 
 
+def _width_panel(panel: Axes, runs: pd.DataFrame, column: str) -> None:
+    """Draw one quantity over the width, and beside the squared ε what chance would give."""
+    panel.plot(
+        runs["width"], runs[column].clip(lower=0), marker=MARKERS[0], linestyle="none",
+        color=COLORS[2], alpha=0.7, markersize=3,
+    )  # fmt: skip
+    if column == "squared_eps":
+        for name, color in (("random_eps", COLORS[1]), ("floor", COLORS[3])):
+            means = runs.dropna(subset=[name]).astype({name: float}).groupby("width")[name]
+            panel.plot(means.mean(), color=color, linewidth=0.9)
+    floor = {"eps": float(runs["tolerance"].max()), "squared_eps": 1e-6}.get(column, 1e-3)
+    panel.set_yscale("symlog", linthresh=floor)
+    panel.axvline(runs["needed_width"].iloc[0], color=COLORS[4], linestyle="--", linewidth=0.9)
+
+
 def _width(runs: pd.DataFrame, dataset: str, arch: str, setting: str) -> Drawing:
     """Draw ε and the smallest singular value over the width, a point a run."""
     figure = Figure(figsize=(WIDTH, 4.6))
@@ -218,17 +233,7 @@ def _width(runs: pd.DataFrame, dataset: str, arch: str, setting: str) -> Drawing
         ("ε, cross-entropy", "ε, squared error", "Smallest singular value"),
         strict=True,
     ):
-        panel.plot(
-            runs["width"], runs[column].clip(lower=0), marker=MARKERS[0], linestyle="none",
-            color=COLORS[2], alpha=0.7, markersize=3,
-        )  # fmt: skip
-        if column == "squared_eps":
-            for name, color in (("random_eps", COLORS[1]), ("floor", COLORS[3])):
-                means = runs.dropna(subset=[name]).astype({name: float}).groupby("width")[name]
-                panel.plot(means.mean(), color=color, linewidth=0.9)
-        floor = {"eps": float(runs["tolerance"].max()), "squared_eps": 1e-6}.get(column, 1e-3)
-        panel.set_yscale("symlog", linthresh=floor)
-        panel.axvline(needed, color=COLORS[4], linestyle="--", linewidth=0.9)
+        _width_panel(panel, runs, column)
         panel.set_ylabel(label)
     axes[-1].set_xlabel("Width M")
     axes[-1].set_xscale("log", base=2)

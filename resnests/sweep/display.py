@@ -1,5 +1,4 @@
-"""Show runs in progress, read from their directories: a live table, or plain lines.
-"""
+"""Show runs in progress, read from their directories: a live table, or plain lines."""
 
 from __future__ import annotations
 

@@ -73,17 +73,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     print_skipped(runs, todo)
     if not todo:
         return print_summary(runs, interrupted=False, barred=len(barred))
-    for runs_dir in {run.config.runs_dir for run in todo}:
-        require_writable(runs_dir)
-    if allocation:
-        warn_of_emulation((run.config for run in todo), allocation)
-    prepare(todo)
-    for runs_dir in {run.config.runs_dir for run in todo}:
-        require_locks(runs_dir)
-    for run in todo:
-        reason = "cannot start afresh, as it is being trained right now"
-        if run.replaces is not None and run.directory.is_locked():
-            raise UserError(f"{run.directory.path}: {reason}")
+    _make_ready(todo, allocation)
     if allocation is None:
         return _train_on_cluster(runs, todo, len(barred))
     with (
@@ -98,6 +88,22 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
         )
         _bring_to_end(todo, executor, stop, display)
     return print_summary(runs, interrupted=stop.signals > 0, barred=len(barred))
+
+
+def _make_ready(todo: list[Run], allocation: Allocation | None) -> None:
+    """Do what comes before the first run; raise a UserError for what would let all of them fail."""
+    folders = {run.config.runs_dir for run in todo}
+    for runs_dir in folders:
+        require_writable(runs_dir)
+    if allocation:
+        warn_of_emulation((run.config for run in todo), allocation)
+    prepare(todo)
+    for runs_dir in folders:
+        require_locks(runs_dir)
+    for run in todo:
+        reason = "cannot start afresh, as it is being trained right now"
+        if run.replaces is not None and run.directory.is_locked():
+            raise UserError(f"{run.directory.path}: {reason}")
 
 
 def _bring_to_end(todo: list[Run], executor: Executor, stop: Stop, display: Display) -> None:

@@ -61,22 +61,26 @@ def run_experiment(
     try:
         TASKS[config.task](Run(config, directory, device, record, should_stop, report, begin))
         record.status = "complete"
-    except Interrupted:
-        record.status = "interrupted"
-    except CaptureFailed:
-        record.status = "interrupted"
-        raise
-    except Diverged as error:
-        hint = f"a lower optimizer.lr than {config.optimizer.lr:g} may help"
-        record.status, record.error = "diverged", f"{error}: {hint}"
-        log.warning("diverged: %s", record.error)
-        directory.clear_checkpoints()
     except BaseException as error:
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        record.status, record.error = "failed", f"{kind}{error}"
-        raise
+        record.status, record.error = _outcome(error, config)
+        if isinstance(error, Diverged):
+            log.warning("diverged: %s", record.error)
+            directory.clear_checkpoints()
+        elif not isinstance(error, Interrupted):
+            raise
     finally:
         record.provenance.ended = time.time()
         if begun:
             directory.write_record(record)
     return record.status
+
+
+def _outcome(error: BaseException, config: Config) -> tuple[str, str | None]:
+    """Return the status of a run that ended with `error`, and what its record says of it."""
+    if isinstance(error, (Interrupted, CaptureFailed)):
+        return "interrupted", None
+    if isinstance(error, Diverged):
+        hint = f"a lower optimizer.lr than {config.optimizer.lr:g} may help"
+        return "diverged", f"{error}: {hint}"
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return "failed", f"{kind}{error}"
