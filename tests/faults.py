@@ -3,16 +3,16 @@ undisturbed sweep is.
 
     python tests/faults.py --faults 60      # the long form: faults injected, survived, results lost
     python tests/faults.py --faults 30 --launcher slurm     # or ray: on a cluster of one's own
-    python tests/faults.py --faults 30 --dropout      # a network of one's own that draws random
-                                                      # numbers, and whose source is edited, too
+    python tests/faults.py --faults 30 --own    # a network and images of one's own, edited, too
 
 A fault is SIGKILL of a training, of the launcher's process above it, of the fork server, of the
 whole sweep; a flipped bit in or the loss of the end of a checkpoint or record; a second sweep over
 the same grid at once, also one that is interrupted, or after the lock of a run in training was
-deleted, or one of another user (where root) over the same devices; the directory of a run removed;
-an error full of markup; on a cluster also a cancelled job and a lost node. After the faults the
-same command is given until it reports success, and every file is compared with the undisturbed
-sweep.
+deleted, or one of another user (where root) over the same devices; the directory of a run removed,
+or a folder in which nobody may write for some seconds; an error full of markup; source of a network
+or an image that is another one for some seconds; on a cluster also a cancelled job and a lost node.
+After the faults the same command is given until it reports success, and every file is compared with
+the undisturbed sweep.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -32,7 +34,7 @@ import injections
 import psutil
 import torch
 from helpers import history
-from sweeps import DROPOUT, Leases, Sweep
+from sweeps import OWN, Leases, Sweep
 
 from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory, find_runs
@@ -93,13 +95,34 @@ def remove_folder(_sweep: Sweep, folder: Path) -> bool:
     return True
 
 
+def lock_folder(_sweep: Sweep, folder: Path) -> bool:
+    """Let nobody write into a folder of the sweep's for some seconds, not even root."""
+    places = [folder / "runs", *(run.path for run in find_runs(folder / "runs"))]
+    place = random.choice(places)
+    if not place.is_dir():
+        return False
+    subprocess.run(["chattr", "+i", str(place)], check=True)
+    time.sleep(random.uniform(1, 4))
+    subprocess.run(["chattr", "-i", str(place)], check=True)
+    return True
+
+
 def edit_source(_sweep: Sweep, folder: Path) -> bool:
     """Edit the source of the network for some seconds: what starts meanwhile must not train."""
-    source = folder / "own" / "dropping.py"
-    before = source.read_bytes()
-    source.write_bytes(before + b"# edited\n")
+    return _edit(folder / "own" / "dropping.py", lambda before: before + b"# edited\n")
+
+
+def edit_image(_sweep: Sweep, folder: Path) -> bool:
+    """Put an image in the place of another one for some seconds, which must not train either."""
+    one, other = random.sample(sorted((folder / "own" / "images").rglob("*.png")), 2)
+    return one.read_bytes() != other.read_bytes() and _edit(one, lambda _: other.read_bytes())
+
+
+def _edit(file: Path, edited: Callable[[bytes], bytes]) -> bool:
+    before = file.read_bytes()
+    file.write_bytes(edited(before))
     time.sleep(random.uniform(1, 4))
-    source.write_bytes(before)
+    file.write_bytes(before)
     return True
 
 
@@ -172,6 +195,7 @@ FAULTS = {  # "worker" is the process that a launcher starts a training from
     "second sweep": second_sweep,
     "second sweep interrupted": interrupted_second_sweep,
     "directory of a run removed": remove_folder,
+    "nobody may write": lock_folder,
     "another user's sweep": other_users_sweep,
     "lock deleted": delete_lock,
     "error with markup": error_with_markup,
@@ -180,6 +204,8 @@ FAULTS = {  # "worker" is the process that a launcher starts a training from
 ONE_MACHINES = ("fork server killed", "another user's sweep", "lock deleted")
 if os.getuid() != 0 or not shutil.which("setpriv"):  # what becoming another user takes
     del FAULTS["another user's sweep"]
+if os.getuid() != 0 or not shutil.which("chattr"):
+    del FAULTS["nobody may write"]
 
 
 def hurt_until(folder: Path, faults: list[str]) -> None:
@@ -297,11 +323,12 @@ def main() -> int:
     parser.add_argument("--faults", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--launcher", choices=("slurm", "ray"))
-    parser.add_argument("--dropout", action="store_true", help="train a network that draws")
+    parser.add_argument("--own", action="store_true", help="train a user's own network and images")
     options = parser.parse_args()
-    if options.dropout:
-        Sweep.network = DROPOUT
+    if options.own:
+        Sweep.own = OWN
         FAULTS["source edited for a moment"] = edit_source
+        FAULTS["image changed for a moment"] = edit_image
     random.seed(options.seed)
     if options.launcher:
         for name in ONE_MACHINES:

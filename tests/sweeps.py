@@ -13,18 +13,42 @@ from pathlib import Path
 
 import psutil
 from helpers import REPOSITORY, TINY
+from PIL import Image
+from sklearn.datasets import load_digits
 
 from resnests.runs.directory import RunDirectory
 
 GRID = ("variant=standard,a_resnest", "seed=0,1")
-DROPOUT = ("arch.blocks=null", "arch.widths=null", "+arch._target_=dropping.net")
+OWN = (  # a network that draws random numbers, and images, both below the folder of the sweep
+    "arch.blocks=null",
+    "arch.widths=null",
+    "+arch._target_=dropping.net",
+    "dataset.name=mine",
+    "dataset.source=images",
+    "dataset.root=own/images",
+    "dataset.size=32",
+    "dataset.num_classes=null",
+    "dataset.mean=null",
+    "dataset.std=null",
+)
+
+
+def write_digits(root: Path) -> None:
+    """Write a folder of 96 and 40 images of digits in four classes."""
+    digits = load_digits(n_class=4)
+    for place, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        if place < 136:
+            folder = root / ("train" if place < 96 else "test") / f"digit{label}"
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = (image * 15).astype("uint8")
+            Image.fromarray(pixels).convert("RGB").save(folder / f"{place:03}.png")
 
 
 class Sweep:
     """A sweep as a user starts it, with its processes by their roles."""
 
     cluster: tuple[str, ...] = ()  # the overrides that bring all sweeps onto one
-    network: tuple[str, ...] = ()  # the overrides that have all sweeps train another one
+    own: tuple[str, ...] = ()  # the overrides that have all sweeps train parts of a user's own
     epochs = 40
 
     def __init__(self, folder: Path, *overrides: str, prefix: Sequence[str] = ()) -> None:
@@ -36,14 +60,15 @@ class Sweep:
             *TINY,
             f"trainer.epochs={self.epochs}",
             *GRID,
-            *self.network,
+            *self.own,
             *self.cluster,
             *overrides,
         ]
         self.folder = folder
         folders = [str(folder / "own"), str(REPOSITORY / "tests" / "broken")]
-        if self.network and not (folder / "own").is_dir():  # a copy, which a fault may edit
+        if self.own and not (folder / "own").is_dir():  # a copy, which a fault may edit
             shutil.copytree(REPOSITORY / "tests" / "own", folder / "own")
+            write_digits(folder / "own" / "images")
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
         with open(folder / "sweep.log", "ab") as log:
             self.process = subprocess.Popen(

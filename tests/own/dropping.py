@@ -1,4 +1,4 @@
-"""A network of a user's own that draws random numbers: for tests/faults.py --dropout."""
+"""A network of a user's own that draws random numbers: for tests/faults.py --own."""
 
 from torch import nn
 
