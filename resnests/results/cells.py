@@ -61,6 +61,7 @@ def label_rows(runs: pd.DataFrame) -> pd.DataFrame:
     recipes["single"] = [_is_single(recipe) for recipe in recipes.to_dict("records")]
     same = recipes[recipes["single"]].duplicated(["dataset", "arch", "variant", "seed"], keep=False)
     recipes["several"] = same.reindex(recipes.index, fill_value=False)
+    recipes["file"] = _files(recipes)
     labels = pd.Series("", index=recipes.index)
     for _, group in recipes.groupby(["dataset", "given"], sort=False):
         labels[group.index] = _labels(group)
@@ -184,9 +185,19 @@ def _row_values(recipe: dict[str, Any]) -> dict[str, Any]:
     if recipe["given"]:
         # How given weights were trained is not on record; two folders of them are two rows.
         values = {key: value for key, value in values.items() if key.startswith(_OF_EVALUATION)}
-        file = recipe["weights"] if recipe["several"] else "single files"
+        file = recipe["file"] if recipe["several"] else "single files"
         values["weights"] = file if recipe["single"] else recorded["weights"]
     return values
+
+
+def _files(recipes: pd.DataFrame) -> pd.Series:
+    """Return the file of each recipe of given weights, with a digest where it had other weights in
+    another recipe: it was replaced in between.
+    """
+    cells = recipes.groupby(["dataset", "arch", "variant", "weights"], dropna=False)
+    replaced = cells["weights_sha256"].transform("nunique") > 1
+    digests = " (" + recipes["weights_sha256"].astype("string").str[:8] + ")"
+    return recipes["weights"].astype("string") + digests.where(replaced).fillna("")
 
 
 def _is_single(recipe: dict[str, Any]) -> bool:
@@ -202,11 +213,10 @@ def _rates(recipes: pd.DataFrame, values: list[dict[str, Any]]) -> dict[int, lis
     the same, has several learning rates or heads; a head's source and arguments count.
     """
     parts: dict[int, list[str]] = {index: [] for index in recipes.index}
-    if recipes["given"].any() or "optimizer.lr" not in recipes:
-        return parts
+    has_rates = not recipes["given"].any() and "optimizer.lr" in recipes
     rows = pd.Series([json.dumps(value, sort_keys=True) for value in values], recipes.index)
     for _, group in recipes.groupby(rows, sort=False):
-        if (group.groupby("variant")["optimizer.lr"].nunique() > 1).any():
+        if has_rates and (group.groupby("variant")["optimizer.lr"].nunique() > 1).any():
             for index, recipe in group.to_dict("index").items():
                 if not _as_published(recipe):
                     parts[index].append(f"optimizer.lr={recipe['optimizer.lr']}")

@@ -13,7 +13,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from resnests.config.recipe import distinguishing_keys, recipe_values
+from resnests.config.recipe import WEIGHTS, distinguishing_keys, recipe_values
 from resnests.config.schema import Config, config_dict
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
@@ -219,6 +219,8 @@ def _disambiguate(runs: list[Run]) -> list[Run]:
     for group in groups.values():
         recipes = [recipe_values(run.config) for run in group]
         keys = sorted(distinguishing_keys(recipes)) if len(group) > 1 else []
+        if WEIGHTS in keys and "weights" not in keys:
+            keys.insert(keys.index(WEIGHTS), "weights")  # a digest alone says little
         for run, recipe in zip(group, recipes, strict=True) if keys else ():
             values = _values(run.config) | recipe
             told = " ".join(f"{key}={values.get(key)}" for key in keys)

@@ -239,6 +239,33 @@ def test_two_files_of_given_weights_are_two_rows_not_copies(tmp_path):
     assert rows["ResNet-20, given weights, weights=/w/b.pt"]["Standard"] == "10.00% (0.27M)†"
 
 
+def test_a_file_of_weights_that_was_replaced_is_a_row_for_each_content(tmp_path):
+    for digest, accuracy in (("aaaa0000ff", 12.0), ("bbbb1111ff", 10.0)):
+        record = {"recipe": digest, "weights": "m.pt", "weights_sha256": digest}
+        given = {"task": "evaluate", "weights": "m.pt", "record": record}
+        trees.add_run(tmp_path / digest, accuracy, **given)
+    trees.add_run(tmp_path / "c", 11.0, task="evaluate", weights="c.pt", record={"weights": "c.pt"})
+    runs, lines = drop_copies(label_rows(read_runs(tmp_path)[0]))
+    assert lines == []
+    rows = body(accuracy_tables(runs)[0])
+    assert {name: row["Standard"] for name, row in rows.items()} == {
+        "ResNet-20, given weights, weights=c.pt": "11.00% (0.27M)†",
+        "ResNet-20, given weights, weights=m.pt (aaaa0000)": "12.00% (0.27M)†",
+        "ResNet-20, given weights, weights=m.pt (bbbb1111)": "10.00% (0.27M)†",
+    }
+
+
+def test_given_weights_under_a_head_whose_source_was_edited_are_two_rows(tmp_path):
+    same = {"task": "evaluate", "weights": "m.pt", "weights_sha256": "ab"}
+    for code, accuracy in (("aaaa0000", 80.0), ("bbbb1111", 90.0)):
+        run = trees.add_run(tmp_path / code, accuracy, record=same)
+        record = run.read_record()
+        values = record.recipe_values | {"variant.code": code}
+        run.write_record(dataclasses.replace(record, recipe=code, recipe_values=values))
+    runs, lines = drop_copies(label_rows(read_runs(tmp_path)[0]))
+    assert (len(runs), lines) == (2, [])
+
+
 def test_runs_of_other_images_never_share_a_cell_and_those_of_unknown_ones_say_so(tmp_path):
     trees.add_run(tmp_path, 90)
     for digest, accuracy in (("aaaa1111" * 8, 80.0), ("bbbb2222" * 8, 70.0)):
