@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from resnests.config.schedule import MOVED
 from resnests.text import as_typed
 
 DATASETS = {
@@ -108,7 +109,8 @@ def recipe(dataset: str, arch: str, variant: str) -> dict[str, Any]:
 def deviations(values: Mapping[str, Any], dataset: str, arch: str, variant: str) -> list[str]:
     """Return in what the recipe `values` are not the paper's, such as "trainer.epochs=2"."""
     paper = recipe(dataset, arch, variant)
-    found = {key: values.get(key, "default") for key in sorted(paper.keys() | values.keys())}
+    keys = (paper.keys() | values.keys()) - {MOVED}
+    found = {key: values.get(key, "default") for key in sorted(keys)}
     return [
         f"{key}={as_typed(value)}"
         for key, value in found.items()

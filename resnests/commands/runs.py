@@ -10,8 +10,9 @@ from contextlib import ExitStack, suppress
 import pandas as pd
 from filelock import Timeout
 
-from resnests.config.recipe import distinguishing_keys
+from resnests.config.recipe import distinguishing_keys, without_implied
 from resnests.errors import UserError
+from resnests.results.cells import describe
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import METRICS
 from resnests.text import as_typed, duration
@@ -43,7 +44,7 @@ def print_run(runs: pd.DataFrame) -> None:
         "took": duration(run["seconds"]),
         "differs": _differences(directory, recipe) or "in nothing from the recipes beside it",
     }
-    lines |= {key: as_typed(value) for key, value in sorted(recipe.items())}
+    lines |= {key: as_typed(value) for key, value in sorted(without_implied(recipe).items())}
     shown = run[[name for name in run.index if name.startswith("provenance.")]].dropna()
     lines |= shown.to_dict()
     width = max(map(len, lines))
@@ -133,4 +134,4 @@ def _differences(directory: RunDirectory, recipe: dict[str, object]) -> str:
     records = {path.parent: RunDirectory(path).record_or_none() for path in sorted(beside)}
     others = [record.recipe_values for record in records.values() if record]
     keys = sorted(distinguishing_keys([recipe, *others]))
-    return ", ".join(f"{key}={as_typed(recipe.get(key, 'default'))}" for key in keys)
+    return ", ".join(describe(key, as_typed(recipe.get(key, "default"))) for key in keys)

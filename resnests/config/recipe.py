@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resnests.config.schedule import moved_milestones
+from resnests.config.schedule import MOVED, moved_milestones
 from resnests.config.schema import Config
 
 # What matters to the numbers of given weights; the weights themselves join them.
@@ -45,7 +45,7 @@ def recipe_values(config: Config) -> dict[str, Any]:
         del values[key]
     moved = moved_milestones(config.optimizer.milestones, config.trainer.epochs)
     if moved is not None:
-        values["optimizer.milestone_epochs"] = moved
+        values[MOVED] = moved
     if config.task == "evaluate" or (config.task == "analyze" and config.weights is not None):
         unused = TRAINING_KEYS if config.dataset.mean is None else TRAINING_KEYS + MEASURING_KEYS
         values = {
@@ -93,16 +93,24 @@ def _default(item: dataclasses.Field) -> Any:
     return item.default  # MISSING where there is none, which no value equals
 
 
-def distinguishing_keys(values: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Return the keys in which not all `values` agree, without those that a name implies.
+def without_implied(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the recipe `values` that are keys of the configuration, as people are shown them."""
+    return {key: value for key, value in values.items() if key != MOVED}
 
-    optimizer.name=adamw says all about an optimizer.betas that all recipes with adamw share.
+
+def distinguishing_keys(values: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the keys in which not all `values` agree, without those that others imply.
+
+    optimizer.name=adamw says all about an optimizer.betas that all recipes with adamw share, and
+    trainer.epochs=1 all about where milestones were moved to, but for runs of earlier versions.
     """
 
     def count(*keys: str) -> int:
         return len({repr([value.get(key) for key in keys]) for value in values})
 
     keys = {key for key in set().union(*values) if count(key) > 1}
+    if count(*keys - {MOVED}) == count(*keys):
+        keys.discard(MOVED)
     for name in sorted(key for key in keys if key.endswith(".name")):
         group = {key for key in keys if key.startswith(name.removesuffix("name")) and key != name}
         keys -= {key for key in group if count(name, key) == count(name)}

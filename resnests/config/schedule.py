@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+# The key of recipes that holds moved_milestones. It follows from keys that the user sets.
+MOVED = "optimizer.milestone_epochs"
+
 
 def milestone_epochs(fractions: Sequence[float], epochs: int) -> list[int]:
     """Return the epochs after which the rate falls in a run of `epochs`.

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from resnests.config.recipe import IMAGES, distinguishing_keys
+from resnests.config.schedule import MOVED
 from resnests.paper import ARCHS, VARIANTS, arch_label, learning_rate, variant_label
 from resnests.text import as_typed
 
@@ -41,7 +42,7 @@ _OF_EVALUATION = ("dataset.", "arch.", "trainer.precision", "pipeline.")
 # What no note on the common recipe needs to say: rows, columns and titles do.
 _SAID = (
     "arch.", "variant.", "optimizer.lr",
-    "dataset.source", "dataset.num_classes", "dataset.mean", "dataset.std",
+    "dataset.source", "dataset.num_classes", "dataset.mean", "dataset.std", MOVED,
 )  # fmt: skip
 
 
@@ -171,7 +172,7 @@ def _labels(recipes: pd.DataFrame) -> list[str]:
         for key in keys[recipe["arch"]]:
             # The configuration on record has defaults too, but not those of a later version.
             default = "default" if pd.isna(recipe.get(key)) else recipe[key]
-            parts.append(_told(key, value.get(key, default)))
+            parts.append(describe(key, value.get(key, default)))
         labels.append(", ".join([*parts, *rates[index]]))
     return labels
 
@@ -225,12 +226,15 @@ def _rates(recipes: pd.DataFrame, values: list[dict[str, Any]]) -> dict[int, lis
             heads = [{k: v for k, v in r.items() if k.startswith("variant.")} for r in recorded]
             for key in sorted(distinguishing_keys(heads)):
                 for index, head in zip(same.index, heads, strict=True):
-                    parts[index].append(_told(key, as_typed(head.get(key, "default"))))
+                    parts[index].append(describe(key, as_typed(head.get(key, "default"))))
     return parts
 
 
-def _told(key: str, value: Any) -> str:
-    """Return what a label says of one value."""
+def describe(key: str, value: Any) -> str:
+    """Return what a label says of one value of a recipe, as typed or "default"."""
+    if key == MOVED:
+        earlier = value == "default"
+        return "milestones of an earlier version" if earlier else f"milestones after epochs {value}"
     if key == IMAGES:
         return NO_DIGEST if value == "default" else f"images {value[:8]}"
     piece, _, name = key.rpartition(".")

@@ -26,6 +26,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from resnests.config.parts import Component
+from resnests.config.schedule import MOVED
 from resnests.config.targets import build, locate
 from resnests.errors import UserError
 from resnests.runs.directory import STUDY, study_folder
@@ -175,7 +176,8 @@ def _compare(folder: Path, study: optuna.Study, space: Space) -> None:
     """Raise a UserError where the trials so far are those of another setting."""
     setting = json.loads(json.dumps(space.setting()))
     known = study.user_attrs.get(_SETTING, setting)
-    for key in (*space.dimensions, *sorted(known.keys() | setting.keys())):
+    keys = sorted(known.keys() | setting.keys(), key=lambda key: (key == MOVED, key))
+    for key in (*space.dimensions, *keys):  # what follows from others is named last
         before, now = known.get(key, "its default"), setting.get(key, "its default")
         if before != now:
             expected = f"{key}={before}, as its trials so far have, not {now}"

@@ -6,6 +6,7 @@ import datetime
 import statistics
 from typing import Any
 
+from resnests.config.recipe import without_implied
 from resnests.paper import arch_label, dataset_label, variant_label
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Record
@@ -76,7 +77,7 @@ and divided by {about["std"]} per channel; {about["num_classes"]} classes.
 
 ## Recipe `{record.recipe}`
 
-{_table(record.recipe_values)}
+{_table(without_implied(record.recipe_values))}
 
 ## Provenance
 

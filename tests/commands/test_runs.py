@@ -10,6 +10,7 @@ from resnests import load_runs
 from resnests.commands.runs import delete_runs, print_best, print_run
 from resnests.errors import UserError
 from resnests.results.select import select, split_values
+from resnests.sharing.card import card
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,15 @@ def test_one_run_is_shown_whole(root, capsys):
     assert shown.endswith("first\n" * 8 + "Traceback\nValueError: no\n")
     with pytest.raises(UserError, match="expected words that fit one run, not 9"):
         print_run(runs)
+
+
+def test_what_follows_from_the_epochs_is_not_shown_as_a_key(tmp_path, capsys):
+    run = trees.add_run(tmp_path, trainer__epochs=1)
+    about = {"files": {}, "mean": 0, "std": 1, "num_classes": 10}
+    print_run(load_runs(tmp_path))
+    for shown in (capsys.readouterr().out, card(run, run.read_record(), about)):
+        assert "trainer.epochs" in shown
+        assert "milestone_epochs" not in shown
 
 
 def test_the_best_are_chosen_on_held_out_images_unless_asked(root, capsys):

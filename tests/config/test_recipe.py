@@ -4,6 +4,7 @@ import pytest
 from helpers import make_config
 
 from resnests.config.recipe import distinguishing_keys, recipe_hash, recipe_values
+from resnests.config.schedule import MOVED
 
 SGD = {"optimizer.name": "sgd", "optimizer.lr": 0.1, "optimizer.milestones": [0.3, 0.6]}
 ADAMW = {"optimizer.name": "adamw", "optimizer.lr": 0.001, "optimizer.betas": [0.9, 0.99]}
@@ -41,6 +42,14 @@ def test_a_run_with_other_milestones_than_earlier_versions_had_is_another_recipe
     config = make_config(f"trainer.epochs={epochs}", f"optimizer={optimizer}")
     assert recipe_values(config).get("optimizer.milestone_epochs") == moved
     assert (recipe_hash(config) == before) == (moved is None)
+
+
+def test_what_follows_from_the_epochs_tells_recipes_apart_only_where_nothing_else_does():
+    one, two = SGD | {"trainer.epochs": 1}, SGD | {"trainer.epochs": 2}
+    moved = one | {MOVED: []}
+    assert distinguishing_keys([SGD, moved]) == {"trainer.epochs"}
+    assert distinguishing_keys([one, moved]) == {MOVED}
+    assert distinguishing_keys([one, moved, two]) == {"trainer.epochs", MOVED}
 
 
 def test_given_weights_have_no_schedule():

@@ -544,6 +544,30 @@ def test_a_source_that_was_edited_is_a_row_of_its_own_and_says_so(tmp_path):
     ]
 
 
+def test_what_follows_from_the_epochs_is_no_key_of_a_table(tmp_path):
+    trees.add_run(tmp_path, 80.0, trainer__epochs=1)
+    made = table(tmp_path)
+    beside = paper_table(prepared(tmp_path))
+    trees.add_run(tmp_path, 90.0)
+    both = table(tmp_path)
+    assert set(body(both)) == {"ResNet-20, trainer.epochs=1", "ResNet-20, trainer.epochs=200"}
+    text = render.markdown([made, beside, both])
+    assert "trainer.epochs=1" in text
+    assert "milestone_epochs" not in text
+
+
+def test_milestones_of_an_earlier_version_are_a_row_of_their_own(tmp_path):
+    run = trees.add_run(tmp_path, 80.0, trainer__epochs=1)
+    record = run.read_record()
+    values = {key: v for key, v in record.recipe_values.items() if not key.endswith("_epochs")}
+    earlier = dataclasses.replace(record, recipe="0" * 8, recipe_values=values)
+    trees.add_run(tmp_path / "earlier", trainer__epochs=1).write_record(earlier)
+    assert set(body(table(tmp_path))) == {
+        "ResNet-20, milestones after epochs []",
+        "ResNet-20, milestones of an earlier version",
+    }
+
+
 def test_a_nested_target_is_a_value_like_any_other(tmp_path):
     """docs/own_parts.md allows it; it once ended the tables of the whole folder."""
     for name, accuracy in (("torch.nn.GELU", 80.0), ("torch.nn.ReLU", 90.0)):

@@ -325,6 +325,7 @@ def test_a_study_of_another_setting_is_refused(tmp_path, trainings):
     assert run_search(make_space(tmp_path, *BASE, "tune.trials=1"), []) == 0
     for other, said in (
         ("trainer.epochs=5", "expected trainer.epochs=4, as its trials so far have, not 5"),
+        ("trainer.epochs=1", "expected trainer.epochs=4, as its trials so far have, not 1"),
         ("optimizer.lr=interval(0.1,1)", "expected optimizer.lr=tag(log, interval(0.001, 1.0)), "),
         ("optimizer.lr=0.1", "expected something to search"),
         ("tune.seeds=3", "expected tune.seeds=1, as its trials so far have, not 3"),
