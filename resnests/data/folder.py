@@ -9,7 +9,8 @@ import numpy as np
 from resnests.config.parts import Dataset
 from resnests.data import cache
 from resnests.data.arrays import ContentDigest, Loaded, Split
-from resnests.data.listing import Listing, Picture, list_images, read_bytes, shown
+from resnests.data.layout import shown
+from resnests.data.listing import Listing, Picture, list_images, read_bytes
 from resnests.data.npz import read_npz
 from resnests.errors import UserError, require
 

@@ -6,8 +6,8 @@ is a UserError, and what is passed over on purpose is a note for the owner.
 
 from __future__ import annotations
 
-import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,21 @@ from pathlib import Path
 import numpy as np
 
 from resnests.data.arrays import stratified
+from resnests.data.layout import (
+    class_folders,
+    entries,
+    require_classes,
+    require_same,
+    shown,
+    split_folders,
+    unreadable,
+)
 from resnests.errors import UserError
 
 ENDINGS = (
     ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp",
     ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
-TESTS = ("test", "val", "valid", "validation")  # which folder is for testing: the first there is
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,11 @@ def list_images(root: Path) -> Listing:
     """List the images below root/train and root/test, or of the classes in root; raises a
     UserError.
     """
-    parts, notes = _parts(root)
-    others: list[Path] = []
+    parts, notes = split_folders(root)
+    others = _files_in(root) if parts else []
     if not parts:
-        classes = _class_folders(root)
+        require_classes(root)
+        classes = class_folders(root)
         everything = _pictures(root, classes, others)
         labels = np.array([picture.label for picture in everything])
         _require_five_each(root, classes, labels)
@@ -60,12 +69,20 @@ def list_images(root: Path) -> Listing:
         test = [p for p, chosen in zip(everything, for_test, strict=True) if chosen]
         notes.append("every fifth image of a class is for testing, as there is no train/")
     else:
-        classes, tested = (_class_folders(folder) for folder in parts)
-        _require_same(parts, classes, tested)
+        classes, tested = (class_folders(folder) for folder in parts)
+        require_same(parts, classes, tested)
         train, test = (_pictures(folder, classes, others) for folder in parts)
     if others:
-        notes.append(f"{len(others)} other file(s) not read, such as {shown(others[0])}")
+        notes.append(_not_read(others))
     return Listing(tuple(classes), train, test, tuple(notes))
+
+
+def _not_read(others: list[Path]) -> str:
+    """Return a note that counts files by their endings, and names one of them."""
+    kinds = Counter(shown(path.suffix.lower()) or "without an ending" for path in others)
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    files = "file" if len(others) == 1 else "files"
+    return f"{len(others)} {files} not read: {counted}, such as {shown(others[0])}"
 
 
 def read_bytes(path: Path) -> bytes:
@@ -75,62 +92,7 @@ def read_bytes(path: Path) -> bytes:
             raise UserError(f"{shown(path)}: expected a file")
         return path.read_bytes()
     except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _parts(root: Path) -> tuple[list[Path], list[str]]:
-    """Return the folders of the images for training and for testing, [] where `root` has classes
-    instead, and what to note of that.
-    """
-    named: dict[str, Path] = {}
-    for entry in _folders(root):
-        name = entry.name.lower()
-        if name in named:
-            raise UserError(f"{shown(root)}: expected one of {named[name].name}/ and {entry.name}/")
-        if name in ("train", *TESTS):
-            named[name] = Path(entry.path)
-    tests = [name for name in TESTS if name in named]
-    both = "train" in named and bool(tests)
-    # A class may be called train: its folder has pictures, not folders of classes
-    if not both and not any(_folders(path) for path in named.values()):
-        return [], []
-    if not both or (tests[0] != "test" and len(tests) > 1):
-        expected = "train/ and test/ (or val/ or valid/), with a sub-folder for each class in both"
-        has = ", ".join(f"{path.name}/" for path in named.values())
-        raise UserError(f"{shown(root)}: expected {expected}, not {has}")
-    used = [named["train"], named[tests[0]]]
-    others = [entry.name for entry in _folders(root) if Path(entry.path) not in used]
-    notes = [f"{used[1].name}/ is for testing, as there is no test/"] if tests[0] != "test" else []
-    notes += [f"not read: {', '.join(map(shown, others))}"] if others else []
-    return used, notes
-
-
-def _class_folders(folder: Path) -> list[str]:
-    """Return the names of the folders of classes; raises a UserError where there are fewer than
-    two, or images beside them, whose class nobody knows.
-    """
-    names = [entry.name for entry in _folders(folder)]
-    if len(names) < 2:
-        expected = "a sub-folder for each of at least two classes"
-        raise UserError(f"{shown(folder)}: expected {expected}, but it has {len(names)}")
-    for name in names:
-        if not name.isprintable():
-            raise UserError(f"{shown(folder / name)}: expected a name that can be printed")
-    for entry in _entries(folder):
-        if _is_image(entry.name) and not entry.is_dir():
-            path = shown(Path(entry.path))
-            raise UserError(f"{path}: expected images in the folder of their class, not beside it")
-    return names
-
-
-def _require_same(parts: list[Path], train: list[str], test: list[str]) -> None:
-    differences = []
-    for part, names, others in ((parts[0], train, test), (parts[1], test, train)):
-        if only := sorted(set(names) - set(others)):
-            differences.append(f"only {part.name} has {', '.join(only)}")
-    if differences:
-        expected = f"the same classes in {parts[0].name} and {parts[1].name}"
-        raise UserError(f"{shown(parts[0].parent)}: expected {expected}: {'; '.join(differences)}")
+        raise unreadable(path, error) from error
 
 
 def _require_five_each(root: Path, classes: list[str], labels: np.ndarray) -> None:
@@ -145,6 +107,7 @@ def _pictures(folder: Path, classes: list[str], others: list[Path]) -> list[Pict
     `others`.
     """
     found = []
+    others += _without_class(folder)
     for label, name in enumerate(classes):
         pictures = []
         for path in _files_below(folder / name, ()):
@@ -159,48 +122,38 @@ def _pictures(folder: Path, classes: list[str], others: list[Path]) -> list[Pict
     return found
 
 
+def _without_class(folder: Path) -> list[Path]:
+    """Return the files beside the folders of classes; raises a UserError for images, whose class
+    nobody knows.
+    """
+    files = _files_in(folder)
+    for path in files:
+        if _is_image(path.name):
+            expected = "images in the folder of their class, not beside it"
+            raise UserError(f"{shown(path)}: expected {expected}")
+    return files
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """Return the files in `folder`, without those below."""
+    return [Path(entry.path) for entry in entries(folder) if not entry.is_dir()]
+
+
 def _files_below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
     """Yield all files below `folder`, also where links lead; a link back up is a UserError."""
     try:
         status = folder.stat()
     except OSError as error:
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     here = (status.st_dev, status.st_ino)
     if here in above:
         raise UserError(f"{shown(folder)}: expected no link to a folder that it is in")
-    for entry in _entries(folder):
+    for entry in entries(folder):
         if entry.is_dir():
             yield from _files_below(Path(entry.path), (*above, here))
         else:
             yield Path(entry.path)
 
 
-def _folders(folder: Path) -> list[os.DirEntry[str]]:
-    return [entry for entry in _entries(folder) if entry.is_dir()]
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what is in `folder` in the order of names, without what begins with a dot or __, as
-    editors, systems and version control leave it: .git, .DS_Store, ._0.png, __pycache__, __MACOSX.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            kept = [entry for entry in entries if not entry.name.startswith((".", "__"))]
-            for entry in kept:
-                entry.is_dir()  # which says what is wrong with a link to itself
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    return sorted(kept, key=lambda entry: entry.name)
-
-
 def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in ENDINGS
-
-
-def _unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{shown(path)} cannot be read ({error.strerror})")
-
-
-def shown(path: Path | str) -> str:
-    """Return a path as text that stays in one line and can be printed everywhere."""
-    return str(path) if str(path).isprintable() else ascii(str(path))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from resnests.data.listing import shown
+from resnests.data.layout import shown
 from resnests.errors import UserError
 
 # Others, such as EPS, have decoders that start programs or fetch files.

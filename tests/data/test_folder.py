@@ -79,13 +79,54 @@ def test_a_class_too_small_to_test_is_named(tmp_path):
     refused(tmp_path, "at least five images in a class, to test with one, but dog has 4")
 
 
-@pytest.mark.parametrize("second", ["val", "valid", "Test", "TEST"])
-def test_val_is_for_testing_where_there_is_no_test(tmp_path, second):
-    write_parts(tmp_path, second=second)
+@pytest.mark.parametrize("first", ["Train", "training", "TRAINING", "train_set", "Training-Set"])
+@pytest.mark.parametrize(
+    "second", ["val", "valid", "Validation", "Test", "testing", "TEST", "test_set", "valset"]
+)
+def test_splits_are_known_by_their_usual_names(tmp_path, first, second):
+    """And val/ is for testing where there is no test/."""
+    write_classes(tmp_path / first, 3)
+    write_classes(tmp_path / second, 2)
     splits = load(images(tmp_path))
-    assert per_class(splits.test) == [2, 2, 2]
+    assert splits.train.classes == ("ant", "bee", "cat")
+    assert (per_class(splits.train), per_class(splits.test)) == ([3, 3, 3], [2, 2, 2])
     said = f"{second}/ is for testing, as there is no test/"
-    assert (said in splits.notes) == second.startswith("val")
+    assert (said in splits.notes) == second.lower().startswith("val")
+
+
+@pytest.mark.parametrize("folders", [("Entrenamiento", "Prueba"), ("fold1", "fold2", "fold3")])
+def test_splits_under_names_that_nobody_knows_are_no_classes(tmp_path, folders):
+    for folder in folders:
+        write_classes(tmp_path / folder, 6)
+    refused(tmp_path, f"{folders[0]}/, {folders[1]}/ ... all have the same folders, ant/, bee/, ca")
+
+
+def test_classes_with_splits_in_them_are_refused(tmp_path):
+    for name in ("ant", "bee"):
+        write_classes(tmp_path / name, 6, names=("train", "test"))
+    refused(tmp_path, "have the same folders, test/, train/: .* if test/, train/ are, put them on")
+
+
+def test_one_folder_below_each_class_is_no_split(tmp_path):
+    for name in ("ant", "bee"):
+        write_classes(tmp_path / name, 6, names=("images",))
+    assert load(images(tmp_path)).train.classes == ("ant", "bee")
+
+
+@pytest.mark.parametrize("deeper", ["leaves", "leaves/leaves", "v1/data/leaves"])
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_data_set_one_folder_deeper_is_named(tmp_path, deeper, parts):
+    if parts:
+        write_parts(tmp_path / deeper)
+    else:
+        write_classes(tmp_path / deeper, 6)
+    refused(tmp_path, f"expected folders of classes, or train/ and test/, as .*/{deeper} has: give")
+
+
+def test_a_data_set_beside_other_folders_is_named(tmp_path):
+    write_parts(tmp_path / "leaves", train=5)
+    write_classes(tmp_path, 5, names=("more",))
+    refused(tmp_path, "expected folders of classes, or train/ and test/, as .*/leaves has: give")
 
 
 def test_test_goes_before_val_which_is_said_not_to_be_read(tmp_path):
@@ -99,9 +140,21 @@ def test_test_goes_before_val_which_is_said_not_to_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "said"),
     [
-        (["train"], r"expected train/ and test/ \(or val/ or valid/\).* not train/"),
+        (
+            ["train"],
+            r"expected train/ and test/ \(or val/\).* not train/; dataset.root=.*/train tests",
+        ),
+        (
+            ["Training"],
+            r"expected train/ and test/ .* not Training/; dataset.root=.*/Training tests",
+        ),
         (["test", "val"], "expected train/ and test/"),
-        (["train", "val", "valid"], "expected train/ and test/.* not train/, val/, valid/"),
+        (["train", "val", "valid"], "expected one of val/ and valid/, not train/, val/, valid/"),
+        (
+            ["train", "testing", "test_set"],
+            "expected one of test_set/ and testing/, not test_set/, te",
+        ),
+        (["train", "Training Set", "test"], "expected one of Training Set/ and train/"),
         (["train", "Train", "test"], "expected one of (T|t)rain/ and (T|t)rain/"),
     ],
 )
@@ -292,13 +345,15 @@ def test_other_arrays_of_an_npz_are_noted(tmp_path):
 
 def test_what_was_read_is_described(tmp_path):
     write_parts(tmp_path, train=4, second="val")
-    (tmp_path / "train" / "ant" / "notes.txt").write_text("no image")
+    others = ("train/ant/notes.txt", "train/ant/Thumbs.db", "val/list.TXT", "LICENSE", "a.csv")
+    for other in others:
+        (tmp_path / other).write_text("no image")
     lines = "\n".join(described(images(tmp_path, val_fraction=0.25)))
     assert "dataset=mine: 9 train, 3 held out, 6 test; 12x10 pixels" in lines
     assert "3 classes (train + held out + test): ant 3+1+2, bee 3+1+2, cat 3+1+2" in lines
     assert "measured" in lines
     assert "val/ is for testing, as there is no test/" in lines
-    assert "1 other file(s) not read, such as" in lines
+    assert "5 files not read: 2 .txt, 1 without an ending, 1 .csv, 1 .db, such as" in lines
 
 
 def resized(image: Image.Image, size: int) -> np.ndarray:
