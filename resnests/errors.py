@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import select
@@ -11,11 +12,21 @@ from collections.abc import Callable
 from typing import IO, Any
 
 USER_ERROR = 2  # exit status
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)")
 MAX_NAME = 200  # bytes: file systems take 255, and an export has more than one name in a folder's
 
 
 class UserError(ValueError):
-    """Says what the user can mend: shown as one line, without a traceback."""
+    """Says what the user can mend: one line, shown without a traceback.
+
+    What others wrote is part of many: libraries, and files that may be hostile. So line breaks
+    become spaces, what cannot be printed is escaped, and addresses in memory are left out.
+    """
+
+    def __init__(self, text: str) -> None:
+        lines = _ADDRESS.sub("", text).splitlines()
+        words = " ".join(filter(None, map(str.strip, lines)))
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in words))
 
 
 class Interrupted(Exception):
@@ -72,7 +83,11 @@ def exit_status_of(work: Callable[[], int]) -> int:
 def run_command_line(main: Callable[[], None]) -> None:
     """Run `main`; end quietly with exit status 1 where nobody reads its output any more, as in
     `python run.py --help | head -1`.
+
+    Hydra logs what --info shows. Python's logging would print a traceback for each line that
+    cannot be written.
     """
+    logging.raiseExceptions = False
     sys.stdout, sys.stderr = _opened(1, sys.stdout), _opened(2, sys.stderr)
     try:
         try:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,33 +28,36 @@ def read(digest: str, size: int, listing: Listing) -> Loaded | None:
         content = np.fromfile(_file(digest, size), np.uint8)
     except (OSError, RuntimeError):
         return None
-    checksum, pixels = content[:32], content[32:]
-    if pixels.size != sum(counts) * size * size * 3:
+    checksum, body = content[:32], content[32:]
+    length = sum(counts) * size * size * 3
+    if body.size <= length:  # earlier versions kept no notes
         return None
-    if hashlib.sha256(pixels.data).digest() != checksum.tobytes():
+    if hashlib.sha256(body.data).digest() != checksum.tobytes():
         return None
+    pixels, notes = body[:length], json.loads(body[length:].tobytes())
     images = np.split(pixels.reshape(-1, size, size, 3), counts[:1])
     train, test = (
         Split(part, np.array(labels, dtype=np.int64), listing.classes)
         for part, labels in zip(images, listing.labels(), strict=True)
     )
-    return Loaded(train, test, digest, listing.notes)
+    return Loaded(train, test, digest, tuple(notes))
 
 
 def write(loaded: Loaded, size: int) -> None:
     """Keep the images of `loaded`, unless there is no place for them."""
-    pixels = [split.images for split in (loaded.train, loaded.test)]
+    notes = json.dumps(loaded.notes).encode()
+    body: list[Any] = [loaded.train.images.data, loaded.test.images.data, notes]
     checksum = hashlib.sha256()
-    for part in pixels:
-        checksum.update(part.data)
+    for part in body:
+        checksum.update(part)
     with contextlib.suppress(OSError, RuntimeError):  # no home, or no space in it
         target = _file(str(loaded.digest), size)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
             try:
                 file.write(checksum.digest())
-                for part in pixels:
-                    file.write(part.data)
+                for part in body:
+                    file.write(part)
                 file.close()
                 os.replace(file.name, target)
             except BaseException:

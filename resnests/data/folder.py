@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +35,14 @@ class Folder:
         if root.is_file():
             return read_npz(root)
         listing = list_images(root)
-        if dataset.size is None:
-            return _decode(listing, None)
-        known = cache.read(digest_of_files(listing), dataset.size, listing)
+        known = None
+        if dataset.size is not None:
+            known = cache.read(digest_of_files(listing), dataset.size, listing)
         if known is None:
             known = _decode(listing, dataset.size)
-            cache.write(known, dataset.size)
-        return known
+            if dataset.size is not None:
+                cache.write(known, dataset.size)
+        return replace(known, notes=(*listing.notes, *known.notes))
 
     def digest(self, dataset: Dataset) -> str | None:
         """Return the digest that read() would, without decoding a picture."""
@@ -63,33 +66,47 @@ def _digest_of_names(listing: Listing) -> ContentDigest:
 
 
 def _decode(listing: Listing, size: int | None) -> Loaded:
-    """Read and decode all pictures, and digest the very bytes that were decoded."""
+    """Read and decode all pictures, and digest the very bytes that were decoded; the notes are of
+    what is in them, which the cache keeps, and not of the folder that they were found in.
+    """
     digest = _digest_of_names(listing)
     first: tuple[Path, np.ndarray] | None = None
+    largest: list[int] = []
     splits = []
     for pictures, labels in zip((listing.train, listing.test), listing.labels(), strict=True):
         images = np.empty(0, np.uint8)
         for place, picture in enumerate(pictures):
             data = read_bytes(picture.path)
             digest.add(data)
-            image = _image(data, picture, size)
+            image = _image(data, picture, size, largest)
             first = first or (picture.path, image)
             _require_one_size(first, (picture.path, image))
             if place == 0:
                 images = np.empty((len(pictures), *image.shape), np.uint8)
             images[place] = image
         splits.append(Split(images, np.array(labels, dtype=np.int64), listing.classes))
-    return Loaded(splits[0], splits[1], digest.text(), listing.notes)
+    return Loaded(splits[0], splits[1], digest.text(), tuple(_notes_of_range(largest)))
 
 
-def _image(data: bytes, picture: Picture, size: int | None) -> np.ndarray:
-    from resnests.data.pictures import decode, fit
+def _image(data: bytes, picture: Picture, size: int | None, largest: list[int]) -> np.ndarray:
+    """Return one picture; the largest value of one with 16 bits a channel joins `largest`."""
+    from resnests.data.pictures import LARGEST, decode, fit
 
     decoded = decode(data, picture.path)
+    if LARGEST in decoded.info:
+        largest.append(decoded.info[LARGEST])
     try:
         return np.asarray(fit(decoded, size) if size else decoded)
     except UserError as error:
         raise UserError(f"{shown(picture.path)}: {error}") from error
+
+
+def _notes_of_range(largest: list[int]) -> Iterator[str]:
+    """Yield what to note where cameras of 10, 12 or 14 bits filled no more of 16."""
+    if largest and max(largest) < 2**15:
+        found = f"the largest value of all {len(largest)} images of 16 bits is {max(largest)}"
+        dark = "scale their values if that is not what was meant"
+        yield f"{found} of 65535, and white is 65535, so that they are dark: {dark}"
 
 
 def _require_one_size(first: tuple[Path, np.ndarray], this: tuple[Path, np.ndarray]) -> None:

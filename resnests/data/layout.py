@@ -38,11 +38,11 @@ def split_folders(root: Path) -> tuple[list[Path], list[str]]:
         return [], []
     second = "test" if "test" in named else "val"
     if not both:
-        alone = named.get("train", [])
-        mend = (
-            f"; dataset.root={shown(alone[0])} tests with every fifth of a class" if alone else ""
-        )
-        raise UserError(f"{shown(root)}: expected {EXPECTED}, not {has}{mend}")
+        expected = EXPECTED
+        if "train" in named:
+            mend = "of which every fifth image of a class would be for testing"
+            expected += f"; or dataset.root={shown(named['train'][0])}, {mend};"
+        raise UserError(f"{shown(root)}: expected {expected} not {has}")
     for split in ("train", second):
         if len(named[split]) > 1:
             one, other, *_ = (f"{path.name}/" for path in named[split])

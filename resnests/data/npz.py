@@ -38,5 +38,5 @@ def _arrays(path: Path) -> tuple[list[np.ndarray], list[str]]:
     except UserError:
         raise
     except Exception as error:  # zipfile, zlib and numpy raise whatever hostile bytes lead them to
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = str(error) or type(error).__name__
         raise UserError(f"{path} is cut short, corrupt or no .npz file ({reason})") from error

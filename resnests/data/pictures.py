@@ -12,18 +12,22 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resnests.data.layout import shown
 from resnests.errors import UserError
 
 # Others, such as EPS, have decoders that start programs or fetch files.
+LARGEST = "largest of 16 bits"
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
 def decode(data: bytes, path: Path) -> Image.Image:
-    """Return the picture in `data` as RGB; raises a UserError that names `path`."""
+    """Return the picture in `data` as RGB; raises a UserError that names `path`.
+
+    Where it has 16 bits a channel, info[LARGEST] is its largest value.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -32,7 +36,9 @@ def decode(data: bytes, path: Path) -> Image.Image:
     except UserError as error:
         raise UserError(f"{shown(path)}: {error}") from error
     except Exception as error:  # decoders raise whatever hostile bytes lead them to
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # which names an object of ours
+            reason = f"it is none of {', '.join(FORMATS)}"
         raise UserError(f"{shown(path)} is cut short, corrupt or no image ({reason})") from error
 
 
@@ -59,6 +65,7 @@ def _decoded(data: bytes) -> Image.Image:
         # A phone's JPEG may be an MPO: its picture, and others that go with it.
         if picture.format != "MPO" and getattr(picture, "is_animated", False):
             raise UserError(f"expected one picture, not {getattr(picture, 'n_frames', 'several')}")
+        has_16_bits = any(";16" in str(tile[3]) for tile in picture.tile)  # which load() forgets
         picture.load()
         if min(picture.size) < 1:
             raise UserError("expected at least one pixel")
@@ -70,12 +77,20 @@ def _decoded(data: bytes) -> Image.Image:
         levels = np.asarray(upright).astype(np.int64)
         if transparent or levels.min() < 0 or levels.max() > 65535:
             raise UserError("expected 16-bit values without transparency")
-        return Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
+        grey = Image.fromarray((levels >> 8).astype(np.uint8)).convert("RGB")
+        grey.info[LARGEST] = int(levels.max())
+        return grey
     if upright.mode not in EIGHT_BITS:
         raise UserError(f"expected 8 or 16 bits a channel, not what Pillow calls {upright.mode}")
-    if not transparent:
-        return upright.convert("RGB")
-    colours = upright.convert("RGBA")
+    colours = upright.convert("RGB")
+    result = _on_white(upright) if transparent else colours
+    if has_16_bits:  # of which Pillow keeps the upper eight
+        result.info[LARGEST] = int(np.asarray(colours).max()) * 256 + 255
+    return result
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    colours = picture.convert("RGBA")
     white = Image.new("RGBA", colours.size, "white")
     return Image.alpha_composite(white, colours).convert("RGB")
 

@@ -7,6 +7,7 @@ python -m resnests.data.splits '{"name": "cifar10", ...}'     # prepares it, as 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -50,8 +51,11 @@ def load(dataset: Dataset, digest: str | None = None) -> Splits:
     )
     held_out = stratified(train.labels, dataset.val_fraction)
     val = train.take(held_out) if held_out.any() else None
-    ok = val is not None or dataset.val_fraction == 0
-    require(ok, "dataset.val_fraction", dataset.val_fraction, "some images")
+    if val is None and dataset.val_fraction > 0:
+        most = int(np.bincount(train.labels).max())
+        least = f"at least {math.ceil(1e4 / most) / 1e4:g}, one of its {most} images, or 0"
+        expected = f"{least}, as the largest class would have no image held out"
+        require(False, "dataset.val_fraction", dataset.val_fraction, expected)
     return Splits(train.take(~held_out) if val else train, val, test, loaded.notes)
 
 
@@ -108,7 +112,10 @@ def read(dataset: Dataset) -> Loaded:
 def described(dataset: Dataset) -> Iterator[str]:
     """Yield in lines what a run reads, for its owner to see that it is what was meant."""
     splits = load(dataset)
-    measured = with_statistics(dataset, splits.train)
+    try:
+        measured = with_statistics(dataset, splits.train)
+    except UserError as error:  # for which the notes may have the reason
+        raise UserError("; ".join([str(error), *splits.notes])) from error
     parts = {"train": splits.train, "held out": splits.val, "test": splits.test}
     there = {name: split for name, split in parts.items() if split is not None}
     height, width = splits.train.images.shape[1:3]
@@ -166,15 +173,29 @@ def _checked_classes(dataset: Dataset, loaded: Loaded) -> tuple[str, ...] | None
         ok = highest <= len(names)
         require(ok, f"dataset={dataset.name}: label", highest - 1, f"one of {found}, from 0 up")
     count = asked or len(names or range(highest))
+    if dataset.is_own:
+        expected = f"{highest}, as the labels go from 0 to {highest - 1}; or null, to count them"
+        ok = count == highest or (names is not None and count > highest)
+        require(ok, "dataset.num_classes", asked, expected)
+        _require_all_classes(dataset, splits, count)
     expected = f"at least {highest}, as labelled"
     require(count >= highest, "dataset.num_classes", count, expected)
-    for what, split in splits.items() if dataset.is_own else ():
+    return names or (tuple(map(str, range(count))) if dataset.is_own else None)
+
+
+def _require_all_classes(dataset: Dataset, splits: dict[str, Split], count: int) -> None:
+    """Raise a UserError unless all classes have images for training and for testing, also within
+    the limits on both.
+    """
+    for (what, split), key in zip(splits.items(), ("train_limit", "test_limit"), strict=True):
         present = np.unique(split.labels)
         if len(present) < count:  # of any len + 1 labels one is missing
             missing = np.setdiff1d(np.arange(len(present) + 1), present)[0]
             expected = f"{what} images of each of {count} classes, but label {missing} has none"
             raise UserError(f"dataset={dataset.name}: expected {expected}")
-    return names or (tuple(map(str, range(count))) if dataset.is_own else None)
+        limit = getattr(dataset, key)
+        expected = f"at least {count}, an image of each class, or null for all images"
+        require(limit is None or limit >= count, f"dataset.{key}", limit, expected)
 
 
 def main(text: str) -> None:

@@ -1,5 +1,8 @@
 """A folder of images is read as its owner meant it, or refused in one line."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from data_images import images, pictures, write_classes, write_npz, write_parts
@@ -140,20 +143,11 @@ def test_test_goes_before_val_which_is_said_not_to_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("folders", "said"),
     [
-        (
-            ["train"],
-            r"expected train/ and test/ \(or val/\).* not train/; dataset.root=.*/train tests",
-        ),
-        (
-            ["Training"],
-            r"expected train/ and test/ .* not Training/; dataset.root=.*/Training tests",
-        ),
+        (["train"], "expected train/ and test/ .*; or dataset.root=.*/train, .*; not train/"),
+        (["Training"], "expected train/ and test/ .*; or dataset.root=.*/Training, .* not Tr"),
         (["test", "val"], "expected train/ and test/"),
         (["train", "val", "valid"], "expected one of val/ and valid/, not train/, val/, valid/"),
-        (
-            ["train", "testing", "test_set"],
-            "expected one of test_set/ and testing/, not test_set/, te",
-        ),
+        (["train", "testing", "test_set"], "one of test_set/ and testing/, not test_set/, te"),
         (["train", "Training Set", "test"], "expected one of Training Set/ and train/"),
         (["train", "Train", "test"], "expected one of (T|t)rain/ and (T|t)rain/"),
     ],
@@ -221,6 +215,48 @@ def test_16_bits_are_scaled_by_their_range(tmp_path, name):
     got = one_picture(tmp_path, Image.fromarray(levels), name)
     assert np.array_equal(got[..., 0], levels >> 8)
     assert np.array_equal(got[..., 0], got[..., 2])
+
+
+def png_of_16_bits(path, levels: np.ndarray) -> None:
+    """Write (height, width, channels), which Pillow reads and does not write."""
+    height, width, channels = levels.shape
+    colour = {1: 0, 3: 2, 2: 4, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    with open(path, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        for kind, data in parts:
+            checksum = struct.pack(">I", zlib.crc32(kind + data))
+            file.write(struct.pack(">I", len(data)) + kind + data + checksum)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [None, 8])
+def test_12_bits_in_files_of_16_are_noted_with_their_largest_value(tmp_path, channels, size):
+    write_parts(tmp_path)
+    for number, path in enumerate(sorted(tmp_path.rglob("*.png"))):
+        levels = np.linspace(0, 4095 - 8 * number, 120 * channels, dtype=int)
+        levels = levels.reshape(10, 12, channels)
+        levels[-1] = 4095 - 8 * number
+        if channels in (2, 4):
+            levels[..., -1] = 65535  # opaque
+        png_of_16_bits(path, levels)
+    said = "the largest value of all 18 images of 16 bits is 4095 of 65535"
+    for _ in range(2):  # the second time from the cache
+        (note,) = load(images(tmp_path, size=size)).notes
+        assert note.startswith(said)
+        assert said in "\n".join(described(images(tmp_path, size=size)))
+    png_of_16_bits(path, np.full((10, 12, 1), 40000))
+    assert load(images(tmp_path, size=size)).notes == ()
+
+
+def test_images_that_16_bits_make_black_are_refused_with_the_reason(tmp_path):
+    write_parts(tmp_path)
+    for path in tmp_path.rglob("*.png"):
+        png_of_16_bits(path, np.full((10, 12, 3), 200))
+    with pytest.raises(UserError, match=r"one colour in a channel; the largest .* is 255 of 65535"):
+        list(described(images(tmp_path)))
 
 
 @pytest.mark.parametrize("kind", ["float32", "int32"])
@@ -305,6 +341,21 @@ def test_limits_take_classes_in_turn_of_npz_too(tmp_path):
     assert per_class(load(images(path, train_limit=6)).train) == [2, 2, 2]
 
 
+@pytest.mark.parametrize("key", ["train_limit", "test_limit"])
+def test_a_limit_that_leaves_classes_without_images_is_named(tmp_path, key):
+    path = write_npz(tmp_path / "a.npz")
+    for root in (write_parts(tmp_path / "parts"), path):
+        refused(root, f"dataset.{key}=2: expected at least 3, an image of each", **{key: 2})
+        assert load(images(root, **{key: 3})).train.classes is not None
+
+
+def test_the_least_fraction_that_holds_an_image_out_is_named(tmp_path):
+    write_parts(tmp_path, train=12)
+    refused(tmp_path, "dataset.val_fraction=0.01: expected at least 0.0834, one", val_fraction=0.01)
+    assert len(load(images(tmp_path, val_fraction=0.0834)).val) == 3
+    refused(tmp_path, "fraction=0.1: .* 0.3334, one of its 3", val_fraction=0.1, train_limit=7)
+
+
 def test_classes_are_counted_and_a_wrong_number_is_named(tmp_path):
     write_parts(tmp_path)
     config = images(tmp_path)
@@ -318,6 +369,8 @@ def test_classes_are_counted_and_a_wrong_number_is_named(tmp_path):
         )
     path = write_npz(tmp_path / "a.npz")
     assert with_statistics(images(path), load(images(path)).train).num_classes == 3
+    for wrong in (2, 9):
+        refused(path, f"num_classes={wrong}: expected 3, as the labels go", num_classes=wrong)
 
 
 @pytest.mark.parametrize(

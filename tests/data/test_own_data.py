@@ -52,6 +52,8 @@ def spoil(root, how: str):
     elif how == "cut":
         path = root / "ant" / "000.png"
         path.write_bytes(path.read_bytes()[:60])
+    elif how == "text":
+        (root / "ant" / "000.png").write_text("no image")
     elif how == "classes":
         for folder in ("bee", "cat"):
             for path in (root / folder).iterdir():
@@ -69,6 +71,7 @@ def spoil(root, how: str):
     [
         ("sizes", r"odd.png is 9x9, but .*ant/000.png is 12x10: expected .* or dataset.size=64"),
         ("cut", "000.png is cut short, corrupt or no image"),
+        ("text", r"000.png is cut short, corrupt or no image \(it is none of PNG, JPEG, BMP"),
         ("classes", "expected a sub-folder for each of at least two classes"),
         ("few", "expected at least five images in a class"),
     ],
@@ -151,7 +154,7 @@ def test_a_callable_gives_arrays_and_takes_root_and_its_arguments(module):
         ),
         (
             f"{{'train': {PAIR}, 'test': (np.zeros((1, 5, 5), 'uint8'), [7])}}",
-            "dataset.num_classes=3: expected at least 8",
+            "dataset.num_classes=3: expected 8, as the labels go from 0 to 7; or null",
         ),
     ],
 )
