@@ -29,8 +29,10 @@ def build_pipeline(
     config: Config, dataset: Dataset, train: Split, device: torch.device
 ) -> Pipeline:
     """Build the pipeline of `config` over `train`; `dataset` has the mean and std to use."""
-    padding, size = config.pipeline.crop_padding, min(train.images.shape[1:3])
-    expected = f"0 to {size - 1} pixels, as reflected borders are smaller than the image"
+    padding, (height, width) = config.pipeline.crop_padding, train.images.shape[1:3]
+    size = min(height, width)
+    borders = f"reflected borders are smaller than the images, {width}x{height}"
+    expected = f"0 to {size - 1} pixels, as {borders}"
     require(padding < size, "pipeline.crop_padding", padding, expected)
     values = (train, dataset, padding, config.trainer.batch_size, config.seed, device)
     if config.pipeline.name == "torchvision":
@@ -87,12 +89,20 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
-        # On CPUs caches decide: 128 images are evaluated a quarter faster than 500, in half the
-        # memory. Of images larger than 32x32 as many pixels make a batch.
+    @property
+    def batch_size(self) -> int:
+        """Return how many images make a batch.
+
+        On CPUs caches decide: 128 images are evaluated a quarter faster than 500, in half the
+        memory. Of images larger than 32x32 as many pixels make a batch.
+        """
         usual = 128 if self.labels.device.type == "cpu" else 1000
         height, width = self.images.shape[1:3]
-        batch_size = batch_size or max(1, usual * 1024 // max(1024, height * width))
+        return max(1, usual * 1024 // max(1024, height * width))
+
+    def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
+        """Yield all images and labels in order; the last batch may be smaller."""
+        batch_size = batch_size or self.batch_size
         for start in range(0, len(self), batch_size):
             part = slice(start, start + batch_size)
             yield self.as_input(self.images[part]), self.labels[part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import statistics
 from typing import Any
 
@@ -12,6 +13,7 @@ from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Record
 from resnests.text import as_typed
 
+SHOWN = 100  # names of classes
 _USE = {
     "safetensors": """\
 import resnests  # pip install resnests safetensors
@@ -72,8 +74,7 @@ All accuracies are of the last epoch.
 {use}
 ```
 
-`images` are RGB, (N, 3, H, W), values scaled to [0, 1], then less {about["mean"]}
-and divided by {about["std"]} per channel; {about["num_classes"]} classes.
+{_in_and_out(about)}
 
 ## Recipe `{record.recipe}`
 
@@ -83,6 +84,22 @@ and divided by {about["std"]} per channel; {about["num_classes"]} classes.
 
 {_table(_provenance(record) | digests)}
 """
+
+
+def _in_and_out(about: dict[str, Any]) -> str:
+    """Return what the images are that the network takes, and what its logits stand for."""
+    height, width = about["image_size"]
+    made = f"""\
+`images` are RGB, (N, 3, {height}, {width}), values scaled to [0, 1], then less {about["mean"]}
+and divided by {about["std"]} per channel."""
+    if size := about["size"]:
+        made += f"""
+Before that, the shorter side was scaled to {size} pixels, antialiased, and the centre cut out."""
+    names = about["classes"] or []
+    listed = ", ".join(json.dumps(name, ensure_ascii=False) for name in names[:SHOWN])
+    listed += f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    known = f", in this order: {listed}. `classes` in config.json has them, too." if names else "."
+    return f"{made}\n\n`logits` are (N, {about['num_classes']}), one for each class{known}"
 
 
 def _accuracies(directory: RunDirectory) -> list[float]:

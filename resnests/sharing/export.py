@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from resnests.config.schema import Config, config_dict, config_from
 from resnests.config.targets import broken
+from resnests.data.arrays import Split
+from resnests.data.splits import load
 from resnests.errors import UserError, exit_status_of, require_extra
 from resnests.models.resnet import build_network
 from resnests.models.weights import load_weights
@@ -54,8 +56,9 @@ def export(config: Config) -> Path:
     model = build_network(config.arch, config.variant, classes)
     load_weights(directory.weights_file, model)
     model.eval()
-    about = _about(config, record)
-    images = _images(config, 2)
+    test = load(config.dataset).test
+    images = _images(2, test)
+    about = _about(config, record, test)
     try:
         data = _WRITERS[config.format](config, model, images, about)
     except UserError:
@@ -95,13 +98,16 @@ def _kept(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
         return {}
 
 
-def _about(config: Config, record: Record) -> dict[str, Any]:
+def _about(config: Config, record: Record, test: Split) -> dict[str, Any]:
     """Return what config.json says of the network, whatever the format."""
     tree = config_dict(config)
     return {
         "arch": tree["arch"],
         "variant": tree["variant"],
         "num_classes": config.dataset.num_classes or record.num_classes,
+        "classes": list(test.classes) if test.classes else None,
+        "image_size": list(test.images.shape[1:3]),
+        "size": config.dataset.size,
         "parameters": record.parameters,
         "mean": record.mean or config.dataset.mean,
         "std": record.std or config.dataset.std,
@@ -123,10 +129,6 @@ def _safetensors(config: Config, model: nn.Module, images: Tensor, about: dict[s
     again.load_state_dict(library.load(data))
     _verify("safetensors", model, again.eval(), images)
     return data
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _torchscript(_config: Config, model: nn.Module, images: Tensor, _about: Any) -> bytes:
@@ -186,11 +188,9 @@ def _verify(form: str, model: nn.Module, other: Callable[[Tensor], Tensor], imag
             raise UserError(f"format={form}: {reason}")
 
 
-def _images(config: Config, count: int) -> Tensor:
-    """Return noise as large as normalised images, (count, 3, H, W)."""
-    from resnests.data.splits import load
-
-    height, width = load(config.dataset).test.images.shape[1:3]
+def _images(count: int, split: Split) -> Tensor:
+    """Return noise as large as normalised images of `split`, (count, 3, H, W)."""
+    height, width = split.images.shape[1:3]
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 

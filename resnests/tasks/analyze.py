@@ -11,6 +11,7 @@ from resnests.runs.analysis import TRAINED
 from resnests.runs.digests import require_unchanged
 from resnests.runs.record import METRICS
 from resnests.runs.weights import digest, require_analysable, weights_file
+from resnests.tasks.classes import require_same_classes
 from resnests.tasks.run import Run
 from resnests.training.numerics import move
 
@@ -21,6 +22,7 @@ def analyze(run: Run) -> None:
     require_analysable(config)
     path = weights_file(config)
     splits, dataset, model = run.prepare()
+    require_same_classes(config, splits.train.classes)
     load_weights(path, model)
     if config.digests:  # the weights, which were read since
         require_unchanged(config)

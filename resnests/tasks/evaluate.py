@@ -9,6 +9,7 @@ from resnests.errors import UserError
 from resnests.models.weights import load_weights
 from resnests.runs.digests import require_unchanged
 from resnests.runs.weights import digest, weights_file
+from resnests.tasks.classes import require_same_classes
 from resnests.tasks.run import Run
 from resnests.training import loop
 from resnests.training.numerics import move
@@ -19,6 +20,7 @@ def evaluate(run: Run) -> None:
     config, record = run.config, run.record
     path = weights_file(config)
     splits, dataset, model = run.prepare()
+    require_same_classes(config, splits.train.classes)
     load_weights(path, model)
     if config.digests:  # the weights, which were read since
         require_unchanged(config)

@@ -2,9 +2,9 @@
 
     python -m resnests.tasks.preflight < configs.json      # a list of configurations
 
-Each data set is read. Each network, head and optimizer is built and trained on a first and on a
-last batch of the run's own sizes, in its precision and on a device of its kind, and evaluated. The
-first that fails is one line on standard error, and exit status 2.
+Each data set is read. Each network, head and optimizer is built, trained and evaluated on a first
+and on a last batch of the run's own sizes, in its precision and on a device of its kind. The first
+that fails is one line on standard error, and exit status 2.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ import sys
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnests.analysis.features import extractor
-from resnests.config.parts import Dataset
 from resnests.config.recipe import IMAGES
 from resnests.config.schema import Config, config_from
 from resnests.config.targets import broken
 from resnests.data.arrays import Split
-from resnests.data.pipelines import Images, build_pipeline, memory_format
+from resnests.data.pipelines import Batch, Images, build_pipeline, memory_format
 from resnests.data.splits import Splits, load, with_statistics
 from resnests.errors import UserError, exit_status_of
 from resnests.models.resnet import count_parameters, initial_model
-from resnests.training.loop import evaluate
+from resnests.tasks.classes import require_same_classes
 from resnests.training.numerics import move, set_numerics
 from resnests.training.optim import build_optimizer
 from resnests.training.step import autocast
@@ -39,73 +38,97 @@ def check(config: Config, splits: Splits, device: torch.device, quick: bool = Fa
     With `quick` batches have two images at most: the network was tried at its full size before.
     """
     set_numerics(config.trainer)
+    require_same_classes(config, splits.train.classes)
     dataset = with_statistics(config.dataset, splits.train)
     config = replace(config, dataset=dataset)  # with its number of classes
     size = splits.train.images.shape[1:3]
     model = initial_model(config.arch, config.variant, dataset.class_count, config.seed, size)
     count_parameters(model)
     move(model, device, config.trainer)
-    optimizer = build_optimizer(config.optimizer, model.parameters())
-    build_pipeline(config, dataset, splits.train.take(slice(2)), device)
-    count, batch_size = len(splits.train), config.trainer.batch_size
-    sizes = (min(batch_size, count), count % batch_size)
-    for images in dict.fromkeys(min(size, 2) if quick else size for size in sizes):
-        if images > 0:
-            batch = _batch(config, dataset, splits.train, images, device)
-            try:
-                _train(config, model, optimizer, batch)
-            except UserError as error:
-                if images > 1:
-                    raise
-                raise _of_one_image(error, count, batch_size) from error
-    _evaluate(config, model, _batch(config, dataset, splits.test, 1, device))
+    if config.task in ("train", "tune") or config.analysis.train:
+        _check_training(config, model, splits.train, device, quick)
+    evaluated = [splits.val, splits.test]
+    if config.task == "analyze":
+        evaluated.append(splits.train)
+    for split in filter(None, evaluated):
+        _check_evaluation(config, model, split, device, quick)
     if config.task == "analyze":
         extractor(model)
 
 
-def _batch(
-    config: Config, dataset: Dataset, split: Split, count: int, device: torch.device
-) -> Images:
+def _check_training(
+    config: Config, model: nn.Module, train: Split, device: torch.device, quick: bool
+) -> None:
+    """Train on a full batch, and on one of the size of the last."""
+    optimizer = build_optimizer(config.optimizer, model.parameters())
+    build_pipeline(config, config.dataset, train.take(slice(2)), device)
+    count, batch_size = len(train), config.trainer.batch_size
+    for size in _sizes(count, batch_size, quick):
+        images, labels = _batch(config, train, size, device)
+        model.train()
+        optimizer.zero_grad()
+        try:
+            logits = _logits(config, model, images, f"a batch of {_described(images)}")
+        except UserError as error:
+            if size > 1:
+                raise
+            raise _of_one_image(error, count, batch_size) from error
+        try:
+            F.cross_entropy(logits.float(), labels).backward()
+            optimizer.step()
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            what = f"{_name(config)}, optimizer={config.optimizer.name}"
+            raise broken(f"{what}: a step fails", error) from error
+
+
+@torch.no_grad()
+def _check_evaluation(
+    config: Config, model: nn.Module, split: Split, device: torch.device, quick: bool
+) -> None:
+    """Evaluate a full batch, and one of the size of the last."""
+    model.eval()
+    full = Images(split.take(slice(1)), config.dataset, device).batch_size
+    for size in _sizes(len(split), full, quick):
+        images, _ = _batch(config, split, size, device)
+        _logits(config, model, images, f"an evaluation of {_described(images)}")
+
+
+def _sizes(count: int, batch_size: int, quick: bool) -> list[int]:
+    """Return of how many images the batches are into which `count` images are divided."""
+    sizes = (min(batch_size, count), count % batch_size)
+    return [size for size in dict.fromkeys(min(s, 2) if quick else s for s in sizes) if size]
+
+
+def _batch(config: Config, split: Split, count: int, device: torch.device) -> Batch:
     """Return the first `count` images of `split`, as the run has them on its device."""
     layout = memory_format(config.trainer, device)
-    return Images(split.take(slice(count)), dataset, device, layout)
+    images = Images(split.take(slice(count)), config.dataset, device, layout)
+    return images.as_input(images.images), images.labels
 
 
-def _train(
-    config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, batch: Images
-) -> None:
-    """Train on all of `batch` at once; raise a UserError that names what fails."""
-    images, labels = next(batch.batches(len(batch)))
-    what = _name(config)
-    model.train()
-    optimizer.zero_grad()
+def _described(images: Tensor) -> str:
+    count, _, height, width = images.shape
+    return f"{count} image{'s' if count > 1 else ''} of {width}x{height} pixels"
+
+
+def _logits(config: Config, model: nn.Module, images: Tensor, what: str) -> Tensor:
+    """Return the logits of the images; raise a UserError that names what fails."""
     try:
         with autocast(images.device, config.trainer.precision):
             logits = model(images)
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
-        size = "x".join(map(str, images.shape))
-        raise broken(f"{what}: a batch of {size} fails", error) from error
+        raise broken(f"{_name(config)}: {what} fails", error) from error
     expected = (len(images), config.dataset.class_count)
-    shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != expected:
-        raise UserError(f"{what}: expected logits of shape {expected}, not {shape}")
-    try:
-        F.cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise broken(f"{what}, optimizer={config.optimizer.name}: a step fails", error) from error
-
-
-def _evaluate(config: Config, model: nn.Module, batch: Images) -> None:
-    """Evaluate one image, as a last batch may be; raise a UserError that names what fails."""
-    try:
-        evaluate(model, batch, config.trainer.precision)
-    except Exception as error:
-        raise broken(f"{_name(config)}: an evaluation of one image fails", error) from error
+        raise UserError(
+            f"{_name(config)}: {what}: expected logits of shape {expected}, not {shape}"
+        )
+    return logits
 
 
 def _name(config: Config) -> str:
@@ -159,7 +182,9 @@ def main() -> int:
         key = repr(config.dataset)
         if key not in data:
             data[key] = load(config.dataset, config.digests.get(IMAGES))
-        network = repr((key, config.arch, config.variant, config.trainer, config.pipeline))
+        network = repr(
+            (key, config.arch, config.variant, config.trainer, config.pipeline, config.task)
+        )
         _check_on_device(config, data[key], quick=network in tried)
         tried.add(network)
     return 0

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import trees
+from data_images import write_classes
 from helpers import REPOSITORY, TINY, run_command
 
 from resnests import build_model, load_model
+from resnests.config.schema import config_dict, config_from
 from resnests.errors import UserError
 from resnests.models.resnet import count_parameters
 from resnests.models.weights import save_weights
@@ -169,6 +171,33 @@ def test_tied_weights_are_exported(tmp_path, monkeypatch):
     monkeypatch.setattr("resnests.sharing.export.build_network", tied)
     monkeypatch.setattr("resnests.sharing.export.load_weights", lambda *_: None)
     export(config)  # which reads back what it wrote, and compares the logits
+
+
+def test_whoever_gets_a_folder_can_prepare_an_image_and_name_a_class(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pytest.importorskip("safetensors", reason="needs resnests[hub]")
+    config, model = finished(tmp_path, "standard", "safetensors")
+    names = [f"größe|{n}" for n in range(10)]
+    for name in names:
+        write_classes(tmp_path / "images", 5, (40, 30), [name])
+    data = {"name": "mine", "source": "images", "root": str(tmp_path / "images"), "size": 24}
+    config = config_from(config_dict(config) | {"dataset": data})
+    run = RunDirectory.of(config)
+    run.path.mkdir(parents=True)
+    record = RunDirectory.of(finished(tmp_path, "standard", "safetensors")[0]).read_record()
+    run.write_record(dataclasses.replace(record, mean=[0.5] * 3, std=[0.2] * 3, num_classes=10))
+    save_weights(run.weights_file, model)
+    folder = export(config)
+    about = json.loads((folder / "config.json").read_text())
+    assert (about["classes"], about["size"], about["image_size"]) == (names, 24, [24, 24])
+    card = (folder / "README.md").read_text()
+    assert "(N, 3, 24, 24)" in card
+    assert "the shorter side was scaled to 24 pixels" in card
+    assert '(N, 10), one for each class, in this order: "größe|0", "größe|1",' in card
+    assert torch.equal(load_model(folder)(IMAGES), model(IMAGES))
+    edit(folder, classes=names[::-1])
+    with pytest.raises(UserError, match=r"config.json was edited"):
+        load_model(folder)
 
 
 def test_the_card_averages_complete_runs_alone_and_counts_nothing_correct(tmp_path):

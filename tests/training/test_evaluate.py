@@ -1,14 +1,22 @@
 """Given weights into the table, and ours out under the official names."""
 
+import json
+
 import pytest
 import torch
+import trees
+from data_images import write_parts
 from helpers import TINY, make_config, run_command
 
 from resnests import build_model
+from resnests.config.schema import config_dict, config_from
+from resnests.data.splits import load
 from resnests.errors import UserError
 from resnests.models.weights import load_weights, read_torch
 from resnests.paper import official_name
 from resnests.runs.directory import find_runs
+from resnests.tasks import preflight
+from resnests.tasks.experiment import run_experiment
 
 EVALUATE = ("task=evaluate", "dataset=digits", "arch=resnet20")
 
@@ -104,6 +112,40 @@ def test_weights_of_another_network_are_refused_with_every_difference(tmp_path):
     assert "H_0.weight is not part of this network" in text
     assert "linear.weight is (100, 64) instead of (10, 64)" in text
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("trained", "said"),
+    [
+        (["ant", "bee", "cat"], None),
+        (None, None),  # by an earlier version
+        (["ant", "cat", "bee"], "but label 1 is bee, and was cat"),
+        (["ant", "bee", "wasp"], "but label 2 is cat, and was wasp"),
+        (["ant", "bee"], "but label 2 is cat, and was none"),
+        (["ant", "bee", "cat", "dog"], "but label 3 is none, and was dog"),
+    ],
+)
+@pytest.mark.parametrize("where", ["run", "export"])
+def test_weights_are_evaluated_on_the_classes_that_they_were_trained_on(
+    tmp_path, trained, said, where
+):
+    write_parts(tmp_path / "images")
+    run = trees.add_run(tmp_path / "runs", record={"classes": trained})
+    weights = run.weights_file
+    if where == "export":
+        weights = tmp_path / "model.safetensors"
+        (tmp_path / "config.json").write_text(json.dumps({"classes": trained}))
+    weights.touch()
+    data = {"name": "mine", "source": "images", "root": str(tmp_path / "images")}
+    values = {"dataset": data, "weights": str(weights), "task": "evaluate"}
+    config = config_from(config_dict(trees.make_config(tmp_path, arch="resnet8")) | values)
+    splits = load(config.dataset)
+    if said is None:
+        return preflight.check(config, splits, torch.device("cpu"), quick=True)
+    with pytest.raises(UserError, match=rf"weights=.*: expected images of the classes.* {said}"):
+        preflight.check(config, splits, torch.device("cpu"), quick=True)
+    with pytest.raises(UserError, match=said):
+        run_experiment(config)
 
 
 def test_missing_weights_are_named_before_anything_starts(tmp_path):

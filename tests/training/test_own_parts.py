@@ -111,11 +111,11 @@ def test_a_network_of_ones_own_trains_and_runs_again_from_its_configuration(tmp_
         ({"variant": {"_target_": "mine.Head"}}, "TypeError"),
         (
             {"variant": HEAD | {"_target_": "mine.Wrong"}},
-            r"variant=mine: expected logits of shape \(32, 10\), not \(32, 8",
+            r"variant=mine: a batch .*: expected logits of shape \(32, 10\), not \(32, 8",
         ),
         (
             {"variant": HEAD | {"_target_": "mine.Raises"}},
-            r"variant=mine: a batch of 32x3x32x32 fails: IndexError: no such block \(.*mine.py, l",
+            r"variant=mine: a batch of 32 images .*: IndexError: no such block \(.*mine.py, l",
         ),
         ({"optimizer": {"_target_": "mine.net", "lr": 0.1}}, "optimizer._target_=mine.net: "),
         (
@@ -143,6 +143,9 @@ def normed(num_classes):
         nn.Flatten(), nn.Linear(3072, 4), nn.BatchNorm1d(4), nn.Linear(4, num_classes)
     )
 
+def pooled(num_classes):
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(3, num_classes))
+
 def lazy(num_classes):
     return nn.Sequential(
         nn.Conv2d(3, 2, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(num_classes)
@@ -161,6 +164,18 @@ class FixedBatch(nn.Module):
 class Squeezes(FixedBatch):
     def forward(self, x):
         return self.linear(x.flatten(1)).squeeze()
+
+class SmallTests(Squeezes):
+    def forward(self, x):
+        if len(x) > 70 and not self.training:
+            raise ValueError("too many")
+        return self.linear(x.flatten(1))
+
+class EvenTests(Squeezes):
+    def forward(self, x):
+        if len(x) % 2 and not self.training:
+            raise ValueError("odd")
+        return self.linear(x.flatten(1))
 
 class HalfOnly(FixedBatch):
     def forward(self, x):
@@ -188,7 +203,7 @@ def net(name, *overrides):
             "normed",
             ["dataset.train_limit=65"],
             "trainer.batch_size=32: expected 31 or 33, as 65 training images leave a batch of one: "
-            r"arch=mine: a batch of 1x3x32x32 fails: ValueError: Expected more than 1 value",
+            r"arch=mine: a batch of 1 image .* fails: ValueError: Expected more than 1 value",
         ),
         (
             "normed",
@@ -198,9 +213,28 @@ def net(name, *overrides):
         (
             "FixedBatch",
             ["dataset.train_limit=70"],
-            "arch=mine: a batch of 6x3x32x32 fails: Runtime",
+            "arch=mine: a batch of 6 images of 32x32 pixels fails: Runtime",
         ),
-        ("Squeezes", [], "arch=mine: an evaluation of one image fails: "),
+        (
+            "Squeezes",
+            ["dataset.test_limit=129"],
+            r"arch=mine: an evaluation of 1 image .*: expected logits of shape \(1, 10",
+        ),
+        (
+            "SmallTests",
+            ["dataset.test_limit=71"],
+            "arch=mine: an evaluation of 71 images of 32x32 pixels fails: ValueError: too many",
+        ),
+        (
+            "SmallTests",
+            ["dataset.train_limit=400", "dataset.val_fraction=0.2"],
+            r"arch=mine: an evaluation of \d\d images of 32x32 pixels fails: ValueError: too many",
+        ),
+        (
+            "EvenTests",
+            ["dataset.test_limit=141"],
+            "arch=mine: an evaluation of 13 images of 32x32 pixels fails: ValueError: odd",
+        ),
         ("HalfOnly", ["trainer.precision=bf16"], "arch=mine: .* fails: TypeError: no bf16"),
         ("normed", ["pipeline.crop_padding=32"], "pipeline.crop_padding=32: expected 0 to 31"),
     ],
@@ -251,6 +285,32 @@ def test_the_check_of_many_configurations_is_of_each_network_once_at_its_full_si
     assert preflight.main() == 0
     torch.set_num_threads(threads)
     assert seen == [False, True, False, False]
+
+
+@pytest.mark.parametrize("task", ["evaluate", "train"])
+def test_what_a_run_does_not_do_is_not_tried(nets, tmp_path, task):
+    """Given weights are not trained, and a last batch of one image is of those who have one."""
+    check(net("Squeezes", "dataset.test_limit=140"))
+    mine = dataclasses.replace(net("FixedBatch", "dataset.train_limit=70"), task=task)
+    if task == "evaluate":
+        return check(mine)
+    with pytest.raises(UserError, match="a batch of 6 images"):
+        check(mine)
+
+
+def test_images_too_small_for_a_network_are_named_with_their_size(nets, tmp_path):
+    pairs = {f"{part}_images": np.ones((4, 3, 2), np.uint8) for part in ("train", "test")}
+    pairs |= {f"{part}_labels": np.arange(4) % 2 for part in ("train", "test")}
+    np.savez(tmp_path / "mine.npz", **pairs)
+    data = {"source": "images", "num_classes": 2, "root": str(tmp_path / "mine.npz")}
+    data |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    pooled = {"_target_": "nets_of_mine.pooled"}
+    small = config("pipeline.crop_padding=1", dataset=data, arch=pooled)
+    with pytest.raises(UserError, match=r"arch=mine: a batch of 4 images of 2x3 pixels fails"):
+        check(small)
+    small = config("pipeline.crop_padding=2", dataset=data)
+    with pytest.raises(UserError, match=r"expected 0 to 1 pixels, .* than the images, 2x3"):
+        check(small)
 
 
 def test_pieces_that_fit_pass():
