@@ -94,15 +94,22 @@ def _curves(data: pd.DataFrame, styles: list[VariantStyle]) -> Drawing:
     loss, accuracy = figure.subplots(2, 1, sharex=True)
     curves = dict(list(data.groupby("variant")))
     styles = [style for style in styles if style.variant in curves]
-    for style in styles:
-        _curve(loss, curves[style.variant], "train_loss", style)
-        _curve(accuracy, curves[style.variant], "test_accuracy", style)
+    means = data["train_loss_mean"]
+    if 0 < 8 * means.min() < means.max():
+        loss.set_yscale("log")
+    for place, style in enumerate(styles):
+        shift = 0.5 * (place - (len(styles) - 1) / 2) / len(styles)
+        _curve(loss, curves[style.variant], "train_loss", style, shift)
+        _curve(accuracy, curves[style.variant], "test_accuracy", style, shift)
     _scale(loss, accuracy, data)
     name = figure_name(cell.dataset, row_name(cell.arch, cell.row))
-    title_and_legend(figure, name, [legend_entry(style, style.line) for style in styles])
+    single = data["epoch"].nunique() == 1
+    drawn = [legend_entry(style, style.point if single else style.line) for style in styles]
+    title_and_legend(figure, name, drawn)
     seeds = notes.seeds(data["n"])
     if data["n"].max() > 1:
-        seeds = f"mean of {seeds}, band of one sample standard deviation to either side"
+        spread = "bar" if single else "band"
+        seeds = f"mean of {seeds}, {spread} of one sample standard deviation to either side"
     key = figure_key("curves", cell.dataset, cell.arch, cell.row)
     return Drawing(key, f"Learning curves, {name}: {seeds}", figure, data)
 
@@ -112,31 +119,40 @@ def _scale(loss: Axes, accuracy: Axes, data: pd.DataFrame) -> None:
     accuracies.
     """
     loss.set(ylabel="Training loss")
-    if data["train_loss_mean"].max() > 8 * data["train_loss_mean"].min():
-        loss.set(yscale="log")
+    if loss.get_yscale() == "log":
         plain_numbers(loss.yaxis)
     accuracy.set(ylabel="Test accuracy (%)", xlabel="Epoch")
-    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True))
+    accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if data["epoch"].nunique() == 1:
+        accuracy.set_xlim(data["epoch"].iloc[0] - 0.5, data["epoch"].iloc[0] + 0.5)
     mean, spread = data["test_accuracy_mean"], data["test_accuracy_std"].fillna(0)
     settled = data["epoch"] > 0.1 * data["epoch"].max()
-    low, high = (mean - spread)[settled].min(), (mean + spread)[settled].max()
+    low = (mean - spread)[settled].clip(lower=0).min()
+    high = (mean + spread)[settled].clip(upper=100).max()
+    if mean[settled].isna().all():
+        low, high = 0, 100
     margin = 0.05 * (high - low) + 0.2
     accuracy.set_ylim(low - margin, high + margin)
 
 
-def _curve(axes: Axes, curve: pd.DataFrame, metric: str, style: VariantStyle) -> None:
-    """Draw a line with its band; markers stand at other epochs on each line, so that none hides
-    another.
+def _curve(axes: Axes, curve: pd.DataFrame, metric: str, style: VariantStyle, shift: float) -> None:
+    """Draw a line with its band; a single epoch as a point with a bar, beside its place by `shift`.
+
+    Markers stand at other epochs on each line, so that none hides another.
     """
     curve = curve[curve[f"{metric}_mean"].notna()]
     x, y, spread = (curve[name].to_numpy() for name in ("epoch", f"{metric}_mean", f"{metric}_std"))
+    low, high = np.maximum(y - spread, 0), y + spread
+    if axes.get_yscale() == "log":
+        low = np.maximum(low, y / 10)  # the axis ends above 0
+    if metric.endswith("accuracy"):
+        high = np.minimum(high, 100)
+    if len(x) == 1:
+        reach = np.stack([y - low, high - y])  # nan draws no bar
+        axes.errorbar(x + shift, y, yerr=reach, elinewidth=0.9, capsize=2, **style.point)
+        return
     every = max(1, len(x) // 6)
-    axes.plot(x, y, markevery=(style.index * every // 4, every), **style.line)
-    low, high = y - spread, y + spread
-    if metric.endswith("loss"):
-        low = np.maximum(low, y / 10)  # a log axis ends above 0
-    else:
-        low, high = np.maximum(low, 0), np.minimum(high, 100)
+    axes.plot(x, y, markevery=(style.index * every // 4 % every, every), **style.line)
     axes.fill_between(x, low, high, color=style.line["color"], alpha=0.2, linewidth=0)
 
 
@@ -178,11 +194,14 @@ def _parameters(cells: pd.DataFrame, epoch: str) -> Drawing:
     figure = Figure(figsize=(WIDTH, 3.3))
     axes = figure.subplots()
     handles = []
-    for style in variant_styles(cells["variant"]):
+    variants = variant_styles(cells["variant"])
+    for place, style in enumerate(variants):
         mine = cells["variant"] == style.variant
         hollow = style.point | {"markerfacecolor": "none", "markersize": 7}
         axes.plot(sizes[mine], cells.loc[mine, "published"], **hollow)
-        axes.plot(sizes[mine], cells.loc[mine, "mean"], **style.point)
+        # What is drawn first is larger, so that a point on the same place does not hide it.
+        size = STYLE["lines.markersize"] + 2.5 * (1 - (place + 1) / len(variants))
+        axes.plot(sizes[mine], cells.loc[mine, "mean"], **style.point, markersize=size)
         handles.append(legend_entry(style, style.point))
     axes.set(xscale="log", xlabel="Parameters (millions)", ylabel="Test accuracy (%)")
     axes.margins(y=0.14)
@@ -207,8 +226,8 @@ def _label_archs(axes: Axes, cells: pd.DataFrame) -> None:
     Names of architectures of about the same size move apart, so that none covers another.
     """
     tops = cells.assign(top=cells[["mean", "published"]].max(axis=1))
-    tops = tops.groupby("arch", observed=True)[["parameters", "top"]].max()
-    tops = tops.sort_values("parameters")
+    best = tops.groupby("arch", observed=True)["top"].idxmax()
+    tops = tops.loc[best].set_index("arch").sort_values("parameters")
     low, high = np.log10(axes.get_xlim())
     places = (np.log10(tops["parameters"].to_numpy() / 1e6) - low) / (high - low)
     places = spread(places, min(0.055, 1 / len(places)))

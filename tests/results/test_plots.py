@@ -177,3 +177,82 @@ def test_runs_that_did_not_finish_and_given_weights_are_in_no_curve(tree):
 def test_a_tree_without_a_complete_run_has_no_figure(tmp_path):
     trees.add_run(tmp_path, status="failed")
     assert drawn(tmp_path) == ({}, [])
+
+
+def epoch_axes(drawing):
+    """The panels of loss and accuracy, drawn, with the epochs that are written below them."""
+    drawing.figure.draw_without_rendering()
+    loss, accuracy = drawing.figure.axes
+    low, high = accuracy.get_xlim()
+    return loss, accuracy, [tick for tick in accuracy.get_xticks() if low <= tick <= high]
+
+
+def add_seeds(root, *variants, epochs=1, **more):
+    for variant in variants:
+        for seed, accuracy in enumerate((90.0, 92.0)):
+            history = trees.history_rows(accuracy, epochs, **more)
+            values = {"seed": seed, "variant": variant, "trainer__epochs": epochs}
+            trees.add_run(root, accuracy, history=history, **values)
+
+
+def test_one_epoch_is_points_with_bars_above_one_tick(tmp_path):
+    """The axis was 0.945 to 1.055, nothing showed the spread, and points hid each other."""
+    add_seeds(tmp_path, "standard", "resnest", "own")
+    drawing = drawn(tmp_path)[0]["curves_cifar10_resnet20"]
+    _, accuracy, ticks = epoch_axes(drawing)
+    assert ticks == [1]
+    points = [line for line in accuracy.lines if line.get_marker() in ("o", "s", "v")]
+    assert len({float(point.get_xdata()[0]) for point in points}) == 3
+    assert all(abs(point.get_xdata()[0] - 1) < 0.3 for point in points)
+    bars = [bar for some in accuracy.collections for bar in some.get_segments()]
+    assert [list(bar[:, 1]) for bar in bars] == [pytest.approx([91 - 2**0.5, 91 + 2**0.5])] * 3
+    assert "bar of one sample standard deviation" in drawing.title
+
+
+def test_a_few_epochs_have_whole_numbers_and_every_line_its_markers(tmp_path):
+    add_seeds(tmp_path, "standard", "own1", "own2", epochs=3)
+    _, accuracy, ticks = epoch_axes(drawn(tmp_path)[0]["curves_cifar10_resnet20"])
+    assert ticks == [1, 2, 3]
+    assert all(line.get_markevery()[0] < 1 for line in accuracy.lines)
+
+
+def test_curves_without_a_test_accuracy_are_drawn_over_all_accuracies(tmp_path):
+    history = [
+        {key: value for key, value in row.items() if not key.startswith("test")}
+        for row in trees.history_rows(90, 4)
+    ]
+    trees.add_run(tmp_path, 90, trainer__epochs=4, history=history)
+    drawing = drawn(tmp_path)[0]["curves_cifar10_resnet20"]
+    loss, accuracy, _ = epoch_axes(drawing)
+    assert drawing.render("png")
+    assert accuracy.get_ylim()[0] <= 0
+    assert 100 <= accuracy.get_ylim()[1] < 110
+    assert len(loss.lines) == 1
+
+
+def test_no_band_passes_what_can_be(tmp_path):
+    for seed, (loss, accuracy) in enumerate(((0.01, 99.0), (1.0, 100.0))):
+        history = trees.history_rows(accuracy, 3)
+        for row in history:
+            row |= {"train_loss": loss, "test_accuracy": accuracy}
+        trees.add_run(tmp_path, accuracy, seed=seed, trainer__epochs=3, history=history)
+    loss, accuracy, _ = epoch_axes(drawn(tmp_path)[0]["curves_cifar10_resnet20"])
+    (band,) = loss.collections
+    assert min(y for _, y in band.get_paths()[0].vertices) == 0
+    assert accuracy.get_ylim()[1] < 101
+
+
+def test_the_name_of_an_architecture_points_at_its_best_point(tmp_path):
+    """It pointed above the largest network, where no point was."""
+    trees.add_run(tmp_path, 80, dataset="digits", parameters=300_000)
+    trees.add_run(tmp_path, 90, dataset="digits", parameters=200_000, variant="a_resnest")
+    (name,) = drawn(tmp_path)[0]["parameters_digits"].figure.axes[0].texts
+    assert name.xy == (0.2, 90)
+
+
+def test_equal_points_over_parameters_do_not_hide_each_other(tmp_path):
+    for variant in ("standard", "resnest", "bn_resnest"):
+        trees.add_run(tmp_path, 80, dataset="digits", variant=variant)
+    lines = drawn(tmp_path)[0]["parameters_digits"].figure.axes[0].lines
+    sizes = [line.get_markersize() for line in lines if line.get_markerfacecolor() != "none"]
+    assert sizes == sorted(set(sizes), reverse=True)
