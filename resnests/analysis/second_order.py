@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from scipy.optimize import fmin_l_bfgs_b
 from torch import Tensor
 
 from resnests.analysis.quantities import LastMaps
@@ -22,7 +20,7 @@ from resnests.runs.analysis import Descent, SecondOrder
 
 EXACT = 2000  # unknowns up to which the whole Hessian is made
 STEPS = 100  # of Lanczos beyond that, and of a descent at least
-WORK = 10**9  # values of features that a descent may pass over, up to 1000 times all
+WORK = 2 * 10**10  # multiplications that a descent may do, in at most 1000 evaluations
 TIGHT = 1e-20  # nats above the least value that leave no gradient for the Hessian to feel
 
 
@@ -42,6 +40,13 @@ class TwoMaps:
         """Return the number of unknowns."""
         width, kept = self.x.shape[1], self.v.shape[1]
         return self.classes * width + width * kept + self.classes
+
+    @property
+    def work(self) -> int:
+        """Return how many multiplications an evaluation takes."""
+        features, width = self.x.shape
+        products = self.classes * self.risk.rows.values.numel() + features * width * self.v.shape[1]
+        return 2 * products
 
     def parts(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return A, W and c of `vector`."""
@@ -225,14 +230,24 @@ def lanczos(
 def descend(maps: TwoMaps, name: str, start: Tensor, should_stop: Callable[[], None]) -> Descent:
     """Go down from `start` by L-BFGS."""
     best, used = float("inf"), 0
+    vector = start.clone()
 
-    def work(values: np.ndarray) -> tuple[float, np.ndarray]:
+    def evaluate() -> float:
         nonlocal best, used
         should_stop()
-        place = maps.at(torch.from_numpy(values).to(start))
+        place = maps.at(vector.detach())
         best, used = min(best, place.point.value), used + 1
-        return place.point.value, place.gradient.cpu().numpy()
+        vector.grad = place.gradient
+        return place.point.value
 
-    limit = max(STEPS, min(1000, WORK // maps.risk.rows.values.numel()))
-    fmin_l_bfgs_b(work, start.cpu().numpy(), m=20, maxfun=limit, maxiter=limit, pgtol=1e-9, factr=0)
+    limit = max(STEPS, min(1000, WORK // maps.work))
+    torch.optim.LBFGS(
+        [vector],
+        max_iter=limit,
+        max_eval=limit,
+        tolerance_grad=1e-9,
+        tolerance_change=0,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    ).step(evaluate)
     return Descent(name, best, used)
