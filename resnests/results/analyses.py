@@ -12,7 +12,7 @@ import pandas as pd
 from resnests.results.cells import CELL
 from resnests.results.stats import standard_error, t_quantile
 from resnests.results.tables import NONE
-from resnests.runs.analysis import Analysis, get, less
+from resnests.runs.analysis import CROWDED, Analysis, get, less
 from resnests.runs.directory import RunDirectory
 
 _LISTS = ("solves", "points", "descents", "l2_path", "over_l2", "kept")
@@ -120,6 +120,14 @@ def _by_setting(rows: list[dict[str, Any]], runs: pd.DataFrame) -> pd.DataFrame:
         more = sorted(set(frame[name]) - set(known))
         frame[name] = pd.Categorical(frame[name], [*known, *more], ordered=True)
     return frame
+
+
+def informative(solves: pd.DataFrame) -> pd.DataFrame:
+    """Return the `solves` whose features are not about as many as the images: beyond that a map
+    fits whatever labels there are.
+    """
+    most = CROWDED * (solves["train_images"] - 1)
+    return solves[~(solves["rank"].fillna(0) >= most.where(most > 0, float("inf")))]
 
 
 def interval(values: pd.Series, digits: int = 4, percent: bool = False) -> str:

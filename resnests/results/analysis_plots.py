@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from resnests.paper import variant_label
-from resnests.results.analyses import Analyses
+from resnests.results.analyses import Analyses, informative
 from resnests.results.analysis_details import drops
 from resnests.results.analysis_lines import line_drawings
 from resnests.results.cells import row_name
@@ -44,9 +44,8 @@ def drawings(analyses: Analyses) -> Iterator[Drawing]:
         return
     yield from line_drawings(analyses)
     solves, runs = analyses.solves, analyses.runs
-    crowded = set(runs.loc[runs["crowded"].eq(True), "path"])  # whose bounds say nothing
+    solves = informative(solves)
     prefixes = solves[(solves["quantity"] == PREFIX) & solves["value"].notna()]
-    prefixes = prefixes[~prefixes["path"].isin(crowded)]
     for (dataset, arch, row), mine in prefixes.groupby(["dataset", "arch", "row"], observed=True):
         if mine["width"].notna().any():
             continue

@@ -89,6 +89,12 @@ def test_each_detail_has_its_table(analyses):
     ]
 
 
+def test_each_table_says_what_is_theorem_construction_and_measurement(analyses):
+    for table in analysis_tables(analyses):
+        assert any("Measured: " in note for note in table.notes), table.key
+        assert any("By construction: " in note for note in table.notes), table.key
+
+
 def test_a_test_loss_has_the_digits_that_its_error_leaves(analyses):
     (row,) = shown(analyses, "test_")
     assert row["(a) loss"].startswith("0.6000")
@@ -118,6 +124,7 @@ def test_as_many_features_as_images_is_a_line_and_no_number(tmp_path):
     assert row["(c) bound"] == row["ε"] == "—"
     assert any("can fit whatever labels there are" in note for note in table.notes)
     assert not any(drawing.key.startswith("blocks") for drawing in drawings(analyses))
+    assert not [table for table in analysis_tables(analyses) if "_blocks_" in table.key]
 
 
 def test_analyses_of_an_earlier_method_are_not_averaged_with_others(tmp_path):
