@@ -69,10 +69,16 @@ class Status:
         """Return counts of all runs, a table of them by cell, and a line for each that runs or did
         not finish.
         """
-        frame, warnings = self.reader.read()
+        queued = queue_lines(self.root)
+        try:
+            frame, warnings = self.reader.read()
+        except UserError:
+            if not queued:
+                raise
+            return Group(f"no run in {self.root} yet", *queued)
         if frame is not self.frame:
             self._summarize(frame)
-        lines = [*map(_line, self.unfinished), *queue_lines(self.root)]
+        lines = [*map(_line, self.unfinished), *queued]
         return Group(*self.parts, *lines, *warnings, *self.copies)
 
     def _summarize(self, frame: pd.DataFrame) -> None:

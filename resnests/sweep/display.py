@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5  # seconds between two looks at the files
 TURNS = 20  # runs for which no job of ours is at work and whose files are looked at nevertheless
 PENDING, WAITING, RUNNING = "pending", "waiting", "running"
+GOES_ON = ("killed", "interrupted")  # in another job, or by the next command
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Display:
         self.views = [View(run) for run in todo]
         self.by_index = {view.run.index: view for view in self.views}
         self.turns = deque(self.views)
+        self.ended = set[int]()  # numbers of the runs that were at an end, some of which try again
         if len(self.views) == 1:
             self.views[0].shown_epochs = len(
                 todo[0].directory.history_rows()
@@ -170,9 +172,17 @@ class Display:
         if len(self.views) == 1 and not self.live:
             self._print_epochs(view)
         if view.is_over and view.status != before:
-            count = self.skipped + sum(v.is_over for v in self.views)
             outcome = f": {text}" if (text := view.outcome()) else ""
-            self.print(f"{view.status} {count}/{self.total} {label}{outcome}")
+            self.print(f"{view.status}{self._count(view)} {label}{outcome}")
+
+    def _count(self, view: View) -> str:
+        """Return how many runs are at their end with this one, "" where it is not: the count never
+        goes back, also where a run is tried again.
+        """
+        if view.status in GOES_ON:
+            return ""
+        self.ended.add(view.run.index)
+        return f" {self.skipped + len(self.ended)}/{self.total}"
 
     def _print_epochs(self, view: View) -> None:
         rows = view.run.directory.history_rows()

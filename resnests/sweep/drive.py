@@ -72,6 +72,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     runs = list(by_number.values())
     print_skipped(runs, todo)
     if not todo:
+        _tidy(configs[0])
         return print_summary(runs, interrupted=False, barred=len(barred))
     _make_ready(todo, allocation)
     if allocation is None:
@@ -133,6 +134,13 @@ def _train_on_cluster(runs: Sequence[Run], todo: list[Run], barred: int) -> int:
         executor.report = display.print
         _bring_to_end(todo, executor, stop, display)
     return print_summary(runs, interrupted=stop.signals > 0, barred=barred)
+
+
+def _tidy(config: Config) -> None:
+    """Remove what jobs that nobody waited for left beside their runs."""
+    if config.cluster and config.cluster.name == "slurm":
+        with suppress(UserError):  # of no interest where there is nothing to do
+            _cluster_executor(config).close([])
 
 
 def _end_at_second_signal(count: int) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 COMMANDS = {
     "squeue": 'echo "$@" > squeue.words; env > squeue.env; cat queue',
     "scancel": 'echo "$@" >> scancel.words; env > scancel.env',
-    "scontrol": "echo 'MaxArraySize = 1001'; echo 'MinJobAge = 300 sec'",
+    "scontrol": """\
+echo "$@" >> scontrol.words
+echo "MaxArraySize = 1001"
+echo "MinJobAge = 300 sec\"""",
     # As many jobs as are in the file `room`, each of which takes a place.
     "sbatch": """\
 env > sbatch.env

@@ -43,7 +43,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 {accounting}
 MpiDefault=none
-MinJobAge=300
+MinJobAge={min_job_age}
 KillWait=10
 SlurmdTimeout=20
 ReturnToService=2
@@ -99,10 +99,13 @@ class Slurm:
         more: str = "",
         gpu: str | None = None,
         accounting: bool = False,
+        login_only: Path | None = None,
+        min_job_age: int = 300,
     ) -> None:
         """`gpu` is a device file that stands for a GPU of each node; `accounting` takes
-        ACCOUNTANTS.
+        ACCOUNTANTS; `login_only` is a folder that is empty on all nodes.
         """
+        self.login_only, self.min_job_age = login_only, min_job_age
         self.nodes = [f"n{i + 1}" for i in range(nodes)]
         self.hosts, self.more, self.gpu, self.accounting = hosts, more, gpu, accounting
         self.daemons: dict[str, subprocess.Popen] = {}
@@ -134,6 +137,7 @@ class Slurm:
         self.conf = folder / "slurm.conf"
         values = {"host": host, "port": ports[-1], "folder": folder, "more": self.more}
         accounting = ACCOUNTING if self.accounting else NO_ACCOUNTING
+        values["min_job_age"] = self.min_job_age
         values["accounting"] = accounting.format(folder=folder, port=ports[-2])
         self.conf.write_text(CONF.format(nodes=nodes, **values))
         self.stack.enter_context(patch.dict(os.environ, SLURM_CONF=str(self.conf)))
@@ -170,9 +174,11 @@ class Slurm:
             )
 
     def start_node(self, name: str) -> None:
-        own = f'hostname {name} && exec "$0" "$@"'
-        prefix = ("unshare", "--uts", "sh", "-c", own) if self.hosts else ()
-        self.start("slurmd", "-D", "-N", name, key=name, prefix=prefix)
+        own = f"hostname {name} && " if self.hosts else ""
+        if self.login_only:
+            own += f"mount -t tmpfs none {self.login_only} && "
+        prefix = ("unshare", "--uts", "--mount", "sh", "-c", f'{own}exec "$0" "$@"')
+        self.start("slurmd", "-D", "-N", name, key=name, prefix=prefix if own else ())
 
     def stop(self, key: str, kill: bool = False) -> None:
         daemon = self.daemons.pop(key)

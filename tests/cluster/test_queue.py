@@ -12,9 +12,10 @@ from queues import StandIn
 
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
-from resnests.sweep.executors.slurm import UNLISTED, SlurmExecutor
+from resnests.sweep.executors.slurm import SlurmExecutor
 from resnests.sweep.executors.slurm_commands import Seen
 from resnests.sweep.executors.slurm_script import job_script
+from resnests.sweep.executors.slurm_task import UNLISTED
 from resnests.sweep.executors.submission import Submission
 from resnests.sweep.plan import Run
 from resnests.sweep.scheduler import REFUSED, State
@@ -191,3 +192,51 @@ def test_off_a_terminal_it_is_reported_once_why_jobs_wait_and_again_when_that_ch
         slurm.show(*(f"{name}|17|{task}|PENDING||{reason}" for task in (0, 1)))
         mine.poll(jobs)
     assert said == ["jobs that wait: 2 (PartitionTimeLimit)", "jobs that wait: 2 (Resources)"]
+
+
+def show(slurm, jobs, *states: str) -> None:
+    """Have squeue print a state and a node of each job, such as "FAILED n1"."""
+    lines = []
+    for job, text in zip(jobs, states, strict=True):
+        state, _, node = text.partition(" ")
+        lines.append(f"{job.submission.name}|{job.name.replace('_', '|')}|{state}|{node}|None")
+    slurm.show(*lines)
+
+
+def refuse(job) -> None:
+    said = f"cluster=slurm: its node {job.node} has no /env/bin/python"
+    (job.submission.folder / f"{job.task}.log").write_text(f"{said}\n")
+
+
+def test_a_node_that_refuses_what_others_train_is_avoided_and_its_runs_go_on(slurm, runs):
+    mine, said = executor(runs)
+    jobs = mine.submit(runs[:3], [], 0)
+    show(slurm, jobs, "RUNNING n1", "FAILED n2", "PENDING")
+    refuse(jobs[1])
+    mine.poll(jobs)
+    assert jobs[1].state is State.ENDING  # nobody knows yet whether n1 does better
+    runs[0].directory.path.mkdir(parents=True)
+    runs[0].directory.write_progress({"job": "17_0", "epoch": 1})
+    mine.poll(jobs)
+    assert (jobs[1].state, jobs[1].outcomes) == (State.OVER, {})
+    assert said[-1] == "node n2 refuses what others train: it gets no more jobs"
+    assert slurm.words("scontrol").splitlines()[-1] == "update jobid=17 excnodelist=n2"
+    (again,) = mine.submit(runs[1:2], [], 2)
+    assert "--exclude=n2" in slurm.words("sbatch").splitlines()[-1]
+    jobs = [jobs[0], again]
+    show(slurm, jobs, "COMPLETED n1", "FAILED n1")
+    jobs[0].submission.specs.end(0, "complete")
+    refuse(again)
+    mine.poll(jobs)
+    assert again.outcomes == {runs[1]: REFUSED}  # so that it was no fault of n2
+    assert mine.nodes.avoided == set()
+
+
+def test_what_no_node_trains_is_refused_at_once(slurm, runs):
+    mine, _ = executor(runs)
+    jobs = mine.submit(runs[:2], [], 0)
+    show(slurm, jobs, "FAILED n1", "FAILED n2")
+    refuse(jobs[0])
+    mine.poll(jobs)  # the other one has no log: its node does not reach the folder
+    assert [job.outcomes for job in jobs] == [{runs[0]: REFUSED}, {runs[1]: REFUSED}]
+    assert "which its node must reach" in runs[1].directory.log_file.read_text()

@@ -197,7 +197,7 @@ def test_a_time_limit_changes_no_bit(tmp_path, slurm, undisturbed):
         time.sleep(1)
     assert process.returncode == 0
     assert_same_results(tmp_path, tmp_path / "reference")
-    assert "interrupted 1/2 digits/tiny/standard" in log(tmp_path)
+    assert "interrupted digits/tiny/standard" in log(tmp_path)
     # Slurm's count of how often a job queued again by itself
     assert re.search("Restarts=[1-9]", slurm.ask("scontrol", "show", "jobs"))
 
@@ -254,10 +254,19 @@ def test_jobs_outlive_their_sweep_and_the_same_command_finds_them(tmp_path, slur
 def test_detached_jobs_need_no_sweep(tmp_path, slurm):
     assert sweep(tmp_path, *SLURM, *GRID, "cluster.detach=true") == 0
     assert len(slurm.queue()) == 4
+    (command,) = re.findall(r"python (aggregate.py --status .*) tells how far", log(tmp_path))
+    script, *words = command.split()
+    status = run_command(*words, cwd=tmp_path, script=script)  # before any run is on record
+    assert (status.returncode, status.stderr) == (0, "")
+    assert "queued: digits/tiny/" in status.stdout
     assert sweep(tmp_path, *SLURM, *GRID, "cluster.detach=true") == 0
     assert len(slurm.queue()) <= 4  # none of them twice
     until(lambda: not slurm.queue())
     assert statuses(tmp_path) == ["complete"] * 4
+    assert left_over(tmp_path)
+    assert sweep(tmp_path, *SLURM, *GRID) == 0
+    assert "nothing to do" in log(tmp_path)
+    assert not left_over(tmp_path)
 
 
 def test_two_sweeps_of_one_grid_submit_each_run_once(tmp_path, slurm):

@@ -76,6 +76,23 @@ def test_plain_lines_tell_start_and_end_of_each_run_of_a_sweep(tmp_path, capsys)
     ]
 
 
+def test_counts_never_go_back_where_runs_are_tried_again(tmp_path, capsys):
+    runs = runs_of(tmp_path, 2)
+    display = Display(runs, runs)
+    display.started -= 1
+    measured = dict.fromkeys(("parameters", *METRICS), 1)
+    for run, status in [(0, "killed"), (1, "failed"), (0, "interrupted"), (1, "failed"), (1, None),
+                        (0, None)]:  # fmt: skip
+        for now in ({"status": "running"}, {"status": status} if status else None):
+            started(runs[run], **(now or measured | {"status": "complete"}))
+            display._refresh(display.views)
+    lines = capsys.readouterr().out.splitlines()
+    ends = [" ".join(line.split()[:2]) for line in lines if not line.startswith("start ")]
+    label = "digits/tiny/standard"
+    assert ends == [f"killed {label}", "failed 1/2", f"interrupted {label}", "failed 1/2",
+                    "complete 1/2", "complete 2/2"]  # fmt: skip
+
+
 def test_a_dumb_terminal_gets_plain_lines(tmp_path, monkeypatch, capsys):
     """It is one, but cannot draw a table."""
     monkeypatch.setenv("TERM", "dumb")

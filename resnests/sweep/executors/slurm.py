@@ -14,7 +14,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -25,70 +24,20 @@ from resnests.config.cluster import Cluster
 from resnests.config.schema import Config
 from resnests.errors import UserError, require
 from resnests.sweep.executors.slurm_commands import (
-    REST,
-    Seen,
     ask,
     environment,
     is_submit_limit,
     query_queue,
     site_limits,
 )
-from resnests.sweep.executors.slurm_script import SETUP, job_script
+from resnests.sweep.executors.slurm_nodes import Nodes
+from resnests.sweep.executors.slurm_script import job_script
+from resnests.sweep.executors.slurm_task import UNLISTED, SlurmJob
 from resnests.sweep.executors.submission import Submission, find_submissions, place
 from resnests.sweep.plan import Run
-from resnests.sweep.process import log_line
-from resnests.sweep.scheduler import REFUSED, Job, State
+from resnests.sweep.scheduler import Job, State
 
 SLOWEST_SECONDS = 10.0  # between two polls of the queue
-UNLISTED = "squeue does not list it"
-
-
-@dataclass(eq=False, kw_only=True)
-class SlurmJob(Job):
-    """A task of an array."""
-
-    submission: Submission
-    task: int
-
-    def update(self, seen: dict[str, Seen], is_gone: bool) -> None:
-        """Set the state by what squeue shows of the array, and outcomes by what the job told.
-
-        Where squeue shows nothing, `is_gone` says whether that was so for long enough.
-        """
-        now = seen.get(str(self.task)) or seen.get(REST)
-        numbers = self.submission.numbers(self.task)
-        if now is None:
-            # One that has not begun when its specs are removed finds nothing to do.
-            may_go_on = self.started or self.submission.specs.specs.exists()
-            told_all = self._told().keys() >= set(numbers)
-            if may_go_on and not (seen or is_gone or told_all):
-                self.reason = UNLISTED
-                return
-            now = Seen("", State.OVER, "", "no longer in the queue")
-        self.state, self.node, self.reason = now.state, now.node, now.reason
-        self.name = now.job if now.job.endswith(f"_{self.task}") else self.name
-        self.started |= bool(now.node) or now.state is State.RUNNING
-        if self.is_over:
-            told = self._told()
-            by_place = {place(run): run for run in self.runs}
-            for number, path in zip(numbers, self.submission.batches[self.task], strict=True):
-                if number in told and path in by_place:
-                    self.outcomes[by_place[path]] = told[number]
-            if self.runs:
-                self._refuse_after_setup()
-
-    def _refuse_after_setup(self) -> None:
-        """Note where a line of cluster.setup failed, which another job would not mend."""
-        said = self.submission.last_log_line(self.task)
-        if said.startswith(SETUP):
-            for run in self.runs:
-                if run not in self.outcomes and not run.directory.is_locked():
-                    self.outcomes[run] = REFUSED
-                    log_line(run, said)
-
-    def _told(self) -> dict[int, str]:
-        """Return how jobs of the array left their runs, by the numbers of these."""
-        return self.submission.specs.state()[1]
 
 
 class SlurmExecutor:
@@ -108,6 +57,7 @@ class SlurmExecutor:
         self.full: int | None = None  # open jobs with which the site let in no other
         self.refusal = ""
         self.reasons: set[str] = set()  # why jobs wait, as last reported
+        self.nodes = Nodes(lambda line: self.report(line))
 
     @cached_property
     def limits(self) -> tuple[int, int]:
@@ -229,6 +179,7 @@ class SlurmExecutor:
             "partition": c.partition,
             "account": c.account,
             "qos": c.qos,
+            "exclude": ",".join(sorted(self.nodes.avoided)) or None,
         }
         words = [f"--{key}={value}" for key, value in options.items() if value is not None]
         given = job_script(submission, c.setup or [])
@@ -241,7 +192,9 @@ class SlurmExecutor:
 
     def poll(self, jobs: Sequence[Job]) -> None:
         """Bring `jobs` up to date by one call of squeue."""
-        self._update([job for job in jobs if isinstance(job, SlurmJob)])
+        mine = [job for job in jobs if isinstance(job, SlurmJob)]
+        self._update(mine)
+        self.nodes.judge(mine)
         if not sys.stdout.isatty():  # where no table shows it
             self._report_reasons(jobs)
 

@@ -14,6 +14,23 @@ from collections.abc import Sequence
 from resnests.sweep.executors.submission import Submission
 
 SETUP = "cluster.setup: "  # begins the last line of a job that its setup has ended
+LACKS = "cluster=slurm: its node "  # begins that of a job whose node lacks what all jobs need
+_SCRIPT = """\
+#!/bin/bash
+resnests_lacks() {{ echo "{lacks}$SLURMD_NODENAME has no $1"; exit 1; }}
+cd {here} || resnests_lacks {no_folder}
+{exports}
+{setup}
+[ -x {python} ] || resnests_lacks {python}
+exec {python} -c {program}
+"""
+_PROGRAM = """\
+import sys
+try:
+    from resnests.sweep.executors.slurm_job import main
+except ImportError as error:
+    sys.exit(f"{lacks}cannot train: {{sys.executable}}: {{error}}")
+sys.exit(main())"""
 # Each line is evaluated as it stands, so that what it sets stays set; `exit` in one is caught too.
 _TRAP = r"""
 resnests_failed() {
@@ -30,15 +47,29 @@ eval "$resnests_line" || exit"""
 
 
 def job_script(submission: Submission, setup: Sequence[str]) -> str:
-    """Return the script: the lines of `setup`, up to the first that fails, and the training."""
-    here = f"cd {shlex.quote(os.getcwd())} || exit 1"
+    """Return the script: the lines of `setup`, up to the first that fails, and the training.
+
+    What the node lacks is its last line. Nobody could tell it by the exit status, which is that of
+    a job which was killed, too.
+    """
+    here = os.getcwd()
     variables = submission.specs.environment()
-    script = ["#!/bin/bash", here]
-    script += [f"export {key}={shlex.quote(text)}" for key, text in variables.items()]
-    if setup:
-        log = f"{shlex.quote(str(submission.folder))}/$SLURM_ARRAY_TASK_ID.log"
-        script += [f"resnests_log={log}", _TRAP]
-        script += [_LINE.format(line=shlex.quote(line)) for line in setup]
-        script += ["trap - EXIT", here]
-    script += [f"exec {shlex.quote(sys.executable)} -m resnests.sweep.executors.slurm_job"]
-    return "\n".join(script) + "\n"
+    return _SCRIPT.format(
+        lacks=LACKS,
+        here=shlex.quote(here),
+        no_folder=shlex.quote(f"directory {here}"),
+        exports="\n".join(f"export {key}={shlex.quote(text)}" for key, text in variables.items()),
+        setup=_setup_script(submission, setup, here),
+        python=shlex.quote(sys.executable),
+        program=shlex.quote(_PROGRAM.format(lacks=LACKS)),
+    )
+
+
+def _setup_script(submission: Submission, setup: Sequence[str], here: str) -> str:
+    """Return what runs the lines of `setup`, and comes back to the folder `here`."""
+    if not setup:
+        return ""
+    log = f"{shlex.quote(str(submission.folder))}/$SLURM_ARRAY_TASK_ID.log"
+    script = [f"resnests_log={log}", _TRAP]
+    script += [_LINE.format(line=shlex.quote(line)) for line in setup]
+    return "\n".join([*script, "trap - EXIT", f"cd {shlex.quote(here)} || exit"])

@@ -29,6 +29,7 @@ from resnests.text import last_log_line_of
 
 _PREFIX = ".sweep-"
 _NAME = "resnests-"
+NO_LOG = "without a log in "
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Submission:
         except OSError:
             if not self.folder.is_dir():  # another sweep tidied up
                 return ""
-            return f"without a log in {self.folder}, which its node must reach"
+            return f"{NO_LOG}{self.folder}, which its node must reach"
 
     def unlisted_seconds(self, listed: bool) -> float:
         """Note whether squeue lists the array; return for how long it did not, in seconds.

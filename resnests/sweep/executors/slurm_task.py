@@ -1,0 +1,75 @@
+"""A job of Slurm as a sweep sees it: a task of an array. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from resnests.sweep.executors.slurm_commands import REST, Seen
+from resnests.sweep.executors.slurm_script import LACKS, SETUP
+from resnests.sweep.executors.submission import NO_LOG, Submission, place
+from resnests.sweep.process import log_line
+from resnests.sweep.scheduler import REFUSED, Job, State
+
+UNLISTED = "squeue does not list it"
+
+
+@dataclass(eq=False, kw_only=True)
+class SlurmJob(Job):
+    """A task of an array."""
+
+    submission: Submission
+    task: int
+
+    def update(self, seen: dict[str, Seen], is_gone: bool) -> None:
+        """Set the state by what squeue shows of the array, and outcomes by what the job told.
+
+        Where squeue shows nothing, `is_gone` says whether that was so for long enough.
+        """
+        now = seen.get(str(self.task)) or seen.get(REST)
+        numbers = self.submission.numbers(self.task)
+        if now is None:
+            # One that has not begun when its specs are removed finds nothing to do.
+            may_go_on = self.started or self.submission.specs.specs.exists()
+            told_all = self._told().keys() >= set(numbers)
+            if may_go_on and not (seen or is_gone or told_all):
+                self.reason = UNLISTED
+                return
+            now = Seen("", State.OVER, "", "no longer in the queue")
+        self.state, self.node, self.reason = now.state, now.node, now.reason
+        self.name = now.job if now.job.endswith(f"_{self.task}") else self.name
+        self.started |= bool(now.node) or now.state is State.RUNNING
+        if self.is_over:
+            told = self._told()
+            by_place = {place(run): run for run in self.runs}
+            for number, path in zip(numbers, self.submission.batches[self.task], strict=True):
+                if number in told and path in by_place:
+                    self.outcomes[by_place[path]] = told[number]
+            if self.runs:
+                self._refuse_what_did_not_begin()
+
+    def _refuse_what_did_not_begin(self) -> None:
+        """Note what another job would not mend: a line of cluster.setup that fails, a node that
+        lacks something.
+        """
+        said = self.submission.last_log_line(self.task)
+        has_no_log = said.startswith(NO_LOG) and self.reason == "FAILED" and bool(self.node)
+        if has_no_log or said.startswith((SETUP, LACKS)):
+            for run in self.runs:
+                if run not in self.outcomes and not run.directory.is_locked():
+                    self.outcomes[run] = REFUSED
+                    log_line(run, f"{LACKS}{self.node} left it {said}" if has_no_log else said)
+
+    def is_refused(self) -> bool:
+        """Return whether its node, or the configuration, refused one of its runs."""
+        return self.is_over and REFUSED in self.outcomes.values()
+
+    def trains(self) -> bool:
+        """Return whether its node has trained one of its runs, or does so now."""
+        if self.is_over:
+            return any(how in ("complete", "diverged") for how in self.outcomes.values())
+        heartbeats = (run.directory.read_progress() for run in self.runs if self.is_active)
+        return any(beat.get("job") == self.name and "epoch" in beat for beat in heartbeats)
+
+    def _told(self) -> dict[int, str]:
+        """Return how jobs of the array left their runs, by the numbers of these."""
+        return self.submission.specs.state()[1]

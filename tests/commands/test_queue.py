@@ -1,0 +1,39 @@
+"""What aggregate.py --status says of jobs in the queue of Slurm."""
+
+import pytest
+from cluster.queues import StandIn
+from helpers import tiny
+
+from resnests.commands.queue import queue_lines
+from resnests.commands.status import Status
+from resnests.errors import UserError
+from resnests.runs.directory import RunDirectory
+from resnests.sweep.executors.submission import Submission
+from resnests.sweep.plan import Run
+
+
+def test_jobs_and_why_they_wait_are_listed_before_any_run_is_on_record(tmp_path, monkeypatch):
+    for name in ("RESNESTS_SWEEP", "RESNESTS_COMMAND", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")  # so that what is set is undone
+    slurm = StandIn(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", slurm.path)
+    root = tmp_path / "runs"
+    root.mkdir()
+    with pytest.raises(UserError, match="no run in it"):
+        Status(str(root)).look()
+    configs = [tiny(f"runs_dir={root}", f"seed={seed}") for seed in range(25)]
+    runs = [Run(config, RunDirectory.of(config), i) for i, config in enumerate(configs)]
+    submission = Submission.write([[run] for run in runs])
+    first = f"{submission.name}|17|0|RUNNING|n1|None"
+    slurm.show(first, *(f"{submission.name}|17|{i}|PENDING||Resources" for i in range(1, 25)))
+    lines = queue_lines(str(root))
+    assert lines[0] == "24 queued (24 Resources)"
+    assert lines[1] == f"queued: {submission.batches[1][0]}, job 17_1 (Resources)"
+    assert lines[21:] == [
+        "and 4 more",
+        f"not yet on record: {submission.batches[0][0]}, job 17_0 on n1",
+    ]
+    assert Status(str(root)).look().renderables == [f"no run in {root} yet", *lines]
+    runs[0].directory.path.mkdir(parents=True)
+    runs[0].directory.record_file.touch()
+    assert queue_lines(str(root)) == lines[:-1]
