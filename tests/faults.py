@@ -9,10 +9,10 @@ A fault is SIGKILL of a training, of the launcher's process above it, of the for
 whole sweep; a flipped bit in or the loss of the end of a checkpoint or record; a second sweep over
 the same grid at once, also one that is interrupted, or after the lock of a run in training was
 deleted, or one of another user (where root) over the same devices; the directory of a run removed,
-or a folder in which nobody may write for some seconds; an error full of markup; source of a network
-or an image that is another one for some seconds; on a cluster also a cancelled job and a lost node.
-After the faults the same command is given until it reports success, and every file is compared with
-the undisturbed sweep.
+or a folder in which nobody may write for some seconds; an error full of markup; a device on which
+everything fails; source of a network or an image that is another one for some seconds; on a cluster
+also a cancelled job and a lost node. After the faults the same command is given until it reports
+success, and every file is compared with the undisturbed sweep.
 """
 
 from __future__ import annotations
@@ -151,6 +151,13 @@ def error_with_markup(_sweep: Sweep, folder: Path) -> bool:
     return True
 
 
+def dying_device(_sweep: Sweep, folder: Path) -> bool:
+    """Have every training on one of the cores fail, as on a broken card, until the sweep ends."""
+    core = random.choice(sorted(os.sched_getaffinity(0)))
+    (folder / "dying").write_text(f"cpu-{core}")
+    return True
+
+
 def damage_file(_sweep: Sweep, folder: Path) -> bool:
     """Flip a bit of, or cut, a checkpoint or record of a run that nobody trains just now."""
     runs = [
@@ -199,9 +206,10 @@ FAULTS = {  # "worker" is the process that a launcher starts a training from
     "another user's sweep": other_users_sweep,
     "lock deleted": delete_lock,
     "error with markup": error_with_markup,
+    "device dies": dying_device,
     "file damaged": damage_file,
 }
-ONE_MACHINES = ("fork server killed", "another user's sweep", "lock deleted")
+ONE_MACHINES = ("fork server killed", "device dies", "another user's sweep", "lock deleted")
 if os.getuid() != 0 or not shutil.which("setpriv"):  # what becoming another user takes
     del FAULTS["another user's sweep"]
 if os.getuid() != 0 or not shutil.which("chattr"):
@@ -223,6 +231,7 @@ def hurt_until(folder: Path, faults: list[str]) -> None:
                 break
             time.sleep(random.uniform(1, 6))
         sweep.wait()
+        (folder / "dying").unlink(missing_ok=True)
         for run in [] if hurt else find_runs(folder / "runs"):  # all done before: it starts anew
             if not run.is_locked():
                 run.clear()

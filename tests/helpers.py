@@ -94,3 +94,13 @@ def until(is_so: Callable[[], object], seconds: float = 90) -> None:
     while not is_so():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.02)
+
+
+def gpu(number: int) -> str:
+    """The UUID of a card of the stand-in for NVML, see sweep/nvml.c."""
+    return f"GPU-0000000{number}-1111-4222-8333-bbbbbbbbbbbb"
+
+
+def mig(number: int, part: int) -> str:
+    """The UUID of one of its slices."""
+    return f"MIG-0000000{number}-000{part}-4000-8000-aaaaaaaaaaaa"

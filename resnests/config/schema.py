@@ -104,6 +104,8 @@ class Devices:
     runs_per_gpu: int = 1
     # runs at once where there is no GPU; null: one per core, the fastest for small nets
     cpu_slots: int | None = None
+    # a GPU of which other programs leave less than so many GB is passed over
+    min_free_gb: float = 1.0
     wait: bool = True  # false: fail at once where every slot is taken
     # Linux: the runs of a sweep start as copies of a process that has imported torch
     fork: bool = True
@@ -113,6 +115,7 @@ class Devices:
             value = getattr(self, key)
             require(value is None or value >= 1, f"devices.{key}", value, "at least 1, or null")
         require(self.runs_per_gpu >= 1, "devices.runs_per_gpu", self.runs_per_gpu, "at least 1")
+        require(self.min_free_gb >= 0, "devices.min_free_gb", self.min_free_gb, "0 or more")
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +21,7 @@ from resnests.search.results import show_results
 from resnests.search.space import Space, trial_configs
 from resnests.search.study import Study, storage_errors
 from resnests.search.trial import TrialAtWork
+from resnests.sweep.aside import Aside, News
 from resnests.sweep.devices import Allocation
 from resnests.sweep.forking import forking
 from resnests.sweep.plan import Run
@@ -45,7 +47,7 @@ def search(space: Space, allocation: Allocation, words: list[str]) -> int:
             forking(first * study.tune.trials, allocation, Path(folder)),
             syncing(first[0].config) as add_to_trackers,
         ):
-            work = Search(study, allocation, add_to_trackers)
+            work = Search(study, replace(allocation, aside=folder), add_to_trackers)
             work.run()
         if work.runs:
             print_unsent(work.runs)
@@ -72,6 +74,7 @@ class Search:
     def __init__(self, study: Study, allocation: Allocation, add_to_trackers: Add) -> None:
         self.study, self.allocation, self.add_to_trackers = study, allocation, add_to_trackers
         self.stop = Stop()
+        self.news = News(Aside(allocation.aside), allocation.devices)
         self.active: dict[TrialAtWork, Future[None]] = {}
         self.runs: list[Run] = []  # of all trials that were
         self.started = time.monotonic()
@@ -84,6 +87,10 @@ class Search:
                 while True:
                     for ended in [one for one, thread in self.active.items() if thread.done()]:
                         self.active.pop(ended).result()  # raises what its thread raised
+                    for line in self.news.lines():
+                        print(line, flush=True)
+                    if self.news.is_nothing_left():
+                        self.stop.ask()
                     if not self._is_closing() and self._has_room() and (trial := self._take()):
                         self.active[trial] = trials.submit(self._bring_to_end, trial, pool)
                     elif not self.active and (self._is_closing() or self.study.is_over()):

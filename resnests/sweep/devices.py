@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 import joblib
 
 from resnests.config.schema import Config
 from resnests.errors import require
+from resnests.sweep.cards import VISIBLE, Card, visible_cards, warn
 
 # How many cores a job has, where no variable of Slurm's says it.
 CORES = "RESNESTS_CORES"
@@ -27,6 +25,14 @@ SLURM_MEMORY = {  # in MiB, each for so many
     "SLURM_MEM_PER_CPU": "SLURM_CPUS_ON_NODE",
     "SLURM_MEM_PER_GPU": "SLURM_GPUS_ON_NODE",
 }
+# What says that this process has a GPU, by a user or a batch system, and how it says the contrary.
+PROMISES = {
+    VISIBLE: ("", "-1", "NoDevFiles"),
+    "SLURM_JOB_GPUS": ("",),
+    "SLURM_GPUS_ON_NODE": ("", "0"),
+}
+
+Slot = tuple[str, str]  # the name of its lock, and the UUID of its card
 
 
 @dataclass(frozen=True)
@@ -42,18 +48,24 @@ class Allocation:
     concurrent: int
     threads: int  # for each run, its data worker included
     memory: float | None = None  # GB for each run, where a batch system gave so much
+    aside: str = ""  # the folder that says which devices failed, see aside.py; "": none is kept
+
+    @property
+    def devices(self) -> list[str]:
+        """Return the device behind each slot."""
+        return self.gpus or self.slots
 
     def thread_environment(self) -> dict[str, str]:
         """Return the variables that must be set before torch is imported."""
         return {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
 
 
-def allocate(config: Config, runs: int) -> Allocation:
-    """Return how `runs` runs of `config` share this machine; raises
-    a UserError.
+def allocate(config: Config, runs: int, needs_gb: float | None = None) -> Allocation:
+    """Return how `runs` runs of `config` share this machine; raise a UserError.
+
+    `needs_gb` is what one of them is known to take on a GPU, None where nothing is known.
     """
-    kind, gpus = _resolve(config.trainer.device)
-    names = gpus or [kind]
+    kind, cards = _resolve(config)
     require(
         config.trainer.precision != "tf32" or kind == "cuda",
         "trainer.precision",
@@ -75,15 +87,13 @@ def allocate(config: Config, runs: int) -> Allocation:
         threads = max(1, cores // concurrent)
         slots, owners, take = _cpu_slots(cores, concurrent, given), [], threads
     else:
-        # Every device gets its first run before any gets a second one.
-        pairs = [
-            (f"{name}-{k}", name) for k in range(config.devices.runs_per_gpu) for name in names
-        ]
+        per_gpu = config.devices.runs_per_gpu
+        pairs = _slots_of(cards or [Card(kind, kind)], per_gpu, needs_gb)
         slots, owners, take = [slot for slot, _ in pairs], [name for _, name in pairs], 1
         concurrent = min(most, len(slots))
         threads = max(1, cores // concurrent)
     share = None if memory is None else memory / concurrent
-    return Allocation(kind, slots, owners if gpus else [], take, concurrent, threads, share)
+    return Allocation(kind, slots, owners if cards else [], take, concurrent, threads, share)
 
 
 def _given_cores() -> int | None:
@@ -104,8 +114,8 @@ def _given_memory() -> float | None:
 
 
 def _cpu_slots(cores: int, concurrent: int, given: int | None) -> list[str]:
-    """Slots by the number of the core, as a batch system may give each of its jobs other cores, or
-    any of all.
+    """Return slots by the number of the core, as a batch system may give each of its jobs other
+    cores, or any of all.
 
     More runs than cores must have been asked for: they then have a slot each.
     """
@@ -116,105 +126,57 @@ def _cpu_slots(cores: int, concurrent: int, given: int | None) -> list[str]:
     return [f"cpu-{i}" for i in mine] + [f"cpu-extra-{i}" for i in range(more)]
 
 
-def _resolve(device: str) -> tuple[str, list[str]]:
-    """Return (kind, UUIDs of the GPUs to use) of trainer.device; a UserError where there is no such
-    device.
+def _resolve(config: Config) -> tuple[str, list[Card]]:
+    """Return (kind, cards to use) of trainer.device; a UserError where there is no such device.
 
-    cuda:N is the N-th of the visible GPUs.
+    cuda:N is the N-th of the visible GPUs. Who was promised a GPU gets one or hears that there is
+    none: `auto` is the CPU only where nobody spoke of one.
     """
+    device, min_free = config.trainer.device, config.devices.min_free_gb
     kind, _, index = device.partition(":")
-    gpus = visible_gpus() if kind in ("auto", "cuda") else []
+    cards = visible_cards(min_free) if kind in ("auto", "cuda") else []
     apple = platform.system() == "Darwin" and platform.machine() == "arm64"
     if kind == "auto":
-        kind = "cuda" if gpus else "mps" if apple else "cpu"
+        told = {name: os.environ.get(name, "").strip() for name in PROMISES}
+        promised = [f"{name}={said}" for name, said in told.items() if said not in PROMISES[name]]
+        expected = f"a GPU, as {' and '.join(promised)}; trainer.device=cpu trains without one"
+        require(bool(cards) or not promised, "trainer.device", device, expected)
+        kind = "cuda" if cards else "mps" if apple else "cpu"
     if kind == "cuda":
-        require(bool(gpus), "trainer.device", device, "auto or cpu, as no NVIDIA GPU is visible")
+        require(bool(cards), "trainer.device", device, "auto or cpu, as no NVIDIA GPU is usable")
         if index:
-            have = f"cuda:0 to cuda:{len(gpus) - 1}, the visible GPUs"
-            require(int(index) < len(gpus), "trainer.device", device, have)
-            gpus = [gpus[int(index)]]
+            have = f"cuda:0 to cuda:{len(cards) - 1}, the visible GPUs"
+            require(int(index) < len(cards), "trainer.device", device, have)
+            cards = [cards[int(index)]]
     require(
         kind != "mps" or apple, "trainer.device", device, "auto or cpu, as this is no Apple silicon"
     )
-    return kind, gpus
+    return kind, cards
 
 
-def visible_gpus() -> list[str]:
-    """UUIDs of the NVIDIA GPUs that CUDA_VISIBLE_DEVICES leaves, in its order, else in that of the
-    PCI bus.
+def _slots_of(cards: Sequence[Card], runs_per_gpu: int, needs_gb: float | None) -> list[Slot]:
+    """Return the slots of `cards`: `runs_per_gpu` each, but no more than a card has room for.
 
-    Warns of a GPU that cannot be used, and where there is a driver, or an AMD card, but no GPU.
+    Every card gets its first run before any gets a second one.
     """
-    import pynvml
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    try:
-        pynvml.nvmlInit()
-    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
-        if Path("/dev/kfd").exists():
-            _warn("AMD GPUs are not used: only NVIDIA's and Apple's are")
-        return []
-    except pynvml.NVMLError as error:
-        _warn(f"no NVIDIA GPU is used, as its driver does not answer ({error})")
-        return []
-    try:
-        found = _open_gpus()
-    finally:
-        pynvml.nvmlShutdown()
-    chosen = select_visible(found, visible, os.environ.get("CUDA_DEVICE_ORDER"))
-    if not chosen and visible not in ("", "-1"):  # which ask for none
-        seen = f"{len(found)} usable GPU(s), CUDA_VISIBLE_DEVICES={visible}"
-        _warn(f"no NVIDIA GPU is used, although there is a driver ({seen})")
-    return chosen
+    room = {card.uuid: _room(card, runs_per_gpu, needs_gb) for card in cards}
+    return [
+        (f"{card.uuid}-{k}", card.uuid)
+        for k in range(runs_per_gpu)
+        for card in cards
+        if k < room[card.uuid]
+    ]
 
 
-def _open_gpus() -> dict[str, str]:
-    """UUID -> model of the GPUs that NVML can open, in the order of the PCI bus."""
-    import pynvml
-
-    found = []
-    for i in range(pynvml.nvmlDeviceGetCount()):
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(i)
-            bus = pynvml.nvmlDeviceGetPciInfo(handle).busId
-            uuid, model = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
-        except pynvml.NVMLError as error:  # lost, or not given to this job
-            _warn(f"NVIDIA GPU {i} is not used: it cannot be opened ({error})")
-        else:
-            found.append((bus, uuid, model))
-    return {uuid: model for _, uuid, model in sorted(found)}
-
-
-@cache
-def _warn(line: str) -> None:
-    """Print a warning once, however often it is seen."""
-    print(f"warning: {line}", file=sys.stderr)
-
-
-def select_visible(models: dict[str, str], visible: str | None, order: str | None) -> list[str]:
-    """Return what CUDA makes of CUDA_VISIBLE_DEVICES: indices, UUID prefixes, MIG slices, up to the
-    first not there.
-
-    `models` are those of the UUIDs in the order of the PCI bus, `order` is CUDA_DEVICE_ORDER.
-    Raises a UserError for indices into different models unless they follow that bus: which one
-    CUDA finds fastest only CUDA knows.
-    """
-    uuids = list(models)
-    if visible is None:
-        return uuids
-    chosen: list[str] = []
-    for item in visible.replace(" ", "").split(","):
-        matches = []
-        if item.isdigit():
-            same = order == "PCI_BUS_ID" or len(set(models.values())) < 2
-            expected = "UUIDs, or CUDA_DEVICE_ORDER=PCI_BUS_ID beside it, as the GPUs differ"
-            require(same, "CUDA_VISIBLE_DEVICES", visible, expected)
-            matches = uuids[int(item) :][:1]
-        elif item.startswith("MIG-"):  # a slice of a GPU, which NVML lists below its GPU only
-            matches = [item]
-        elif item:
-            matches = [uuid for uuid in uuids if uuid.startswith(item)]
-        if len(matches) != 1:
-            break
-        chosen += matches
-    return chosen
+def _room(card: Card, wanted: int, needs_gb: float | None) -> int:
+    """Return how many runs a card gets at once, with a warning where those are fewer."""
+    if wanted > 1 and not card.is_shareable:
+        warn(f"{card.uuid} gets one run at a time: its compute mode is exclusive")
+        return 1
+    fits = wanted
+    if needs_gb and card.free_gb is not None:
+        fits = max(1, int(card.free_gb / needs_gb))
+    if fits < wanted:
+        free = f"{card.free_gb:.0f} GB are free and such a run takes {needs_gb:.1f}"
+        warn(f"{card.uuid} gets {fits} run(s) at a time, as {free}")
+    return min(fits, wanted)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 
 from resnests.config.schema import Config, config_dict
@@ -15,6 +15,7 @@ from resnests.errors import UserError, require
 from resnests.runs.digests import with_digests
 from resnests.runs.files import require_locks
 from resnests.runs.weights import export
+from resnests.sweep.aside import Aside, News, Note
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.display import Display
 from resnests.sweep.executors.local import LauncherExecutor, local_sweep
@@ -22,6 +23,7 @@ from resnests.sweep.forking import forking
 from resnests.sweep.job import run_job
 from resnests.sweep.plan import (
     Run,
+    known_memory,
     plan_runs,
     print_plan,
     require_folder,
@@ -34,6 +36,7 @@ from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.scheduler import Executor, Scheduler
 from resnests.sweep.stop import Stop
 from resnests.sweep.summary import print_skipped, print_summary
+from resnests.sweep.tryout import Trials, failures, trying
 from resnests.trackers.sync import syncing
 
 # Starts a job for each of the runs of these numbers, by an allocation; returns when they are over.
@@ -60,7 +63,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
         wanted = "false, as task=export trains nothing"
         require(not options.dry_run, "sweep.dry_run", True, wanted)
         return _export(runs)
-    allocation = None if cluster else allocate(configs[0], len(runs))
+    allocation = None if cluster else allocate(configs[0], len(runs), known_memory(runs))
     if options.dry_run:
         print_plan(runs, allocation)
         return 0
@@ -74,21 +77,57 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     if not todo:
         _tidy(configs[0])
         return print_summary(runs, interrupted=False, barred=len(barred))
-    _make_ready(todo, allocation)
-    if allocation is None:
-        return _train_on_cluster(runs, todo, len(barred))
+    # One run alone tries its device itself
+    with trying(allocation.gpus if allocation and len(todo) > 1 else []) as trials:
+        _make_ready(todo, allocation)
+        if allocation is None:
+            return _train_on_cluster(runs, todo, len(barred))
+        with (
+            local_sweep(todo, allocation) as folder,
+            forking(todo, allocation, folder.path),
+        ):
+            set_aside(Aside(folder.path), allocation, trials)
+
+            def start(numbers: list[int]) -> None:
+                launch(numbers, allocation, folder)
+
+            executor = LauncherExecutor(start, folder, print)
+            return _train_here(runs, todo, executor, allocation, len(barred))
+
+
+def set_aside(aside: Aside, allocation: Allocation, trials: Trials) -> None:
+    """Note the devices that failed their trial, a line each; raise a UserError where all did."""
+    failed = failures(trials)
+    for device, reason in failed.items():
+        what = f"{device} is not used: torch cannot compute on it ({reason})"
+        print(f"warning: {what}", file=sys.stderr)
+        aside.add(Note(device, reason, is_broken=True))
+    if failed and failed.keys() >= set(allocation.devices):
+        expected = "auto, cuda or cuda:N with a GPU that torch can use, or cpu"
+        raise UserError(f"trainer.device={allocation.kind}: expected {expected}")
+
+
+def _train_here(
+    runs: Sequence[Run],
+    todo: list[Run],
+    executor: LauncherExecutor,
+    allocation: Allocation,
+    barred: int,
+) -> int:
+    """Bring `todo`, of a sweep's `runs`, to its end on this machine; return the exit status."""
+    news = News(Aside(executor.folder.path), allocation.devices)
     with (
-        local_sweep(todo, allocation) as folder,
-        forking(todo, allocation, folder.path),
         syncing(todo[0].config, [run.directory for run in todo]),
         Stop() as stop,
         Display(runs, todo) as display,
     ):
-        executor = LauncherExecutor(
-            lambda numbers: launch(numbers, allocation, folder), folder, display.print
-        )
-        _bring_to_end(todo, executor, stop, display)
-    return print_summary(runs, interrupted=stop.signals > 0, barred=len(barred))
+        executor.report = display.print
+        for _ in _rounds(todo, executor, stop, display):
+            for line in news.lines():
+                display.print(line)
+            if news.is_nothing_left():
+                stop.ask()
+    return print_summary(runs, interrupted=stop.signals > 0, barred=barred)
 
 
 def _make_ready(todo: list[Run], allocation: Allocation | None) -> None:
@@ -107,11 +146,13 @@ def _make_ready(todo: list[Run], allocation: Allocation | None) -> None:
             raise UserError(f"{run.directory.path}: {reason}")
 
 
-def _bring_to_end(todo: list[Run], executor: Executor, stop: Stop, display: Display) -> None:
+def _rounds(todo: list[Run], executor: Executor, stop: Stop, display: Display) -> Iterator[None]:
+    """Yield after each round of a sweep, until all its runs are at their end."""
     scheduler = Scheduler(todo, executor, stop.requested, display.print)
     with closing(scheduler.rounds()) as rounds:
         for jobs in rounds:
             display.update(jobs)
+            yield
 
 
 def _train_on_cluster(runs: Sequence[Run], todo: list[Run], barred: int) -> int:
@@ -132,7 +173,8 @@ def _train_on_cluster(runs: Sequence[Run], todo: list[Run], barred: int) -> int:
         suppress(KeyboardInterrupt),
     ):
         executor.report = display.print
-        _bring_to_end(todo, executor, stop, display)
+        for _ in _rounds(todo, executor, stop, display):
+            pass
     return print_summary(runs, interrupted=stop.signals > 0, barred=barred)
 
 

@@ -24,11 +24,16 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from resnests.errors import UserError
-from resnests.sweep.devices import Allocation
+from resnests.runs.lock import is_flocked
+from resnests.sweep.aside import Aside, NoDevice
+
+if TYPE_CHECKING:
+    from resnests.sweep.devices import Allocation
 
 POLL_SECONDS = 0.1  # seconds between two tries
 PLACES = 64  # in a queue; more than so many wait in no order for its last place
@@ -37,7 +42,7 @@ Release = Callable[[], object]
 
 
 class SocketLocks:
-    """Names of abstract sockets: at most 107 bytes, listed in /proc/net/unix. Linux only.
+    """Binds names of abstract sockets: at most 107 bytes, listed in /proc/net/unix. Linux only.
 
     RESNESTS_LOCK_DIR stands for another set of names.
     """
@@ -56,7 +61,14 @@ class SocketLocks:
         end = text.encode()[len(key) - 107 :]  # of a path the end says most
         return self._bind(key + end) or (lambda: None)
 
+    def held(self, start: str) -> set[str]:
+        """Return the names that begin with `start` and are taken."""
+        listed = Path("/proc/net/unix").read_text(errors="replace")
+        found = re.findall(rf" @{re.escape(self.prefix + start)}(\S*)$", listed, re.MULTILINE)
+        return {start + end for end in found}
+
     def read_note(self, name: str) -> str | None:
+        """Return who holds `name`, None where nobody says it."""
         key = re.escape(f"{self.prefix}note-{_digest(name)}")
         names = Path("/proc/net/unix").read_text(errors="replace")
         found = re.search(rf" @{key}/(\d+) (.*)", names)
@@ -76,7 +88,7 @@ class SocketLocks:
 
 
 class FileLocks:
-    """The same with locked files in a folder of this user's own."""
+    """Does the same with locked files in a folder of this user's own."""
 
     def __init__(self) -> None:
         self.folder = Path(os.environ.get("RESNESTS_LOCK_DIR") or _own_folder())
@@ -95,7 +107,13 @@ class FileLocks:
         file.write_text(f"{os.getpid()} {text}")
         return lambda: file.unlink(missing_ok=True)
 
+    def held(self, start: str) -> set[str]:
+        """Return the names that begin with `start` and are taken."""
+        names = {file.stem for file in self.folder.glob("*.lock") if file.stem.startswith(start)}
+        return {name for name in names if is_flocked(self.folder / f"{name}.lock")}
+
     def read_note(self, name: str) -> str | None:
+        """Return who holds `name`, None where nobody says it."""
         try:
             pid, _, text = (self.folder / f"{name}.note").read_text().partition(" ")
         except FileNotFoundError:
@@ -124,18 +142,30 @@ Locks = SocketLocks | FileLocks
 
 
 def machine_locks() -> Locks:
+    """Return the locks of this machine."""
     return SocketLocks() if platform.system() == "Linux" else FileLocks()
 
 
+def leased_slots(device: str) -> set[str]:
+    """Return the slots of a GPU that runs of anybody's hold."""
+    return machine_locks().held(f"{device}-")
+
+
 class Lease:
-    """Slots of an Allocation, held by this process until it ends or releases them."""
+    """Holds slots of an Allocation, until this process ends or releases them."""
 
     def __init__(self, allocation: Allocation, indices: list[int], locks: ExitStack) -> None:
         self.allocation, self.indices, self._locks = allocation, indices, locks
 
     @property
     def names(self) -> list[str]:
+        """Return the names of the slots."""
         return [self.allocation.slots[i] for i in self.indices]
+
+    @property
+    def devices(self) -> list[str]:
+        """Return the devices behind the slots."""
+        return list(dict.fromkeys(self.allocation.devices[i] for i in self.indices))
 
     def environment(self) -> dict[str, str]:
         """Return what to set before torch is imported, or in a forked process used."""
@@ -146,6 +176,7 @@ class Lease:
         return environment
 
     def release(self) -> None:
+        """Let others have the slots."""
         self._locks.close()
 
 
@@ -157,14 +188,15 @@ def lease(
 ) -> Lease | None:
     """Lease `take` slots, all or none; None when asked to stop while waiting.
 
-    Without `wait`, a UserError names who holds them. `holder` describes this run to others.
+    Without `wait`, a UserError names who holds them; NoDevice says that all are set aside.
+    `holder` describes this run to others.
     """
     locks = machine_locks()
-    claim = _Claim(allocation, locks)
+    claim = _Claim(allocation, locks, holder)
     try:
         while not should_stop():
             if claim.is_met(wait):
-                return claim.leased(holder)
+                return claim.leased()
             if not wait:
                 notes = {name: locks.read_note(name) for name in allocation.slots}
                 holders = "; ".join(f"{name} by {note}" for name, note in notes.items() if note)
@@ -179,10 +211,11 @@ def lease(
 
 
 class _Claim:
-    """A place in the queue and what it has got so far."""
+    """Holds a place in the queue and what it has got so far."""
 
-    def __init__(self, allocation: Allocation, locks: Locks) -> None:
-        self.allocation, self.locks = allocation, locks
+    def __init__(self, allocation: Allocation, locks: Locks, holder: str) -> None:
+        self.allocation, self.locks, self.holder = allocation, locks, holder
+        self.aside = Aside(allocation.aside)
         devices = sorted(set(allocation.gpus or allocation.slots))
         self.queue = f"queue-{_digest(' '.join(devices))}"
         self.place = PLACES  # 0 is the head
@@ -191,20 +224,29 @@ class _Claim:
         self.slots: dict[int, Release] = {}
 
     def is_met(self, wait: bool) -> bool:
-        """Return whether all slots are held after another try; without `wait` past the queue."""
+        """Return whether all slots are held after another try; without `wait` past the queue.
+
+        A device that is set aside while this waits is not taken: who is asked again each time.
+        """
+        usable = self.aside.usable(self.allocation.devices, self.holder)
+        if not usable:
+            raise NoDevice(self.aside.summary())
+        indices = [i for i, device in enumerate(self.allocation.devices) if device in usable]
+        take = min(self.allocation.take, len(indices))
         if wait and not self._reaches_head():
             return False
         # The head keeps the slots that it has got until it has got them all, or smaller runs would
         # pass it for ever. Only one of a machine may do so, or two queues whose devices overlap
         # could wait for each other.
-        if wait and self.allocation.take > 1 and self.collector is None:
+        if wait and take > 1 and self.collector is None:
             self.collector = self.locks.acquire(f"collector-{self.allocation.kind}")
-        for index, name in enumerate(self.allocation.slots):
-            if len(self.slots) == self.allocation.take:
+        for index in indices:
+            if len(self.slots) == take:
                 break
+            name = self.allocation.slots[index]
             if index not in self.slots and (release := self.locks.acquire(name)):
                 self.slots[index] = release
-        met = len(self.slots) == self.allocation.take
+        met = len(self.slots) == take
         if not met and self.collector is None:
             self._return_slots()
         return met
@@ -220,16 +262,18 @@ class _Claim:
             self.held_place, self.place = ahead, self.place - 1
         return True
 
-    def leased(self, holder: str) -> Lease:
+    def leased(self) -> Lease:
+        """Return the slots as a Lease."""
         indices, locks = sorted(self.slots), ExitStack()
         for release in self.slots.values():
             locks.callback(release)
         # One note for all: each takes a file descriptor.
-        locks.callback(self.locks.note(self.allocation.slots[indices[0]], holder))
+        locks.callback(self.locks.note(self.allocation.slots[indices[0]], self.holder))
         self.slots = {}
         return Lease(self.allocation, indices, locks)
 
     def withdraw(self) -> None:
+        """Release the place in the queue, and slots that are no Lease's."""
         self._return_slots()
         for release in (self.collector, self.held_place):
             if release:

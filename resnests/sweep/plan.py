@@ -8,6 +8,7 @@ import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -23,10 +24,12 @@ from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.precision import warn_of_emulation
 from resnests.text import flat, progress
 
+CONTEXT_GB = 0.6  # that CUDA takes for a process, beside what its tensors do
+
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A configuration, its place on disk, and its number in the sweep."""
+    """Holds a configuration, its place on disk, and its number in the sweep."""
 
     config: Config
     directory: RunDirectory
@@ -148,6 +151,21 @@ def _readable_action(run: Run) -> str:
     except UserError as error:  # another user's
         print(f"passed over: {run.label}: {error}", file=sys.stderr)
         return "barred"
+
+
+def known_memory(runs: Sequence[Run]) -> float | None:
+    """Return the most GB that one of `runs` is known to take on a GPU, by the records of its cell;
+    None where nothing is known, or nothing shares a GPU.
+    """
+    if runs[0].config.devices.runs_per_gpu == 1:
+        return None
+    peaks = []
+    for cell in {run.directory.path.parent for run in runs}:
+        for path in cell.glob("seed=*"):
+            with suppress(UserError):  # another user's
+                record = RunDirectory(path).record_or_none()
+                peaks.append((record and record.peak_device_memory_bytes) or 0)
+    return max(peaks) / 1e9 + CONTEXT_GB if any(peaks) else None
 
 
 def require_folder(runs_dir: str) -> Path:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from filelock import Timeout
@@ -15,11 +16,13 @@ from filelock import Timeout
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Provenance, Record
+from resnests.sweep.aside import Aside, Note
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.forking import fork
 from resnests.sweep.plan import Run
-from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR, send_job
+from resnests.sweep.protocol import BUSY, DEVICE, INTERRUPTED, NO_GRAPH, USER_ERROR, send_job
 from resnests.sweep.stop import Stop
+from resnests.sweep.tryout import failures, start_trials
 from resnests.text import last_log_line_of
 
 POLL_SECONDS = 0.2
@@ -32,17 +35,57 @@ def run_on_host(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Sto
     host or the configuration does not allow it: its log then says why.
     """
     try:
-        allocation = Allocation(**shared) if shared else allocate(run.config, at_once)
-        code = run_with_fallback(run, allocation, stop)
+        if shared:
+            code = run_on_devices(run, Allocation(**shared), stop)
+        else:
+            with TemporaryDirectory(prefix="resnests-job-") as aside:
+                allocation = dataclasses.replace(allocate(run.config, at_once), aside=aside)
+                code = run_on_devices(run, allocation, stop)
     except UserError as error:  # about this host, which the sweep could not see
         log_line(run, str(error))
         code = USER_ERROR
     if code == BUSY:
         return "busy"
+    if code == DEVICE:
+        return "refused"
     status = run.status()
     if code == USER_ERROR and status != "failed":
         return "refused"
     return status or ("interrupted" if code == INTERRUPTED else "failed")
+
+
+def run_on_devices(run: Run, allocation: Allocation, stop: Stop) -> int:
+    """Train `run`, elsewhere where a device fails under it; return the exit status of a worker.
+
+    That is DEVICE where no device is left. The run is as it was before, and its log says why.
+    """
+    aside, name = Aside(allocation.aside), str(run.directory.path)
+    while (code := run_with_fallback(run, allocation, stop)) == DEVICE:
+        trials = start_trials(note.device for note in aside.suspicions(name))
+        for device, reason in failures(trials).items():
+            aside.add(Note(device, reason, name, is_broken=True))
+        if not aside.usable(allocation.devices, name) and aside.suspicions(name):
+            aside.withdraw(name)  # it fails everywhere, on devices that pass their trials
+            record_exit(run, 1)
+            return 1
+        _record_interrupted(run)
+        if stop.requested():
+            return INTERRUPTED
+        if not aside.usable(allocation.devices, name):
+            log_line(run, aside.summary())
+            return DEVICE
+    if code == 0:
+        aside.confirm(name)
+    return code
+
+
+def _record_interrupted(run: Run) -> None:
+    """Record that `run` did not fail: its device did."""
+    with suppress(Timeout, OSError), run.directory.lock().acquire(blocking=False):
+        record = run.directory.record_or_none()
+        if record is not None and record.status == "failed":
+            record.status, record.error = "interrupted", None
+            run.directory.write_record(record)
 
 
 def run_with_fallback(run: Run, allocation: Allocation, stop: Stop) -> int:
@@ -100,7 +143,7 @@ def record_exit(run: Run, code: int) -> None:
 
     One that was interrupted before it trained leaves the record of the attempt before it, or none.
     """
-    if code in (0, BUSY, INTERRUPTED, NO_GRAPH):
+    if code in (0, BUSY, INTERRUPTED, NO_GRAPH, DEVICE):
         return
     directory = run.directory
     if not directory.path.is_dir():

@@ -33,8 +33,9 @@ from resnests.sweep.devices import Allocation
 from resnests.sweep.plan import Run
 
 # Exit statuses of a worker, beside 0 for a final status on record, 1 for a failure and USER_ERROR.
-# NO_GRAPH asks for a new process that trains without a CUDA graph.
-BUSY, NO_GRAPH, INTERRUPTED = 75, 76, 130
+# NO_GRAPH asks for a new process that trains without a CUDA graph, DEVICE for one on another
+# device.
+BUSY, NO_GRAPH, DEVICE, INTERRUPTED = 75, 76, 77, 130
 
 _ACTIVE, _ENDED = "active-", "ended-"
 
@@ -66,7 +67,7 @@ class SweepFolder:
 
     def write(self, runs: Sequence[Run], allocation: Allocation | None) -> None:
         """Write the specs of `runs`, for jobs on this host where there is an `allocation`."""
-        shared = dataclasses.asdict(allocation) if allocation else None
+        shared = dataclasses.asdict(allocation) | {"aside": str(self.path)} if allocation else None
         by_number = {run.index: run for run in runs}
         with open(self.specs, "w") as lines:
             print(json.dumps({"local": allocation is not None, "allocation": shared}), file=lines)

@@ -25,10 +25,12 @@ from resnests.runs.digests import require_unchanged
 from resnests.runs.directory import RunDirectory
 from resnests.runs.files import require_locks
 from resnests.runs.record import FINAL
+from resnests.sweep.aside import Aside, NoDevice, Note
+from resnests.sweep.device_errors import device_failure
 from resnests.sweep.devices import Allocation
-from resnests.sweep.leases import lease
+from resnests.sweep.leases import Lease, lease
 from resnests.sweep.precision import emulation, used
-from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR, receive_job
+from resnests.sweep.protocol import BUSY, DEVICE, INTERRUPTED, NO_GRAPH, USER_ERROR, receive_job
 from resnests.sweep.stop import Stop
 
 HEARTBEAT = 1.0  # seconds
@@ -49,6 +51,7 @@ class Worker:
         self.lock = self.directory.lock()
         self.progress: dict[str, Any] = {"state": "waiting", "pid": os.getpid()}
         self.progress["job"] = os.environ.get(JOB)
+        self.held: Lease | None = None
         self._over, self._writing = threading.Event(), threading.Lock()
 
     def work(self) -> int:
@@ -87,7 +90,19 @@ class Worker:
         return self.replaces is not None and self.directory.record_digest() == self.replaces
 
     def report(self, progress: dict[str, Any]) -> None:
+        """Take note of how far the training is, for the next heartbeat."""
         self.progress = self.progress | progress
+
+    def blames_device(self, error: Exception) -> bool:
+        """Return whether `error` may be the device's fault, and note it so that others avoid it."""
+        has_begun = "step" in self.progress
+        reason = self.held and device_failure(error, self.held, has_begun)
+        if self.held is None or not reason or not self.allocation.aside:
+            return False
+        for device in self.held.devices:
+            note = Note(device, reason, str(self.directory.path))
+            Aside(self.allocation.aside).add(note)
+        return True
 
     def _train(self) -> int:
         config, allocation, place = self.config, self.allocation, str(self.directory.path)
@@ -172,15 +187,18 @@ def watch_parent(stop: Stop) -> None:
 def exit_status(worker: Worker) -> int:
     try:
         return worker.work()
+    except NoDevice as error:
+        print(error, flush=True)
+        return DEVICE
     except UserError as error:
         print(error, flush=True)
         return USER_ERROR
     except CaptureFailed as error:
         log.warning("starting again, as %s", error)
         return NO_GRAPH
-    except Exception:
+    except Exception as error:
         log.exception("the run failed")
-        return 1
+        return DEVICE if worker.blames_device(error) else 1
 
 
 def main() -> NoReturn:

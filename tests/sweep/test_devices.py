@@ -1,14 +1,13 @@
 import os
-from types import SimpleNamespace
 
 import joblib
-import pynvml
 import pytest
-from helpers import make_config
+from helpers import gpu, make_config, mig
 
 from resnests.errors import UserError
-from resnests.sweep import devices
-from resnests.sweep.devices import allocate, select_visible, visible_gpus
+from resnests.sweep import cards, devices
+from resnests.sweep.cards import Card, select_visible, visible_cards
+from resnests.sweep.devices import allocate
 from resnests.sweep.leases import lease
 
 GPUS = ["GPU-aaa1", "GPU-aaa2", "GPU-bbb3"]
@@ -23,13 +22,28 @@ GPUS = ["GPU-aaa1", "GPU-aaa2", "GPU-bbb3"]
         ("GPU-bbb", [GPUS[2]]),
         ("GPU-aaa", []),  # ambiguous, as CUDA takes it
         ("1,7,0", [GPUS[1]]),  # CUDA stops at the first that does not exist
-        ("MIG-1234", ["MIG-1234"]),
+        ("MIG-1234", ["MIG-1234-1"]),
         ("", []),
         ("-1", []),
     ],
 )
 def test_cuda_visible_devices_is_respected(visible, expected):
-    assert select_visible(dict.fromkeys(GPUS, "H100"), visible, None) == expected
+    models = {GPUS[0]: "H100", "MIG-1234-1": "H100 MIG", GPUS[1]: "H100", GPUS[2]: "H100"}
+    assert select_visible(models, visible, None) == expected
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        ("0,0", "each GPU once"),
+        ("1,GPU-aaa2", "each GPU once"),
+        ("MIG-nonsense", r"one of the MIG slices there are \(none\)"),
+        ("0,MIG-1", "one of the MIG slices"),
+    ],
+)
+def test_what_cuda_would_make_nothing_of_is_refused(visible, expected):
+    with pytest.raises(UserError, match=f"CUDA_VISIBLE_DEVICES={visible}: expected {expected}"):
+        select_visible(dict.fromkeys(GPUS, "H100"), visible, None)
 
 
 def test_an_index_into_different_gpus_must_say_in_which_order():
@@ -43,87 +57,160 @@ def test_an_index_into_different_gpus_must_say_in_which_order():
             select_visible(mixed, "1", order)
 
 
-@pytest.fixture
-def nvml(monkeypatch):
-    """A driver of three GPUs, of which tests break something."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    devices._warn.cache_clear()
-    order = [2, 0, 1]  # on the bus
-    for name, function in {
-        "nvmlInit": lambda: None,
-        "nvmlShutdown": lambda: None,
-        "nvmlDeviceGetCount": lambda: len(GPUS),
-        "nvmlDeviceGetHandleByIndex": order.index,
-        "nvmlDeviceGetPciInfo": lambda i: SimpleNamespace(busId=f"00000000:{i}5:00.0"),
-        "nvmlDeviceGetUUID": GPUS.__getitem__,
-        "nvmlDeviceGetName": lambda _: "H100",
-    }.items():
-        monkeypatch.setattr(pynvml, name, function)
-    return lambda name, function: monkeypatch.setattr(pynvml, name, function)
+def uuids(min_free_gb=0.0):
+    return [card.uuid for card in visible_cards(min_free_gb)]
 
 
-def fails(number):
-    def call(*_):
-        raise pynvml.NVMLError(number)
-
-    return call
-
-
-def test_gpus_come_in_the_order_of_their_bus(nvml, capsys):
-    assert visible_gpus() == GPUS
+def test_gpus_come_in_the_order_of_their_bus(driver, capsys):
+    driver("H100,H100,H100")
+    assert uuids() == [gpu(2), gpu(1), gpu(0)]
     assert capsys.readouterr().err == ""
 
 
-def test_a_gpu_that_cannot_be_opened_hides_no_other(nvml, capsys):
-    lost = fails(pynvml.NVML_ERROR_GPU_IS_LOST)
-    nvml("nvmlDeviceGetUUID", lambda i: lost() if i == 1 else GPUS[i])
-    assert allocate(make_config(), runs=5).gpus == [GPUS[0], GPUS[2]]
+def test_a_gpu_that_cannot_be_opened_hides_no_other(driver, capsys):
+    driver("H100,H100:lost,H100")
+    assert allocate(make_config(), runs=5).gpus == [gpu(2), gpu(0)]
     allocate(make_config(), runs=5)
-    line = "warning: NVIDIA GPU 0 is not used: it cannot be opened (GPU is lost)\n"
+    line = "warning: NVIDIA GPU 1 is not used: it cannot be opened (GPU is lost)\n"
     assert capsys.readouterr().err == line
 
 
+def test_the_slices_of_a_divided_gpu_are_its_devices(driver, capsys, monkeypatch):
+    driver("H100,H100:mig2,H100:mig0")
+    slices = [mig(1, 0), mig(1, 1)]
+    assert uuids() == [*slices, gpu(0)]
+    assert "MIG), but has no slices" in capsys.readouterr().err
+    assert allocate(make_config("devices.runs_per_gpu=2"), 9).gpus == [*slices, gpu(0)] * 2
+    for visible, expected in (("1", slices), (mig(1, 1), slices[1:]), (f"2,{slices[0]}", None)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert uuids() == (expected or [gpu(0), slices[0]])
+
+
+def test_a_compute_mode_decides_how_many_runs_a_gpu_gets(driver, capsys, monkeypatch, tmp_path):
+    driver("H100,H100:excl,H100:proh")
+    config = make_config("devices.runs_per_gpu=2")
+    assert allocate(config, 9).gpus == [gpu(1), gpu(0), gpu(0)]
+    error = capsys.readouterr().err
+    assert f"{gpu(2)} is not used: its compute mode is prohibited" in error
+    assert f"{gpu(1)} gets one run at a time: its compute mode is exclusive" in error
+    (tmp_path / "control").touch()
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    assert allocate(config, 9).gpus == [gpu(1), gpu(0)] * 2, "under MPS one process has the card"
+
+
+def test_memory_that_others_hold_is_seen(driver, capsys):
+    driver("H100,H100:used78,H100:used79")
+    assert uuids(1.0) == [gpu(2), gpu(1), gpu(0)]
+    assert allocate(make_config("devices.min_free_gb=4"), 9).gpus == [gpu(0)]
+    error = capsys.readouterr().err
+    assert (
+        f"{gpu(1)} is not used: other programs leave 2.0 GB of it (devices.min_free_gb=4)" in error
+    )
+
+
+def test_memory_that_our_own_runs_hold_is_not_that_of_others(driver, monkeypatch):
+    driver("H100:used79")
+    allocation = allocate(make_config("devices.min_free_gb=0"), 1)
+    held = lease(allocation, "a run")
+    monkeypatch.setattr(cards, "_is_foreign", lambda pid: False)
+    assert uuids(40.0) == [gpu(0)]
+    held.release()
+    assert uuids(40.0) == []
+
+
+def test_runs_share_a_gpu_as_far_as_its_memory_goes(driver, capsys):
+    driver("H100:used50,H100")
+    config = make_config("devices.runs_per_gpu=4")
+    assert allocate(config, 9).gpus == [gpu(1), gpu(0)] * 4
+    assert allocate(config, 9, needs_gb=12.5).gpus == [gpu(1), gpu(0)] * 2 + [gpu(1)] * 2
+    said = f"{gpu(0)} gets 2 run(s) at a time, as 30 GB are free and such a run takes 12.5"
+    assert said in capsys.readouterr().err
+    assert allocate(config, 9, needs_gb=99.0).gpus == [gpu(1), gpu(0)], "one is always tried"
+
+
 @pytest.mark.parametrize(
-    ("broken", "number", "said"),
+    ("words", "init", "said"),
     [
-        ("nvmlInit", "NVML_ERROR_LIB_RM_VERSION_MISMATCH", "its driver does not answer (RM has"),
-        ("nvmlDeviceGetHandleByIndex", "NVML_ERROR_NO_PERMISSION", "there is a driver (0 usable"),
+        ("H100", "18", "its driver does not answer"),
+        ("H100:noperm", "0", "there is a driver (0 GPU(s), CUDA_VISIBLE_DEVICES=None)"),
+        ("H100:proh", "0", "there is a driver (1 GPU(s)"),
     ],
 )
 def test_a_driver_without_a_usable_gpu_is_said_before_hours_on_the_cpu(
-    nvml, capsys, broken, number, said
+    driver, capsys, monkeypatch, words, init, said
 ):
-    nvml(broken, fails(getattr(pynvml, number)))
+    driver(words)
+    monkeypatch.setenv("FAKE_NVML_INIT", init)
     assert allocate(make_config("trainer.device=auto"), runs=1).kind != "cuda"
     assert "warning: no NVIDIA GPU is used, a" in (err := capsys.readouterr().err)
     assert said in err
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CUDA_VISIBLE_DEVICES", "7"),
+        ("CUDA_VISIBLE_DEVICES", "GPU-nonsense"),
+        ("SLURM_JOB_GPUS", "0"),
+        ("SLURM_GPUS_ON_NODE", "2"),
+    ],
+)
+def test_who_was_promised_a_gpu_is_not_trained_on_the_cpu(driver, monkeypatch, name, value):
+    driver("H100:lost")
+    monkeypatch.setenv(name, value)
+    expected = rf"trainer.device=auto: expected a GPU, as {name}={value}; trainer.device=cpu trains"
+    with pytest.raises(UserError, match=expected):
+        allocate(make_config(), 1)
+    assert allocate(make_config("trainer.device=cpu"), 1).kind == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("CUDA_VISIBLE_DEVICES", "NoDevFiles"), ("SLURM_GPUS_ON_NODE", "0")]
+)
+def test_a_job_that_asked_for_no_gpu_was_promised_none(driver, monkeypatch, name, value):
+    driver("")
+    monkeypatch.setenv(name, value)
+    assert allocate(make_config(), 1).kind != "cuda"
+
+
 def test_a_machine_without_a_driver_or_whose_gpus_are_not_wanted_is_no_reason_to_warn(
-    nvml, capsys, monkeypatch
+    driver, capsys, monkeypatch
 ):
+    driver("H100")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == []
-    nvml("nvmlInit", fails(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
-    assert visible_gpus() == []
+    assert uuids() == []
+    monkeypatch.setenv("FAKE_NVML_INIT", "12")  # the library is not found
+    assert uuids() == []
     assert capsys.readouterr().err == ""
 
 
-def test_amd_gpus_are_not_used_and_this_is_said(nvml, capsys, monkeypatch):
-    nvml("nvmlInit", fails(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
-    monkeypatch.setattr(devices.Path, "exists", lambda path: str(path) == "/dev/kfd")
-    assert visible_gpus() == []
+def test_a_driver_whose_library_a_container_lacks_is_said(driver, capsys, monkeypatch, tmp_path):
+    driver("")
+    monkeypatch.setenv("FAKE_NVML_INIT", "12")
+    monkeypatch.setattr(cards, "DRIVER", tmp_path)
+    assert uuids() == []
+    assert "libnvidia-ml.so.1 is not found (in a container NVIDIA_DRIVER_CAP" in (
+        capsys.readouterr().err
+    )
+
+
+def test_amd_gpus_are_not_used_and_this_is_said(driver, capsys, monkeypatch, tmp_path):
+    driver("")
+    monkeypatch.setenv("FAKE_NVML_INIT", "12")
+    monkeypatch.setattr(cards, "AMD", tmp_path)
+    assert uuids() == []
     assert "warning: AMD GPUs are not used" in capsys.readouterr().err
 
 
 @pytest.fixture
 def three_gpus(monkeypatch):
-    monkeypatch.setattr(devices, "visible_gpus", lambda: GPUS)
+    found = [Card(uuid, "H100") for uuid in GPUS]
+    monkeypatch.setattr(devices, "visible_cards", lambda min_free_gb: found)
 
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    monkeypatch.setattr(devices, "visible_gpus", list)
+    monkeypatch.setattr(devices, "visible_cards", lambda min_free_gb: [])
 
 
 @pytest.mark.usefixtures("three_gpus")
@@ -197,6 +284,7 @@ def test_a_cuda_graph_needs_cuda():
         allocate(make_config("trainer.cuda_graph=true", "trainer.device=cpu"), runs=1)
 
 
+@pytest.mark.usefixtures("no_gpu")
 def test_tf32_needs_cuda():
     with pytest.raises(UserError, match=r"trainer.precision=tf32: expected fp32 or bf16"):
         allocate(make_config("trainer.precision=tf32"), runs=1)

@@ -1,0 +1,70 @@
+"""Tell failures of a device from those of a run, as far as one failure shows it. Imports no torch.
+
+What stays open, such as an illegal memory access, is settled by where else it fails: see aside.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from resnests.sweep.cards import nvml_complaint
+from resnests.sweep.leases import Lease, leased_slots
+
+# In the words of CUDA, its libraries and torch; in lower case
+DEVICES = (
+    "cuda error",
+    "cudnn_status_",
+    "cudnn error",
+    "cublas_status_",
+    "nccl error",
+    "uncorrectable ecc",
+    "busy or unavailable",
+    "no cuda gpus are available",
+    "no cuda-capable device",
+    "no nvidia driver",
+    "nvidia driver on your system is too old",
+    "not compiled with cuda enabled",
+    "no kernel image is available",
+    "unexpected error from cuda",
+    "cuda driver initialization failed",
+)
+RUNS = ("device-side assert", "cuda out of memory", "cublas_status_not_supported")
+FOREIGN_GB = 2.0  # that other programs hold on a card that is full for a run without them
+
+
+def device_failure(error: BaseException, lease: Lease, has_begun: bool) -> str | None:
+    """Return why `error` may be the fault of the devices in `lease`, None where it is the run's.
+
+    `has_begun` is whether the run made a step already: memory that sufficed for one suffices.
+    """
+    for one in _chain(error):
+        text = str(one).lower()
+        if type(one).__name__ == "OutOfMemoryError" and not has_begun:
+            if reason := _filled_by_others(lease):
+                return reason
+        elif any(mark in text for mark in DEVICES) and not any(mark in text for mark in RUNS):
+            return str(one).splitlines()[0]
+    for uuid in lease.devices if lease.allocation.kind == "cuda" else ():
+        if complaint := nvml_complaint(uuid):
+            return complaint
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and those that it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _filled_by_others(lease: Lease) -> str | None:
+    """Return how much programs of others hold, where these alone can have filled the card."""
+    import torch
+
+    if lease.allocation.kind != "cuda" or leased_slots(lease.devices[0]) - set(lease.names):
+        return None  # runs of ours are there as well: it is only full
+    free, total = torch.cuda.mem_get_info()
+    others = (total - free - torch.cuda.memory_reserved()) / 1e9
+    if others < FOREIGN_GB:
+        return None
+    return f"other programs hold {others:.0f} of its {total / 1e9:.0f} GB"

@@ -1,0 +1,111 @@
+"""Try a device in a process of its own: can torch compute on it, and is it the one NVML means?
+
+    python -m resnests.sweep.tryout GPU-...    # or cpu, mps; a reason on standard error, status 1
+
+NVML may see a card that torch cannot use: the driver is older than torch's CUDA, torch is the wheel
+for CPUs, its CUDA dropped the card. A process of its own it must be, as a device that once failed
+under a process fails under it for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from resnests.environment import python_path
+
+SECONDS = 120.0  # for an import of torch from a slow disk, and the first use of a card
+
+Trials = dict[str, subprocess.Popen]  # by device
+
+
+def start_trials(devices: Iterable[str]) -> Trials:
+    """Start to try each of `devices`: UUIDs of GPUs, or what torch calls others."""
+    trials: Trials = {}
+    for device in dict.fromkeys(devices):
+        own = {"CUDA_VISIBLE_DEVICES": device, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        own = own if _is_gpu(device) else {}
+        trials[device] = subprocess.Popen(
+            [sys.executable, "-m", "resnests.sweep.tryout", device],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | own | {"PYTHONPATH": python_path()},
+            start_new_session=True,  # Ctrl-C is the sweep's
+        )
+    return trials
+
+
+@contextmanager
+def trying(devices: Iterable[str]) -> Iterator[Trials]:
+    """Try `devices` beside what the `with` block does."""
+    trials = start_trials(devices)
+    try:
+        yield trials
+    finally:
+        _end(trials)
+
+
+def failures(trials: Trials) -> dict[str, str]:
+    """Wait for `trials`; return why those devices failed that did."""
+    found, end = {}, time.monotonic() + SECONDS
+    for device, trial in trials.items():
+        try:
+            said = trial.communicate(timeout=max(0.1, end - time.monotonic()))[1]
+        except subprocess.TimeoutExpired:
+            said = f"it does not answer within {SECONDS:.0f} s"
+        if trial.returncode != 0:
+            lines = said.strip().splitlines() or [f"its trial ended with {trial.returncode}"]
+            found[device] = lines[-1]
+    _end(trials)
+    return found
+
+
+def _end(trials: Trials) -> None:
+    """Kill the trials that are not over."""
+    for trial in trials.values():
+        if trial.poll() is None:
+            trial.kill()
+            trial.communicate()
+
+
+def _is_gpu(device: str) -> bool:
+    return device.startswith(("GPU-", "MIG-"))
+
+
+def try_device(device: str) -> str | None:
+    """Return why torch cannot compute on `device`, the only GPU that this process sees, or None."""
+    import torch
+
+    try:
+        place = torch.device("cuda:0" if _is_gpu(device) else device.partition("-")[0])
+        ones = torch.ones(1000, device=place)
+        total = (ones + ones).sum().item()
+    except Exception as error:  # such as an AssertionError of the wheel for CPUs
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    if total != 2000:
+        return f"1000 times 1 + 1 is {total:g} there"
+    if not device.startswith("GPU-"):
+        return None  # torch has no UUID of a slice in all versions
+    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None)
+    if uuid is None or device == f"GPU-{uuid}":
+        return None
+    return f"NVML calls it {device}, and torch GPU-{uuid}"
+
+
+def main() -> None:
+    """Try the device that the command line names."""
+    reason = try_device(sys.argv[1])
+    if reason:
+        print(reason, file=sys.stderr, flush=True)
+    # At once: there are drivers that hang in an orderly end
+    os._exit(1 if reason else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""A device that fails is set aside, costs no run anything, and is told from a run that fails."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import REPOSITORY, gpu, run_command, tiny
+from helpers import TINY as SMALL
+
+from resnests.errors import UserError
+from resnests.runs.directory import RunDirectory, find_runs
+from resnests.sweep import device_errors, drive, process, tryout
+from resnests.sweep.aside import Aside, News, NoDevice, Note
+from resnests.sweep.device_errors import device_failure
+from resnests.sweep.devices import Allocation
+from resnests.sweep.leases import lease
+from resnests.sweep.plan import Run
+from resnests.sweep.process import run_on_devices, run_on_host
+from resnests.sweep.protocol import DEVICE
+from resnests.sweep.stop import Stop
+from resnests.sweep.worker import Worker, exit_status
+
+LAUNCH = "CUDA error: unspecified launch failure"
+
+
+@pytest.fixture
+def aside(tmp_path) -> Aside:
+    (tmp_path / "sweep").mkdir()
+    return Aside(tmp_path / "sweep")
+
+
+def cards(aside, count=4):
+    names = [f"GPU-{i}" for i in range(count)]
+    return Allocation("cuda", [f"{n}-0" for n in names], names, 1, count, 1, aside=aside.folder)
+
+
+def test_a_suspected_device_is_avoided_as_long_as_there_is_another(aside):
+    aside.add(Note("a", LAUNCH, run="one"))
+    assert aside.usable("abc", "one") == aside.usable("abc", "two") == {"b", "c"}
+    aside.add(Note("b", LAUNCH, is_broken=True))
+    aside.add(Note("c", LAUNCH, run="two"))
+    assert aside.usable("abc", "one") == {"c"}, "only other runs failed there"
+    assert aside.usable("abc", "two") == {"a"}
+    assert aside.usable("abc", "three") == {"a", "c"}
+
+
+def test_a_lease_leaves_out_what_is_set_aside_while_it_waits(aside):
+    allocation = cards(aside, 2)
+    first = lease(allocation, "first")
+    aside.add(Note("GPU-1", LAUNCH, is_broken=True))
+    with pytest.raises(UserError, match=r"devices.wait=false"):
+        lease(allocation, "second", wait=False)
+    first.release()
+    second = lease(allocation, "second", wait=False)
+    assert second.names == ["GPU-0-0"]
+    second.release()
+    aside.add(Note("GPU-0", "GPU is lost", is_broken=True))
+    with pytest.raises(NoDevice, match=r"no device is left \(GPU-\d: .*GPU is lost"):
+        lease(allocation, "third")
+
+
+def test_it_is_said_once_and_taken_back(aside):
+    aside.add(Note("a", "its trial failed", is_broken=True))
+    news = News(aside, "ab")
+    assert news.lines() == [], "what was known before"
+    aside.add(Note("b", LAUNCH, run="one"))
+    aside.add(Note("b", LAUNCH, run="two"))
+    assert news.lines() == [f"b is set aside for the rest of the sweep: {LAUNCH}"]
+    assert news.lines() == []
+    assert not news.is_nothing_left()
+    aside.confirm("two")
+    assert news.is_nothing_left()
+    aside.add(Note("c", LAUNCH, run="one"))
+    news.lines()
+    aside.withdraw("one")
+    assert news.lines() == ["c is used again: what failed there fails elsewhere, too"]
+
+
+@pytest.mark.parametrize(
+    ("message", "is_the_devices"),
+    [
+        (LAUNCH, True),
+        ("CUDA error: uncorrectable ECC error encountered\nmore", True),
+        ("CUDA error: CUDA-capable device(s) is/are busy or unavailable", True),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", True),
+        ("No CUDA GPUs are available", True),
+        ("Torch not compiled with CUDA enabled", True),
+        ("The NVIDIA driver on your system is too old (found version 11040)", True),
+        ("CUDA error: no kernel image is available for execution on the device", True),
+        ("CUDA error: device-side assert triggered", False),  # such as of a label out of range
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", False),
+        ("mat1 and mat2 shapes cannot be multiplied (8x4 and 5x3)", False),
+    ],
+)
+def test_a_failure_that_may_be_the_devices_is_told_by_its_words(
+    aside, monkeypatch, message, is_the_devices
+):
+    monkeypatch.setattr(device_errors, "nvml_complaint", lambda uuid: None)
+    held = lease(cards(aside), "test")
+    try:
+        raise ValueError("in a user's own code") from RuntimeError(message)
+    except ValueError as error:
+        reason = device_failure(error, held, has_begun=True)
+    assert reason == (message.splitlines()[0] if is_the_devices else None)
+    held.release()
+
+
+def test_what_nvml_says_of_its_card_counts_whatever_failed(aside, driver):
+    driver("H100,H100:lost")
+    for number, said in ((0, None), (1, "GPU is lost")):
+        one = Allocation("cuda", [f"{gpu(number)}-0"], [gpu(number)], 1, 1, 1)
+        held = lease(one, "test")
+        assert device_failure(RuntimeError("anything"), held, has_begun=True) == said
+        held.release()
+
+
+@pytest.mark.parametrize(
+    ("free", "begun", "beside", "blamed"),
+    [
+        (1e9, False, False, True),
+        (60e9, False, False, False),
+        (1e9, True, False, False),
+        (1e9, False, True, False),
+    ],
+)
+def test_a_card_that_others_fill_is_at_fault_for_what_it_has_no_room_for(
+    aside, monkeypatch, free, begun, beside, blamed
+):
+    """Not where a run made a step already, or another of ours is there: then it is only full."""
+    monkeypatch.setattr(device_errors, "nvml_complaint", lambda uuid: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80e9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 19e9)
+    shared = Allocation("cuda", ["GPU-0-0", "GPU-0-1"], ["GPU-0"] * 2, 1, 2, 1)
+    held = [lease(shared, "test"), lease(shared, "test")]
+    if not beside:
+        held.pop().release()
+    reason = device_failure(torch.cuda.OutOfMemoryError("CUDA out of memory"), held[0], begun)
+    assert (reason == "other programs hold 60 of its 80 GB") == blamed
+    for one in held:
+        one.release()
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    config = tiny(f"runs_dir={tmp_path / 'runs'}")
+    return Run(config, RunDirectory.of(config))
+
+
+def test_a_worker_notes_the_device_that_failed_under_it(run, aside, monkeypatch):
+    def fails(*_):
+        raise RuntimeError(LAUNCH)
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr("resnests.tasks.experiment.run_experiment", fails)
+    two = Allocation("cpu", ["cpu-a", "cpu-b"], [], 1, 2, 1, aside=aside.folder)
+    tried = []
+    for code in (DEVICE, DEVICE):
+        worker = Worker(run.config, two, Stop())
+        assert exit_status(worker) == code
+        tried += worker.held.names
+        worker.held.release()
+        worker.lock.release()
+    assert tried == ["cpu-a", "cpu-b"]
+    name = str(run.directory.path)
+    assert aside.suspicions(name) == [Note(d, LAUNCH, name) for d in ("cpu-a", "cpu-b")]
+    assert exit_status(Worker(run.config, two, Stop())) == DEVICE, "no device is left to try"
+
+
+def trained(monkeypatch, run, aside, bad, trial_fails=(), own_fault=False):
+    """Exit status of `run` on two cards, of which those in `bad` fail under every run."""
+
+    def train(run, allocation, stop):
+        name = str(run.directory.path)
+        usable = sorted(aside.usable(allocation.devices, name))
+        if not usable:
+            return DEVICE
+        if usable[0] in bad or own_fault:
+            aside.add(Note(usable[0], LAUNCH, name))
+            return DEVICE
+        return 0
+
+    monkeypatch.setattr(process, "run_with_fallback", train)
+    monkeypatch.setattr(process, "start_trials", lambda devices: dict.fromkeys(devices))
+    monkeypatch.setattr(
+        process, "failures", lambda trials: {d: "no good" for d in trials if d in trial_fails}
+    )
+    run.directory.path.mkdir(parents=True, exist_ok=True)
+    return run_on_devices(run, cards(aside, 2), Stop())
+
+
+def test_a_run_goes_on_elsewhere_and_where_it_ends_well_the_device_was_broken(
+    run, aside, monkeypatch
+):
+    assert trained(monkeypatch, run, aside, bad=["GPU-0"]) == 0
+    assert aside.broken() == {"GPU-0"}
+
+
+def test_a_run_that_fails_so_on_every_device_is_at_fault_itself(run, aside, monkeypatch):
+    assert trained(monkeypatch, run, aside, bad=[], own_fault=True) == 1
+    assert aside.notes() == []
+    assert run.status() == "failed"
+
+
+def test_where_no_device_passes_its_trial_the_run_is_not_to_blame(run, aside, monkeypatch):
+    both = ["GPU-0", "GPU-1"]
+    assert trained(monkeypatch, run, aside, bad=both, trial_fails=both) == DEVICE
+    assert aside.broken() == set(both)
+    assert run.status() is None
+    assert "no device is left (GPU-0: no good; GPU-1: no good)" in (
+        run.directory.log_file.read_text()
+    )
+    monkeypatch.setattr(process, "run_on_devices", lambda *_: DEVICE)
+    assert run_on_host(run, vars(cards(aside, 2)), 1, Stop()) == "refused"
+
+
+@pytest.mark.slow
+def test_a_trial_finds_what_torch_can_use():
+    failed = tryout.failures(tryout.start_trials(["cpu-3", gpu(0)]))
+    reason = failed.pop(gpu(0))
+    assert not failed
+    assert reason.partition(":")[0] in ("RuntimeError", "AssertionError", "AcceleratorError")
+
+
+@pytest.mark.parametrize(("uuid", "is_it"), [(gpu(0)[4:], True), (gpu(1)[4:], False)])
+def test_a_trial_compares_the_card_with_nvmls(monkeypatch, uuid, is_it):
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda count, device: ones(count))
+    found = SimpleNamespace(uuid=uuid)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
+    assert tryout.try_device(gpu(0)) == (
+        None if is_it else f"NVML calls it {gpu(0)}, and torch {gpu(1)}"
+    )
+
+
+def test_devices_that_fail_their_trial_are_left_out_and_all_of_them_end_a_sweep(
+    aside, monkeypatch, capsys
+):
+    monkeypatch.setattr(drive, "failures", lambda trials: trials)
+    drive.set_aside(aside, cards(aside, 2), {"GPU-1": "no driver"})
+    assert aside.usable(["GPU-0", "GPU-1"], "") == {"GPU-0"}
+    said = "warning: GPU-1 is not used: torch cannot compute on it (no driver)\n"
+    assert capsys.readouterr().err == said
+    with pytest.raises(UserError, match=r"trainer.device=cuda: expected .* that torch can use"):
+        drive.set_aside(aside, cards(aside, 2), {"GPU-0": "old", "GPU-1": "old"})
+
+
+@pytest.mark.slow
+def test_cards_that_nvml_sees_and_torch_cannot_use_end_a_sweep_before_its_first_run(
+    nvml_folder, tmp_path
+):
+    driver = {"LD_LIBRARY_PATH": str(nvml_folder), "FAKE_NVML": "H100,H100:lost,H100"}
+    shown = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    done = run_command("-m", *SMALL, "seed=0,1", cwd=tmp_path, env=shown | driver)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert [line.count("torch cannot compute on it") for line in lines] == [0, 1, 1, 0]
+    assert lines[-1].startswith("error: trainer.device=cuda: expected")
+    assert not list(find_runs(tmp_path / "runs"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_a_broken_device_costs_a_sweep_nothing(tmp_path):
+    """Emulated on the slots of a CPU: every run on one of two fails at its first epoch."""
+    dying = f"cpu-{min(os.sched_getaffinity(0))}"
+    (tmp_path / "dying").write_text(dying)
+    command = [sys.executable, str(REPOSITORY / "run.py"), "-m", *SMALL, "seed=range(4)"]
+    path = {"PYTHONPATH": str(REPOSITORY / "tests" / "broken"), "CUDA_VISIBLE_DEVICES": ""}
+    options = ["trainer.device=cpu", "devices.cpu_slots=2"]
+    done = subprocess.run(
+        [*command, *options], cwd=tmp_path, env=os.environ | path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = f"{dying} is set aside for the rest of the sweep: {LAUNCH}"
+    assert done.stdout.count("is set aside") == done.stdout.count(said) == 1
+    logs = [run.log_file.read_text() for run in find_runs(tmp_path / "runs")]
+    assert len(logs) == 4
+    assert sum(log.count(f"RuntimeError: {LAUNCH}") for log in logs) == 1
