@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from importlib.machinery import ModuleSpec
@@ -28,15 +28,20 @@ from resnests.errors import UserError
 ON_RECORD = ("torch", "torchvision", "numpy", "resnests")
 
 
-def build(group: str, part: Component, *args: Any, **offered: Any) -> Any:
-    """Return what part._target_ makes of `args`, part.args, and those `offered` that it takes.
+def build(
+    group: str, part: Component, *args: Any, named: Mapping[str, Any] | None = None, **given: Any
+) -> Any:
+    """Return what part._target_ makes of `args`, part.args, those `given` that it can take, and
+    those `named` that it has a parameter of that name for.
 
     Nested `_target_`s among part.args are built before it. Raises a UserError.
     """
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    wanted = {key: value for key, value in offered.items() if accepts(group, part, key)}
+    locate(group, part)
+    wanted = {key: value for key, value in given.items() if accepts(group, part, key)}
+    wanted |= {k: value for k, value in (named or {}).items() if names(group, part, k)}
     call = {"_target_": part.target, "_convert_": "all", **part.args}
     try:
         return instantiate(call, *args, **wanted)
@@ -57,14 +62,28 @@ def broken(what: str, error: BaseException) -> UserError:
     return UserError(f"{what}: {reason}{place}")
 
 
+def names(group: str, part: Component, key: str) -> bool:
+    """Return whether part._target_ has a parameter of the name `key`.
+
+    A **kwargs is no such name: factories like torchvision's hand it on to classes that refuse what
+    they do not know.
+    """
+    return key in (_parameters(group, part) or {key})
+
+
 def accepts(group: str, part: Component, key: str) -> bool:
-    """Return whether part._target_ has a parameter `key`, by name or by **kwargs."""
-    found = locate(group, part)
+    """Return whether part._target_ can be called with `key`, by name or by **kwargs."""
+    parameters = _parameters(group, part)
+    rest = (p for p in (parameters or {}).values() if p.kind is p.VAR_KEYWORD)
+    return names(group, part, key) or any(rest)
+
+
+def _parameters(group: str, part: Component) -> Mapping[str, inspect.Parameter] | None:
+    """Return the parameters of part._target_, None for a built-in without a signature."""
     try:
-        parameters = inspect.signature(found).parameters
-    except ValueError:  # some built-ins have no signature
-        return True
-    return key in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        return inspect.signature(locate(group, part)).parameters
+    except ValueError:
+        return None
 
 
 def locate(group: str, part: Component) -> Callable[..., Any]:

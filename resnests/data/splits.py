@@ -98,7 +98,7 @@ def read(dataset: Dataset) -> Loaded:
     if dataset.target is None:
         prepare(dataset)
         return SOURCES[dataset.source].read(dataset)
-    parts: Any = build("dataset", dataset, root=dataset.root)
+    parts: Any = build("dataset", dataset, named={"root": dataset.root})
     what = f"dataset._target_={dataset.target}"
     if not isinstance(parts, dict) or not {"train", "test"} <= parts.keys():
         form = '{"train": (images, labels), "test": (images, labels)}'

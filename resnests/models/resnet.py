@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 from resnests.config.compose import conf_dir
 from resnests.config.parts import HEADS, Arch, Variant
 from resnests.config.schema import part_from
-from resnests.config.targets import accepts, broken, build
+from resnests.config.targets import broken, build, names
 from resnests.errors import UserError, require, require_one_of
 from resnests.models.norm_relu import norm_relu
 from resnests.models.weights import load_weights
@@ -177,8 +177,11 @@ def build_network(arch: Arch, variant: Variant, num_classes: int) -> nn.Module:
     head = variant.head or "standard"
     if arch.target is not None:
         expected = f"standard, as {arch.target} takes no head"
-        require(head == "standard" or accepts("arch", arch, "head"), "variant.head", head, expected)
-        network = build("arch", arch, num_classes=num_classes, head=head)
+        require(head == "standard" or names("arch", arch, "head"), "variant.head", head, expected)
+        asked = arch.args.get("num_classes", num_classes)
+        expected = f"{num_classes}, as the data set has, or no such key"
+        require(asked == num_classes, "arch.num_classes", asked, expected)
+        network = build("arch", arch, num_classes=num_classes, named={"head": head})
         if not isinstance(network, nn.Module):
             what = f"arch._target_={arch.target}"
             raise UserError(f"{what}: expected an nn.Module, not {type(network).__name__}")

@@ -27,6 +27,11 @@ def prepare(runs: Sequence[Run]) -> None:
             _run_module("resnests.data.splits", text)
     if runs and (logger := runs[0].config.logger):
         _warn_of_missing(logger)
+    try_parts(runs)
+
+
+def try_parts(runs: Sequence[Run]) -> None:
+    """Try what users brought as the runs would; raise a UserError that names what fails."""
     tried = {}
     for run in runs:
         config = run.config

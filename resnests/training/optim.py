@@ -59,7 +59,7 @@ def _own(optimizer: Optimizer, parameters: Iterable[Parameter]) -> torch.optim.O
         "nesterov": optimizer.nesterov,
         "betas": optimizer.betas and tuple(optimizer.betas),
     }
-    given = {key: value for key, value in ours.items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in ours.items() if value is not None}
     for key, value in given.items():
         if not accepts("optimizer", optimizer, key):
             expected = f"null, as {optimizer.target} does not take it"

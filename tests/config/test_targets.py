@@ -50,8 +50,8 @@ def own(**values):
 @pytest.mark.usefixtures("nets")
 def test_a_target_is_called_with_its_yaml_and_with_what_it_takes():
     part = arch(_target_="nets.net", depth=4)
-    assert build("arch", part, num_classes=7, head="x") == ("net", 7, 4, None)
-    assert build("arch", arch(_target_="nets.headed"), num_classes=7, head="x")[2] == "x"
+    assert build("arch", part, num_classes=7, named={"head": "x"}) == ("net", 7, 4, None)
+    assert build("arch", arch(_target_="nets.headed"), num_classes=7, named={"head": "x"})[2] == "x"
 
 
 @pytest.mark.usefixtures("nets")
@@ -78,7 +78,7 @@ def test_what_is_wrong_with_a_target_is_one_line(target, said):
             "arch",
             arch(_target_=target, **({"depth": 1} if "headed" in target else {})),
             num_classes=2,
-            head="a",
+            named={"head": "a"},
         )
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
