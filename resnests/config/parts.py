@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -207,3 +208,46 @@ class Optimizer(Component):
         if self.betas is not None:
             ok = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
             require(ok, "optimizer.betas", self.betas, "two numbers of at least 0 and below 1")
+
+
+@dataclass(kw_only=True)
+class Loss(Component):
+    """Describes what is minimised: the cross-entropy, or what `_target_` names.
+
+    A class is made with the YAML's keys, and what it makes is called with logits (B, K) and labels
+    (B,), as a function is with the keys too. Both give the mean over the batch.
+    """
+
+    name: str = "cross_entropy"
+    # of each class: "balanced" (as many images of each as the mean), or a number for each
+    weight: Any = None
+
+    def __post_init__(self) -> None:
+        weight = self.weight
+        numbers = isinstance(weight, list) and all(isinstance(w, int | float) for w in weight)
+        ok = weight in (None, "balanced") or (numbers and all(w >= 0 for w in weight))
+        expected = "balanced, null, or a number of at least 0 for each class"
+        require(ok, "loss.weight", weight, expected)
+        ok = self.target is not None or self.name == "cross_entropy"
+        require(ok, "loss.name", self.name, "cross_entropy, or a _target_")
+
+
+@dataclass(kw_only=True)
+class Metric(Component):
+    """Describes what is measured beside loss and accuracy. `_target_` is called as that of Loss is,
+    once with all logits (N, K) and labels (N,) of a split, and gives a number.
+    """
+
+    unit: str = ""  # "%": of a share, which is shown times 100
+    better: str = "high"  # or low
+
+    def __post_init__(self) -> None:
+        key = f"metrics.{self.name}"
+        require(re.fullmatch("[a-z][a-z0-9_]*", self.name) is not None, "metrics", self.name, NAME)
+        taken = self.name in ("loss", "accuracy") or self.name.startswith("ema_")
+        require(not taken, "metrics", self.name, "another name, as this is measured anyhow")
+        require(self.target is not None, f"{key}._target_", "null", "an import path")
+        require_one_of(f"{key}.better", self.better, ("high", "low"))
+
+
+NAME = "small letters, digits and _ as a name, which is a column"

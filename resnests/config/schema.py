@@ -23,6 +23,8 @@ from resnests.config.parts import (
     Arch,
     Component,
     Dataset,
+    Loss,
+    Metric,
     Optimizer,
     Variant,
     is_positive,
@@ -36,6 +38,7 @@ PARTS: dict[str, type[Component]] = {
     "arch": Arch,
     "variant": Variant,
     "optimizer": Optimizer,
+    "loss": Loss,
 }
 PIPELINES = ("tensor", "torchvision")
 TASKS = ("train", "evaluate", "export", "analyze", "tune")
@@ -155,6 +158,7 @@ class Config:
     optimizer: Optimizer
     pipeline: Pipeline
     seed: int
+    loss: Loss = field(default_factory=Loss)
     trainer: Trainer = field(default_factory=Trainer)
     devices: Devices = field(default_factory=Devices, metadata={"unhashed": True})
     sweep: Sweep = field(default_factory=Sweep, metadata={"unhashed": True})
@@ -170,6 +174,8 @@ class Config:
     format: str = unhashed("official")  # of task=export, one of FORMATS
     # name -> _target_ and its arguments: where runs are copied to (trackers/)
     logger: dict[str, Any] = field(default_factory=dict, metadata={"unhashed": True})
+    # name -> _target_ and its arguments: what is measured beside loss and accuracy (config.parts)
+    metrics: dict[str, Any] = field(default_factory=dict, metadata={"unhashed": True})
     # No key of the user's: what was read from disk and changes the numbers, as runs/digests.py
     # found it when the sweep was planned. It is part of the recipe under keys of its own.
     digests: dict[str, str] = field(default_factory=dict)
@@ -206,11 +212,29 @@ class Config:
                 key: os.path.expanduser(value) if isinstance(value, str) else value
                 for key, value in values.items()
             }
+        self.metric_parts()
+        ok = not self.metrics or self.task in ("train", "evaluate", "tune")
+        require(ok, "metrics", ", ".join(self.metrics), f"none, as task={self.task} has no such")
+        ok = self.loss.target is None or self.trainer.label_smoothing == 0
+        expected = "0 beside loss._target_, among whose keys it may be"
+        require(ok, "trainer.label_smoothing", self.trainer.label_smoothing, expected)
         if self.arch.target is None and self.variant.target is None:
             require_one_of("variant.head", self.variant.head, HEADS)
         if self.arch.target is not None and self.variant.target is not None:
             expected = f"a head by name, as {self.arch.target} builds whole networks"
             require(False, "variant._target_", self.variant.target, expected)
+
+    def metric_parts(self) -> list[Metric]:
+        """Return the entries of `metrics`, checked; raise a UserError."""
+        return [metric_from(name, values) for name, values in self.metrics.items()]
+
+
+def metric_from(name: str, values: Any) -> Metric:
+    """Return one entry of `metrics`; raise a UserError that names what does not fit."""
+    expected = "a _target_ and what it is called with"
+    require(isinstance(values, dict), f"metrics.{name}", values, expected)
+    own = {key: values[key] for key in ("_target_", "unit", "better") if key in values}
+    return Metric(name=name, args={k: v for k, v in values.items() if k not in own}, **own)
 
 
 def hydra_schema() -> type:

@@ -44,7 +44,6 @@ from resnests.errors import UserError
 from resnests.runs import history
 from resnests.runs.analysis import Analysis
 from resnests.runs.files import write_atomic as write_atomic
-from resnests.runs.history import HISTORY
 from resnests.runs.lock import RunLock, is_flocked
 from resnests.runs.record import BrokenRecord, Record, UnreadableRun, is_recent, owner
 
@@ -182,12 +181,14 @@ class RunDirectory:
             return None
 
     def write_history(self, rows: list[dict[str, Any]]) -> None:
-        """Write rows of HISTORY's columns; a value that was not measured stays empty."""
+        """Write rows of the columns of history.HISTORY, and of metrics; a value that was not
+        measured stays empty.
+        """
         write_atomic(self.history_file, history.to_csv(rows))
 
-    def read_history(self, columns: tuple[str, ...] = HISTORY) -> dict[str, list[float]]:
-        """Return the named columns, a value per epoch, nan where nothing was measured; raise
-        BrokenRecord.
+    def read_history(self, columns: tuple[str, ...] | None = None) -> dict[str, list[float]]:
+        """Return the named columns (None: all), a value per epoch, nan where nothing was measured;
+        raise BrokenRecord.
         """
         return history.read(self.history_file, columns)
 

@@ -36,8 +36,9 @@ def try_parts(runs: Sequence[Run]) -> None:
     for run in runs:
         config = run.config
         parts = [getattr(config, name) for name in PARTS]
-        if any(part.target is not None for part in parts) or config.dataset.source == "images":
-            key = repr([*parts, config.trainer, config.pipeline, config.task])
+        own = any(part.target is not None for part in parts) or config.metrics or config.loss.weight
+        if own or config.dataset.source == "images":
+            key = repr([*parts, config.trainer, config.pipeline, config.task, config.metrics])
             tried[key] = config_dict(config)
     if tried:
         _run_module("resnests.tasks.preflight", given=json.dumps(list(tried.values())))

@@ -8,6 +8,7 @@ import time
 from resnests.errors import UserError
 from resnests.models.weights import load_weights
 from resnests.runs.digests import require_unchanged
+from resnests.runs.metrics import note_metrics
 from resnests.runs.weights import digest, weights_file
 from resnests.tasks.classes import require_same_classes
 from resnests.tasks.run import Run
@@ -28,14 +29,17 @@ def evaluate(run: Run) -> None:
     move(model, run.device, config.trainer)
     test = run.images(splits.test, dataset)
     run.report({"state": "evaluating"})
+    metrics = run.metrics(dataset)
     started = time.perf_counter()
-    loss, accuracy = loop.evaluate(model, test, config.trainer.precision, run.should_stop)
+    found = loop.evaluate(model, test, config.trainer.precision, run.should_stop, metrics)
+    loss, accuracy = found["loss"], found["accuracy"]
     seconds = time.perf_counter() - started
     if not math.isfinite(loss):
         expected = "weights that give finite logits"
         raise UserError(f"weights={path}: their test loss is {loss}, expected {expected}")
     run.begin()
     record.test_loss, record.test_accuracy = loss, accuracy
+    note_metrics(record, {f"test_{name}": value for name, value in found.items()}, config)
     record.seconds = round(seconds, 3)
     record.images_per_second = round(len(test) / seconds, 2)
     run.note_memory()

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from resnests.analysis.features import extractor
 from resnests.config.recipe import IMAGES
@@ -27,7 +28,9 @@ from resnests.data.splits import Splits, load, with_statistics
 from resnests.errors import UserError, exit_status_of
 from resnests.models.resnet import count_parameters, initial_model
 from resnests.tasks.classes import require_same_classes
+from resnests.training.loop import evaluate
 from resnests.training.numerics import move, set_numerics
+from resnests.training.objectives import build_loss, build_metrics
 from resnests.training.optim import build_optimizer
 from resnests.training.step import autocast
 
@@ -52,6 +55,10 @@ def check(config: Config, splits: Splits, device: torch.device, quick: bool = Fa
         evaluated.append(splits.train)
     for split in filter(None, evaluated):
         _check_evaluation(config, model, split, device, quick)
+    metrics = build_metrics(config, device)
+    if metrics:
+        few = Images(splits.test.take(slice(32)), config.dataset, device)
+        evaluate(model, few, config.trainer.precision, metrics=metrics)
     if config.task == "analyze":
         extractor(model)
 
@@ -61,6 +68,7 @@ def _check_training(
 ) -> None:
     """Train on a full batch, and on one of the size of the last."""
     optimizer = build_optimizer(config.optimizer, model.parameters())
+    loss = build_loss(config, train.labels, device)
     build_pipeline(config, config.dataset, train.take(slice(2)), device)
     count, batch_size = len(train), config.trainer.batch_size
     for size in _sizes(count, batch_size, quick):
@@ -73,14 +81,11 @@ def _check_training(
             if size > 1:
                 raise
             raise _of_one_image(error, count, batch_size) from error
-        try:
-            F.cross_entropy(logits.float(), labels).backward()
+        what = _name(config)
+        with _named(f"{what}, loss={config.loss.name}: a step fails"):
+            loss(logits.float(), labels).backward()
+        with _named(f"{what}, optimizer={config.optimizer.name}: a step fails"):
             optimizer.step()
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except Exception as error:
-            what = f"{_name(config)}, optimizer={config.optimizer.name}"
-            raise broken(f"{what}: a step fails", error) from error
 
 
 @torch.no_grad()
@@ -115,13 +120,11 @@ def _described(images: Tensor) -> str:
 
 def _logits(config: Config, model: nn.Module, images: Tensor, what: str) -> Tensor:
     """Return the logits of the images; raise a UserError that names what fails."""
-    try:
-        with autocast(images.device, config.trainer.precision):
-            logits = model(images)
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise broken(f"{_name(config)}: {what} fails", error) from error
+    with (
+        _named(f"{_name(config)}: {what} fails"),
+        autocast(images.device, config.trainer.precision),
+    ):
+        logits = model(images)
     expected = (len(images), config.dataset.class_count)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != expected:
@@ -129,6 +132,17 @@ def _logits(config: Config, model: nn.Module, images: Tensor, what: str) -> Tens
             f"{_name(config)}: {what}: expected logits of shape {expected}, not {shape}"
         )
     return logits
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Turn what code of a user's raises into a UserError that says `what`."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise broken(what, error) from error
 
 
 def _name(config: Config) -> str:

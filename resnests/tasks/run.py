@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from resnests.runs.digests import require_unchanged
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Record
 from resnests.training.numerics import arithmetic, set_numerics
+from resnests.training.objectives import Measure, build_metrics
 from resnests.training.provenance import peak_memory
 
 
@@ -68,6 +69,15 @@ class Run:
         """Return `split` on the device, in the layout that its network has there."""
         layout = memory_format(self.config.trainer, self.device)
         return Images(split, dataset, self.device, layout)
+
+    def evaluations(self, splits: Splits, dataset: Dataset) -> dict[str, Images]:
+        """Return what is evaluated after an epoch: the held-out images, if any, and the test's."""
+        parts = {"val": splits.val, "test": splits.test}
+        return {name: self.images(part, dataset) for name, part in parts.items() if part}
+
+    def metrics(self, dataset: Dataset) -> dict[str, Measure]:
+        """Return what the run measures beside loss and accuracy; raise a UserError."""
+        return build_metrics(replace(self.config, dataset=dataset), self.device)
 
     def note_memory(self) -> None:
         """Record the most bytes so far: resident in this process, and reserved on the device.

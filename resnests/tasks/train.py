@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from resnests.config.recipe import recipe_hash
+from resnests.config.schema import Config
 from resnests.data.pipelines import build_pipeline
 from resnests.errors import Interrupted
 from resnests.models.weights import save_weights
 from resnests.runs.directory import RunDirectory
+from resnests.runs.metrics import note_metrics
 from resnests.runs.record import METRICS, Record
+from resnests.tasks.measure import is_only_measured, measure
 from resnests.tasks.run import Run
 from resnests.text import epoch_line
 from resnests.training.checkpoint import Checkpoints, load_checkpoint
 from resnests.training.loop import State, Training, fit
 from resnests.training.numerics import move
+from resnests.training.objectives import build_loss
 from resnests.training.optim import build_optimizer
 
 log = logging.getLogger(__name__)
@@ -28,8 +32,12 @@ log = logging.getLogger(__name__)
 def train(run: Run) -> None:
     """Train the run's network to its last epoch, and write its final weights."""
     config, directory, device = run.config, run.directory, run.device
+    if is_only_measured(directory, config):
+        return measure(run)
     splits, dataset, model = run.prepare()
     move(model, device, config.trainer)
+    loss = build_loss(replace(config, dataset=dataset), splits.train.labels, device)
+    metrics = run.metrics(dataset)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     run.begin()
     identity = {"recipe": recipe_hash(config), "seed": config.seed, "variant": config.variant.name}
@@ -41,7 +49,7 @@ def train(run: Run) -> None:
         checkpoints.save({"identity": identity, "state": asdict(state)} | values)
 
     def epoch_done(state: State) -> None:
-        _note(run.record, state)
+        _note(run.record, state, config)
         directory.write_history(state.history)
         log.info("%s", epoch_line(state.history[-1], config.trainer.epochs))
         done = state.epoch - 1
@@ -51,17 +59,15 @@ def train(run: Run) -> None:
             save(state)
 
     _warn_of_past_epochs(run, state)
-    _note(run.record, state)
+    _note(run.record, state, config)
     directory.write_history(state.history)
     directory.write_record(run.record)  # after it, as its parameters say whose history that is
     pipeline = build_pipeline(config, dataset, splits.train, device)
-    held_out = {"val": splits.val, "test": splits.test}
-    evaluations = {
-        name: run.images(part, dataset) for name, part in held_out.items() if part is not None
-    }
+    evaluations = run.evaluations(splits, dataset)
     training = Training(
-        config, model, optimizer, pipeline, evaluations, run.report, epoch_done, run.should_stop
-    )
+        config, model, optimizer, pipeline, evaluations, run.report, epoch_done, run.should_stop,
+        loss, metrics,
+    )  # fmt: skip
     try:
         fit(training, state)
     except Interrupted:
@@ -99,10 +105,11 @@ def _warn_of_past_epochs(run: Run, state: State) -> None:
             log.warning("the weights of epoch %d are not kept: %s", epoch, reason)
 
 
-def _note(record: Record, state: State) -> None:
+def _note(record: Record, state: State, config: Config) -> None:
     """Bring the record up to the epochs that are done."""
     record.epochs = state.epoch - 1
     if state.history:
+        note_metrics(record, state.history[-1], config)
         for name in METRICS:
             setattr(record, name, state.history[-1].get(name))
         record.seconds = round(sum(row["seconds"] for row in state.history), 3)

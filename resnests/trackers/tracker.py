@@ -114,6 +114,8 @@ def final_metrics(record: Record) -> Row:
     values = {name: getattr(record, name) for name in FINAL_METRICS}
     if record.task == "evaluate":
         del values["epochs"]  # given weights have no training of ours
+    for name, found in record.metrics.items():
+        values |= {f"{k}_{name}": found[k] for k in ("val", "test") if k in found}
     return {name: value for name, value in values.items() if value is not None}
 
 

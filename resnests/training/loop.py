@@ -7,18 +7,19 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnests.config.schema import Config
 from resnests.data.pipelines import Batch, Images, Pipeline
 from resnests.errors import Interrupted
 from resnests.training.generators import generator_states, restore_generators
+from resnests.training.objectives import Criterion, Measure
 from resnests.training.optim import learning_rate, set_learning_rate
 from resnests.training.step import Step, add_totals, autocast, zero_totals
 
@@ -57,6 +58,8 @@ class Training:
     report: Callable[[dict[str, Any]], None]  # called about once a second
     epoch_done: Callable[[State], None]  # the state is that before the next epoch
     should_stop: Callable[[], bool]  # asked at every step boundary
+    loss: Criterion = F.cross_entropy
+    metrics: Mapping[str, Measure] = field(default_factory=dict)  # of evaluations
 
     def rate(self, state: State, step: int) -> float:
         """Return the learning rate of `step` in the epoch of `state`."""
@@ -69,7 +72,7 @@ def fit(training: Training, state: State) -> None:
     boundary.
     """
     trainer, pipeline = training.config.trainer, training.pipeline
-    step = Step(training.model, trainer)
+    step = Step(training.model, trainer, training.loss)
     progress = _Progress(training, state)
     restore_generators(state.generators, step.device)
     while state.epoch <= trainer.epochs:
@@ -142,28 +145,40 @@ def _evaluate_all(training: Training, state: State, progress: _Progress) -> dict
     progress.show("evaluating")
     for prefix, split in training.evaluations.items():
         precision = training.config.trainer.precision
-        loss, accuracy = evaluate(training.model, split, precision, training.should_stop)
-        _require_finite(loss, f"{prefix} loss", state.epoch)
-        columns |= {f"{prefix}_loss": loss, f"{prefix}_accuracy": accuracy}
+        found = evaluate(training.model, split, precision, training.should_stop, training.metrics)
+        _require_finite(found["loss"], f"{prefix} loss", state.epoch)
+        columns |= {f"{prefix}_{name}": value for name, value in found.items()}
     return columns
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, split: Images, precision: str, should_stop: Callable[[], bool] = lambda: False
-) -> tuple[float, float]:
-    """Return the mean cross-entropy and the accuracy in percent; raise Interrupted."""
+    model: nn.Module,
+    split: Images,
+    precision: str,
+    should_stop: Callable[[], bool] = lambda: False,
+    metrics: Mapping[str, Measure] | None = None,
+) -> dict[str, float]:
+    """Return the mean cross-entropy as `loss`, the accuracy in percent, and what `metrics` give of
+    all logits; raise Interrupted.
+    """
     model.eval()
     device = split.labels.device
     totals = zero_totals(device)
+    kept: list[Tensor] = []
     for images, labels in split.batches():
         if should_stop():
             raise Interrupted
         with autocast(device, precision):
             logits = model(images)
+        if metrics:
+            kept.append(logits.float())
         add_totals(totals, F.cross_entropy(logits.float(), labels, reduction="sum"), logits, labels)
     loss, correct = totals.tolist()
-    return loss / len(split), 100 * correct / len(split)
+    found = {"loss": loss / len(split), "accuracy": 100 * correct / len(split)}
+    return found | {
+        name: measure(torch.cat(kept), split.labels) for name, measure in (metrics or {}).items()
+    }
 
 
 class _Progress:

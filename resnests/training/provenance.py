@@ -34,7 +34,8 @@ def collect(device: torch.device, config: Config) -> Provenance:
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     if device.type == "cuda":
         versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    targets = [target for name in PARTS for target in targets_of(getattr(config, name))]
+    parts = [*(getattr(config, name) for name in PARTS), *config.metric_parts()]
+    targets = [target for part in parts for target in targets_of(part)]
     versions |= brought_versions(targets)
     commit, dirty = code_version()
     return Provenance(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from resnests.config.schema import Trainer
 from resnests.errors import CaptureFailed, UserError
 from resnests.training.generators import drawn_on_host, generator_states, restore_generators
+from resnests.training.objectives import Criterion
 
 log = logging.getLogger(__name__)
 WARM_UP = 3  # steps before a capture: in them kernels are chosen and workspaces allocated
@@ -47,8 +48,10 @@ class Step:
     operations one by one.
     """
 
-    def __init__(self, model: nn.Module, trainer: Trainer) -> None:
-        self.model, self.trainer = model, trainer
+    def __init__(
+        self, model: nn.Module, trainer: Trainer, loss: Criterion = F.cross_entropy
+    ) -> None:
+        self.model, self.trainer, self.loss = model, trainer, loss
         self.device = next(model.parameters()).device
         self.totals = zero_totals(self.device)
         self.network: Network = torch.compile(model, dynamic=False) if trainer.compile else model
@@ -77,8 +80,7 @@ class Step:
         try:
             with autocast(self.device, self.trainer.precision):
                 logits = network(images)
-            smoothing = self.trainer.label_smoothing
-            loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+            loss = self.loss(logits.float(), labels)
             loss.backward()
         except RuntimeError as error:
             if network is self.model or not isinstance(

@@ -1,0 +1,50 @@
+"""What a run measured beside loss and accuracy, and whether that is what a command asks for.
+
+Metrics change no number of a training, so they are no part of its recipe. A finished run that lacks
+one, or has it by another definition, is measured again with the weights that it has. No torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+from resnests.config.schema import Config
+from resnests.config.targets import code_digest
+from resnests.runs.history import HISTORY
+from resnests.runs.record import Record
+
+
+def definitions(config: Config) -> dict[str, str]:
+    """Return what tells how each metric of `config` is measured: its keys and its source."""
+    return {
+        part.name: hashlib.sha256(
+            json.dumps([asdict(part), code_digest(part)]).encode()
+        ).hexdigest()[:8]
+        for part in config.metric_parts()
+    }
+
+
+def lacks_metrics(record: Record, config: Config) -> bool:
+    """Return whether a complete run has not all that `config` asks for, or has it otherwise."""
+    asked = definitions(config) if record.status == "complete" else {}
+    return any(
+        record.metrics.get(name, {}).get("definition") != definition
+        for name, definition in asked.items()
+    )
+
+
+def note_metrics(record: Record, row: dict[str, Any], config: Config) -> None:
+    """Put on record what a row of the history has beside HISTORY's columns.
+
+    JSON has no nan: what is none of the numbers, such as an AUROC of one class, is None.
+    """
+    known = definitions(config)
+    for column in row.keys() - {*HISTORY}:
+        split, _, name = column.partition("_")
+        value = row[column] if math.isfinite(row[column]) else None
+        entry = record.metrics.setdefault(name, {})
+        entry |= {split: value} | ({"definition": known[name]} if name in known else {})
