@@ -164,11 +164,22 @@ class Optimizer(Component):
     per_step: bool = False  # whether the cosine falls with every step, not with every epoch
     warmup: float = 0.0
     clip_norm: float | None = None  # gradients are scaled down to this norm of all together
+    # of some parameters: {match: pattern of names, lr: ..., weight_decay: ...}; the first that
+    # matches holds
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    decay_norms: bool = True  # false: none for biases and norms, which have one dimension
 
     def __post_init__(self) -> None:
         if self.target is None:
             require_one_of("optimizer.name", self.name, OPTIMIZERS)
             self._check_own_values()
+        for group in self.groups:
+            expected = "{match: pattern, and lr, weight_decay or another key of the optimizer}"
+            ok = isinstance(group.get("match"), str) and len(group) > 1
+            require(ok, "optimizer.groups", group, expected)
+            lr = group.get("lr", self.lr)
+            ok = isinstance(lr, int | float) and is_positive(lr)
+            require(ok, "optimizer.groups.lr", lr, "a positive number")
         for key in ("lr", "gamma", "clip_norm"):
             value = getattr(self, key)
             ok = (value is None and key == "clip_norm") or is_positive(value)

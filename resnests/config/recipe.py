@@ -28,6 +28,7 @@ MEASURING_KEYS = ("dataset.train_limit", "dataset.val_fraction")
 # Keys of Config.digests, and all but the second of recipes too: of a file of weights; of the file
 # that a folder of weights has for the seed of a run; of images that have no checksums; and, after
 # the name of a component, of its source.
+INIT = "init.sha256"  # of the file that a training starts from, in the place of its name
 WEIGHTS, WEIGHTS_OF_SEED, IMAGES = "weights.sha256", "weights.of_seed", "dataset.images.sha256"
 CODE = "code"
 
@@ -43,6 +44,8 @@ def recipe_values(config: Config) -> dict[str, Any]:
     values = _identifying(config, "")
     for key in ("seed", "dataset.name", "arch.name", "variant.name"):
         del values[key]
+    if INIT in values:
+        del values["init.weights"]
     moved = moved_milestones(config.optimizer.milestones, config.trainer.epochs)
     if moved is not None:
         values[MOVED] = moved

@@ -68,6 +68,10 @@ class Trainer:
     # autocast, the fastest where the hardware has it (docs/speed.md).
     precision: str = "fp32"
     label_smoothing: float = 0.0  # share of the target that is spread over all classes
+    # ends after so many epochs without a better accuracy on the held-out images; null: never
+    patience: int | None = None
+    # decay of a running mean of the weights, which is evaluated beside them, such as 0.999
+    ema: float | None = None
     device: str = unhashed("auto")
     # null: on CPU, where it is 1.2 to 1.4x as fast, and CUDA
     channels_last: bool | None = unhashed(None)
@@ -87,6 +91,10 @@ class Trainer:
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "eval_every"):
             require(getattr(self, key) >= 1, f"trainer.{key}", getattr(self, key), "at least 1")
+        ok = self.patience is None or self.patience >= 1
+        require(ok, "trainer.patience", self.patience, "at least 1 epoch, or null")
+        ok = self.ema is None or 0 < self.ema < 1
+        require(ok, "trainer.ema", self.ema, "above 0 and below 1, such as 0.999, or null")
         every, expected = self.checkpoint_every, "at least 1, or null"
         require(every is None or every >= 1, "trainer.checkpoint_every", every, expected)
         ok = all(1 <= epoch <= self.epochs for epoch in self.keep_epochs)
@@ -98,6 +106,22 @@ class Trainer:
         kind, colon, index = self.device.partition(":")
         ok = index.isdigit() and kind == "cuda" if colon else kind in ("auto", "cpu", "cuda", "mps")
         require(ok, "trainer.device", self.device, "auto, cpu, cuda, cuda:N or mps")
+
+
+@dataclass
+class Init:
+    """Says where a training starts from, other than what its seed draws."""
+
+    # a file, a run's directory, timm/NAME, or one of torchvision's such as
+    # ResNet18_Weights.IMAGENET1K_V1; a file is told apart by its content
+    weights: str | None = None
+    strict: bool = True  # all must fit, but for a head of another number of classes
+    freeze: list[str] = field(default_factory=list)  # patterns of parameters that are not trained
+
+    def __post_init__(self) -> None:
+        self.weights = self.weights and os.path.expanduser(self.weights)
+        ok = self.strict or self.weights is not None
+        require(ok, "init.strict", self.strict, "true without init.weights")
 
 
 @dataclass
@@ -159,6 +183,7 @@ class Config:
     pipeline: Pipeline
     seed: int
     loss: Loss = field(default_factory=Loss)
+    init: Init = field(default_factory=Init)
     trainer: Trainer = field(default_factory=Trainer)
     devices: Devices = field(default_factory=Devices, metadata={"unhashed": True})
     sweep: Sweep = field(default_factory=Sweep, metadata={"unhashed": True})
@@ -215,6 +240,11 @@ class Config:
         self.metric_parts()
         ok = not self.metrics or self.task in ("train", "evaluate", "tune")
         require(ok, "metrics", ", ".join(self.metrics), f"none, as task={self.task} has no such")
+        ok = self.trainer.patience is None or self.dataset.val_fraction > 0
+        expected = "null without dataset.val_fraction, as the test set decides nothing"
+        require(ok, "trainer.patience", self.trainer.patience, expected)
+        ok = self.task != "evaluate" or self.init == Init()
+        require(ok, "init", self.init.weights or self.init.freeze, "none with task=evaluate")
         ok = self.loss.target is None or self.trainer.label_smoothing == 0
         expected = "0 beside loss._target_, among whose keys it may be"
         require(ok, "trainer.label_smoothing", self.trainer.label_smoothing, expected)

@@ -34,18 +34,24 @@ def load_weights(path: Path, model: torch.nn.Module) -> None:
     """Put the state dict in `path` into `model`; a UserError lists every name and shape that
     does not fit.
     """
-    try:
-        weights = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
-    except UnsoundFile as error:
-        raise UserError(f"weights={path}: {error}") from error
-    if not isinstance(weights, dict) or not all(
-        isinstance(value, Tensor) for value in weights.values()
-    ):
-        raise UserError(f"weights={path}: expected a plain state dict of tensors")
+    weights = read_weights(path)
     if problems := _misfits(weights, model.state_dict()):
         expected = "the names and shapes of arch and variant"
         raise UserError(f"weights={path}: expected {expected}, but {'; '.join(problems)}")
     model.load_state_dict(weights)
+
+
+def read_weights(path: Path, key: str = "weights") -> dict[str, Tensor]:
+    """Return the state dict in `path`, the value of `key`; raise a UserError."""
+    try:
+        weights = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    except UnsoundFile as error:
+        raise UserError(f"{key}={path}: {error}") from error
+    if not isinstance(weights, dict) or not all(
+        isinstance(value, Tensor) for value in weights.values()
+    ):
+        raise UserError(f"{key}={path}: expected a plain state dict of tensors")
+    return weights
 
 
 def _misfits(weights: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:

@@ -16,12 +16,12 @@ from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
-from resnests.config.recipe import CODE, IMAGES, WEIGHTS, WEIGHTS_OF_SEED
+from resnests.config.recipe import CODE, IMAGES, INIT, WEIGHTS, WEIGHTS_OF_SEED
 from resnests.config.schema import PARTS, Config
 from resnests.config.targets import code_digest, update_digest
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
-from resnests.runs.weights import weights_file
+from resnests.runs.weights import init_file, weights_file
 
 
 def with_digests(configs: Sequence[Config]) -> list[Config]:
@@ -64,6 +64,8 @@ class Digester:
     def digests(self, config: Config, images: bool = True) -> dict[str, str]:
         """Return the digests of `config` by the keys that they have in a recipe."""
         found = {f"{group}.{CODE}": self._code(config, group) for group in PARTS}
+        if config.task != "evaluate" and (start := init_file(config.init)) is not None:
+            found[INIT] = self._weights(start)
         found[IMAGES] = self._images(config) if images else None
         if _is_given(config):
             in_folder = Path(str(config.weights)).is_dir()
@@ -128,5 +130,7 @@ def _source(config: Config, key: str) -> str:
     """Return what a user calls the source or the weights of a digest."""
     if key in (WEIGHTS, WEIGHTS_OF_SEED):
         return f"weights={weights_file(config)}"
+    if key == INIT:
+        return f"init.weights={config.init.weights}"
     group = key.rpartition(".")[0]
     return f"the source of {group}._target_={getattr(config, group).target}"

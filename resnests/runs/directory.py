@@ -88,6 +88,7 @@ class RunDirectory:
     checkpoint_file = _file("checkpoint.pt")
     previous_checkpoint_file = _file("checkpoint.previous.pt")
     weights_file = _file("model.pt")
+    averaged_weights_file = _file("model_ema.pt")
     log_file = _file("run.log")
     lock_file = _file("run.lock")
     analysis_file = _file("analysis.json")

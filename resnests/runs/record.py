@@ -111,6 +111,7 @@ class Record(Document):
     recipe: str
     recipe_values: dict  # see config/recipe.py
     parameters: int | None = None  # trainable ones
+    frozen_parameters: int | None = None  # that init.freeze keeps as they are
     epochs: int = 0  # that are done
     train_loss: float | int | None = None  # of the last epoch, mean cross-entropy in nats
     train_accuracy: float | int | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from resnests.config.schema import Config
+from resnests.config.schema import Config, Init
 from resnests.config.targets import update_digest
 from resnests.errors import UserError, require
 from resnests.paper import official_name
@@ -33,6 +33,13 @@ def weights_file(config: Config) -> Path:
     if not path.is_file():
         raise UserError(f"weights={config.weights}: there is no file {path}")
     return path
+
+
+def init_file(init: Init) -> Path | None:
+    """Return the file that init.weights names, None where it is the name of published weights."""
+    path = Path(str(init.weights))
+    path = path / "model.pt" if path.is_dir() else path
+    return path if init.weights is not None and path.is_file() else None
 
 
 def require_analysable(config: Config) -> None:

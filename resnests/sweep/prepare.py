@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from resnests.config.schema import PARTS, config_dict
+from resnests.config.schema import PARTS, Config, Init, config_dict
 from resnests.data.splits import is_ready
 from resnests.environment import python_path
 from resnests.errors import UserError
@@ -36,12 +36,20 @@ def try_parts(runs: Sequence[Run]) -> None:
     for run in runs:
         config = run.config
         parts = [getattr(config, name) for name in PARTS]
-        own = any(part.target is not None for part in parts) or config.metrics or config.loss.weight
-        if own or config.dataset.source == "images":
-            key = repr([*parts, config.trainer, config.pipeline, config.task, config.metrics])
+        own = any(part.target is not None for part in parts)
+        if own or _is_particular(config) or config.dataset.source == "images":
+            key = repr(
+                [*parts, config.trainer, config.pipeline, config.task, config.metrics, config.init]
+            )
             tried[key] = config_dict(config)
     if tried:
         _run_module("resnests.tasks.preflight", given=json.dumps(list(tried.values())))
+
+
+def _is_particular(config: Config) -> bool:
+    """Return whether a configuration without parts of the user's has what only a trial can tell."""
+    optimizer = config.optimizer
+    return bool(config.metrics or config.loss.weight or config.init != Init() or optimizer.groups)
 
 
 def _warn_of_missing(logger: dict[str, Any]) -> None:

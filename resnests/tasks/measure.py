@@ -34,14 +34,19 @@ def measure(run: Run) -> None:
     assert record is not None
     rows = directory.history_rows()
     splits, dataset, model = run.prepare()
-    load_weights(directory.weights_file, model)
     move(model, run.device, config.trainer)
     metrics = run.metrics(dataset)
     run.report({"state": "evaluating"})
     measured: dict[str, float] = {}
-    for split, images in run.evaluations(splits, dataset).items():
-        found = loop.evaluate(model, images, config.trainer.precision, run.should_stop, metrics)
-        measured |= {f"{split}_{name}": found[name] for name in metrics}
+    files = {"": directory.weights_file}
+    if config.trainer.ema:
+        files["ema_"] = directory.averaged_weights_file
+    evaluations, precision = run.evaluations(splits, dataset), config.trainer.precision
+    for kind, file in files.items():
+        load_weights(file, model)
+        for split, images in evaluations.items():
+            found = loop.evaluate(model, images, precision, run.should_stop, metrics)
+            measured |= {f"{split}_{kind}{name}": found[name] for name in metrics}
     note_metrics(record, measured, config)
     record.config["metrics"] = config.metrics
     if rows:

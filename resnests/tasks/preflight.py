@@ -31,8 +31,9 @@ from resnests.tasks.classes import require_same_classes
 from resnests.training.loop import evaluate
 from resnests.training.numerics import move, set_numerics
 from resnests.training.objectives import build_loss, build_metrics
-from resnests.training.optim import build_optimizer
+from resnests.training.optim import build_optimizer, parameter_groups
 from resnests.training.step import autocast
+from resnests.training.warm_start import warm_start
 
 
 def check(config: Config, splits: Splits, device: torch.device, quick: bool = False) -> None:
@@ -46,6 +47,7 @@ def check(config: Config, splits: Splits, device: torch.device, quick: bool = Fa
     config = replace(config, dataset=dataset)  # with its number of classes
     size = splits.train.images.shape[1:3]
     model = initial_model(config.arch, config.variant, dataset.class_count, config.seed, size)
+    warm_start(model, config, dataset.class_count)
     count_parameters(model)
     move(model, device, config.trainer)
     if config.task in ("train", "tune") or config.analysis.train:
@@ -67,7 +69,7 @@ def _check_training(
     config: Config, model: nn.Module, train: Split, device: torch.device, quick: bool
 ) -> None:
     """Train on a full batch, and on one of the size of the last."""
-    optimizer = build_optimizer(config.optimizer, model.parameters())
+    optimizer = build_optimizer(config.optimizer, parameter_groups(config.optimizer, model))
     loss = build_loss(config, train.labels, device)
     build_pipeline(config, config.dataset, train.take(slice(2)), device)
     count, batch_size = len(train), config.trainer.batch_size

@@ -23,6 +23,7 @@ from resnests.runs.record import Record
 from resnests.training.numerics import arithmetic, set_numerics
 from resnests.training.objectives import Measure, build_metrics
 from resnests.training.provenance import peak_memory
+from resnests.training.warm_start import warm_start
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ class Run:
             for name in ("train", "val", "test")
             if (split := getattr(splits, name)) is not None
         }
+        if config.task == "train":
+            warm_start(model, config, dataset.class_count)
         record.parameters = count_parameters(model)
+        frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+        record.frozen_parameters = frozen or None
         if config.digests:  # the source, which was imported since the worker asked
             require_unchanged(config)
         return splits, dataset, model

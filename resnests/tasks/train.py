@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from resnests.config.recipe import recipe_hash
 from resnests.config.schema import Config
@@ -24,7 +25,7 @@ from resnests.training.checkpoint import Checkpoints, load_checkpoint
 from resnests.training.loop import State, Training, fit
 from resnests.training.numerics import move
 from resnests.training.objectives import build_loss
-from resnests.training.optim import build_optimizer
+from resnests.training.optim import averaged_model, build_optimizer, parameter_groups
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +39,17 @@ def train(run: Run) -> None:
     move(model, device, config.trainer)
     loss = build_loss(replace(config, dataset=dataset), splits.train.labels, device)
     metrics = run.metrics(dataset)
-    optimizer = build_optimizer(config.optimizer, model.parameters())
+    optimizer = build_optimizer(config.optimizer, parameter_groups(config.optimizer, model))
+    averaged = averaged_model(model, config.trainer.ema)
     run.begin()
     identity = {"recipe": recipe_hash(config), "seed": config.seed, "variant": config.variant.name}
-    state = _resume(directory, identity, model, optimizer)
+    state = _resume(directory, identity, model, optimizer, averaged)
     checkpoints = Checkpoints(directory, config.trainer.checkpoint_every)
 
     def save(state: State) -> None:
         values = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        if averaged:
+            values["averaged"] = averaged.state_dict()
         checkpoints.save({"identity": identity, "state": asdict(state)} | values)
 
     def epoch_done(state: State) -> None:
@@ -66,7 +70,7 @@ def train(run: Run) -> None:
     evaluations = run.evaluations(splits, dataset)
     training = Training(
         config, model, optimizer, pipeline, evaluations, run.report, epoch_done, run.should_stop,
-        loss, metrics,
+        loss, metrics, averaged,
     )  # fmt: skip
     try:
         fit(training, state)
@@ -78,6 +82,8 @@ def train(run: Run) -> None:
     finally:
         run.note_memory()
     save_weights(directory.weights_file, model)
+    if averaged:
+        save_weights(directory.averaged_weights_file, averaged.module)
 
 
 def _resume(
@@ -85,6 +91,7 @@ def _resume(
     identity: dict[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    averaged: AveragedModel | None,
 ) -> State:
     """Put the latest sound checkpoint into model and optimizer; return the state to go on from."""
     checkpoint = load_checkpoint(directory, identity)
@@ -92,6 +99,8 @@ def _resume(
         return State()
     model.load_state_dict(checkpoint["model"])
     optimizer.load_state_dict(checkpoint["optimizer"])
+    if averaged:
+        averaged.load_state_dict(checkpoint["averaged"])
     state = State(**checkpoint["state"])
     log.info("resuming in epoch %d after step %d", state.epoch, state.step)
     return state

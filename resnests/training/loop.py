@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
-from resnests.config.schema import Config
+from resnests.config.schema import Config, Trainer
 from resnests.data.pipelines import Batch, Images, Pipeline
 from resnests.errors import Interrupted
 from resnests.training.generators import generator_states, restore_generators
@@ -60,6 +61,7 @@ class Training:
     should_stop: Callable[[], bool]  # asked at every step boundary
     loss: Criterion = F.cross_entropy
     metrics: Mapping[str, Measure] = field(default_factory=dict)  # of evaluations
+    averaged: AveragedModel | None = None  # of the weights, evaluated beside them
 
     def rate(self, state: State, step: int) -> float:
         """Return the learning rate of `step` in the epoch of `state`."""
@@ -75,7 +77,7 @@ def fit(training: Training, state: State) -> None:
     step = Step(training.model, trainer, training.loss)
     progress = _Progress(training, state)
     restore_generators(state.generators, step.device)
-    while state.epoch <= trainer.epochs:
+    while state.epoch <= trainer.epochs and not is_exhausted(trainer, state):
         _train_epoch(training, step, state, progress)
         row = {
             "epoch": state.epoch,
@@ -97,6 +99,15 @@ def fit(training: Training, state: State) -> None:
         training.epoch_done(state)
 
 
+def is_exhausted(trainer: Trainer, state: State) -> bool:
+    """Return whether the accuracy on held-out images has not risen for trainer.patience epochs."""
+    rows = [row for row in state.history if "val_accuracy" in row]
+    if trainer.patience is None or not rows:
+        return False
+    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of equals
+    return rows[-1]["epoch"] - best["epoch"] >= trainer.patience
+
+
 def _train_epoch(training: Training, step: Step, state: State, progress: _Progress) -> None:
     """Train from state.step to the end of the epoch. Between two reports nothing waits for the
     device.
@@ -112,6 +123,8 @@ def _train_epoch(training: Training, step: Step, state: State, progress: _Progre
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         optimizer.step()
+        if training.averaged:
+            training.averaged.update_parameters(model)
         state.step += 1
         if progress.is_due():
             state.totals = step.totals.tolist()
@@ -143,11 +156,15 @@ def _evaluate_all(training: Training, state: State, progress: _Progress) -> dict
     """Return the columns that the evaluations add to the history; raise Diverged or Interrupted."""
     columns: dict[str, float] = {}
     progress.show("evaluating")
-    for prefix, split in training.evaluations.items():
-        precision = training.config.trainer.precision
-        found = evaluate(training.model, split, precision, training.should_stop, training.metrics)
-        _require_finite(found["loss"], f"{prefix} loss", state.epoch)
-        columns |= {f"{prefix}_{name}": value for name, value in found.items()}
+    networks = {"": training.model}
+    if training.averaged:
+        networks["ema_"] = training.averaged.module
+    precision, measures = training.config.trainer.precision, training.metrics
+    for kind, network in networks.items():
+        for prefix, split in training.evaluations.items():
+            found = evaluate(network, split, precision, training.should_stop, measures)
+            _require_finite(found["loss"], f"{prefix} {kind}loss", state.epoch)
+            columns |= {f"{prefix}_{kind}{name}": value for name, value in found.items()}
     return columns
 
 

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch.nn import Parameter
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resnests.config.parts import Optimizer
 from resnests.config.schedule import milestone_epochs
 from resnests.config.targets import accepts, build
-from resnests.errors import UserError
+from resnests.errors import UserError, require
 
 
-def build_optimizer(optimizer: Optimizer, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
-    """Return the update rule. Weight decay applies to every parameter, as officially."""
+def build_optimizer(optimizer: Optimizer, parameters: Iterable[Any]) -> torch.optim.Optimizer:
+    """Return the update rule of `parameters`, or of groups of them; raise a UserError.
+
+    Weight decay applies to every parameter, as officially, unless a group says otherwise.
+    """
+    built = _built(optimizer, parameters)
+    for group in optimizer.groups:
+        known = sorted({"match", *built.defaults})
+        for key in group:
+            expected = f"a key of the optimizer ({', '.join(known)})"
+            require(key in known, f"optimizer.groups.{key}", group[key], expected)
+    return built
+
+
+def _built(optimizer: Optimizer, parameters: Iterable[Any]) -> torch.optim.Optimizer:
     if optimizer.target is not None:
         return _own(optimizer, parameters)
     values: dict[str, Any] = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
@@ -25,6 +40,39 @@ def build_optimizer(optimizer: Optimizer, parameters: Iterable[Parameter]) -> to
         return torch.optim.SGD(parameters, **values)
     values["betas"] = tuple(optimizer.betas or ())
     return torch.optim.AdamW(parameters, **values)
+
+
+def parameter_groups(optimizer: Optimizer, model: nn.Module) -> list[Any]:
+    """Return what is trained of `model`: its parameters, or where they are not treated alike,
+    groups of them as torch.optim takes them; raise a UserError.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not optimizer.groups and optimizer.decay_norms:
+        return list(named.values())
+    found: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in named.items():
+        matches = (i for i, g in enumerate(optimizer.groups) if fnmatchcase(name, g["match"]))
+        place = next(matches, -1)
+        plain = parameter.ndim <= 1 and not optimizer.decay_norms
+        given = dict(optimizer.groups[place]) if place >= 0 else {}
+        given.pop("match", None)
+        values = ({"weight_decay": 0.0} if plain else {}) | given
+        # What the schedule gives is multiplied by it; torch keeps it in its state.
+        values["lr_scale"] = values.get("lr", optimizer.lr) / optimizer.lr
+        group = found.setdefault((place, plain), values | {"params": []})
+        group["params"].append(parameter)
+    for place, group in enumerate(optimizer.groups):
+        ok = any(place == index for index, _ in found)
+        expected = f"a pattern of trained parameters, such as {next(iter(named))}"
+        require(ok, "optimizer.groups", group["match"], expected)
+    return list(found.values())
+
+
+def averaged_model(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """Return a copy of `model` that is to be the running mean of its weights and statistics."""
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
 def learning_rate(
@@ -46,12 +94,12 @@ def learning_rate(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the rate of every group of parameters."""
+    """Set the rate of every group of parameters, in proportion to its own."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
-def _own(optimizer: Optimizer, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
+def _own(optimizer: Optimizer, parameters: Iterable[Any]) -> torch.optim.Optimizer:
     """Return what optimizer._target_ builds, with those of our keys that are set."""
     ours = {
         "weight_decay": optimizer.weight_decay,
