@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from resnests import __version__
-from resnests.config.compose import conf_dir, in_one_line, register, require_words
+from resnests.config.compose import conf_dir, hydras_own, in_one_line, register, require_words
 from resnests.config.flags import in_hydras_order
 from resnests.config.schema import config_from
 from resnests.environment import RUN
@@ -120,6 +120,12 @@ def _main() -> None:
         if wants_all:
             raise
         print(f"error: {in_one_line(error)}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except Exception as error:
+        line = None if wants_all else hydras_own(error, sys.argv[1:])
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(USER_ERROR)
     sys.exit(protocol.exit_status)
 

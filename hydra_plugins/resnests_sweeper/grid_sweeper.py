@@ -51,7 +51,7 @@ class GridSweeper(BasicSweeper):
         def launch(numbers: list[int], allocation: Allocation, folder: SweepFolder) -> None:
             launch_jobs(launcher, jobs, numbers, allocation, folder)
 
-        return run_sweep(self._on_cluster(self._configs(jobs)), launch)
+        return run_sweep(_limited(self._on_cluster(self._configs(jobs)), launcher), launch)
 
     def _on_cluster(self, configs: list[Config]) -> list[Config]:
         """Return `configs`, in which a launcher that hands runs to Slurm is a cluster."""
@@ -85,6 +85,9 @@ class GridSweeper(BasicSweeper):
         expected = "joblib for task=tune, which trains on its own host; the same command on other "
         expected += "hosts shares the study"
         require(name == "joblib", "hydra/launcher", name, expected)
+        at_once = self.config.hydra.launcher.n_jobs
+        expected = "-1 with task=tune, where devices.slots is the limit"
+        require(at_once == -1, "hydra.launcher.n_jobs", at_once, expected)
         space = Space(overrides, self.hydra_context.config_loader, self.config)
         return run_search(space, arguments)
 
@@ -96,6 +99,23 @@ class GridSweeper(BasicSweeper):
         assert self.config is not None
         grid = Grid(self.hydra_context.config_loader, self.config, jobs)
         return [grid.config(job) for job in progress(jobs, "composing")]
+
+
+def _limited(configs: list[Config], launcher: Any) -> list[Config]:
+    """Return `configs` with no more runs at once than the launcher was told."""
+    from resnests.errors import require
+
+    options = getattr(launcher, "joblib", {})  # of joblib's launcher alone
+    given = options.get("n_jobs", -1)
+    expected = "at least 1, or -1 for as many as there are devices for"
+    require(given == -1 or given >= 1, "hydra.launcher.n_jobs", given, expected)
+    bundle = options.get("batch_size", "auto")
+    expected = "auto, as each run is a job of its own"
+    require(bundle in ("auto", "1"), "hydra.launcher.batch_size", bundle, expected)
+    if given == -1 or configs[0].cluster is not None:
+        return configs
+    slots = min(given, configs[0].devices.slots or given)
+    return [replace(c, devices=replace(c.devices, slots=slots)) for c in configs]
 
 
 def _require_one_experiment(overrides: list[Override]) -> None:

@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import hydra
+import omegaconf
 from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -40,12 +44,12 @@ def register() -> None:
     ignored without a word.
     """
     store = ConfigStore.instance()
-    hydra = HydraConf()
-    hydra.defaults = [
+    node = HydraConf()
+    node.defaults = [
         {group: CHOICES.get(group, choice) for group, choice in entry.items()}
-        for entry in hydra.defaults
+        for entry in node.defaults
     ]
-    store.store(group="hydra", name="config", node=hydra, provider="resnests")
+    store.store(group="hydra", name="config", node=node, provider="resnests")
     store.store(name="schema", node=hydra_schema())
     store.store(group="hydra/sweeper", name="grid", node={"_target_": SWEEPER, "params": {}})
 
@@ -61,34 +65,59 @@ def require_words(words: Sequence[str]) -> None:
     """Raise a UserError for what Hydra refuses with a stack trace or without the mend, or takes for
     something else than text.
     """
-    parse = OverridesParser.create().parse_override
-    for word in words:
+    for before, word in zip(["", *words], words, strict=False):
         key, equals, text = word.lstrip("+").partition("=")
+        if not equals and before.startswith(tuple(f"{name}=" for name in _text_keys())):
+            mend = f"a value with a space needs quotes: {_quoted(f'{before} {word}')}"
+            if not word.startswith(("-", "~")):
+                raise UserError(f"{word}: expected KEY=VALUE; {mend}")
+        if word.startswith("~hydra"):
+            raise UserError(f"{word}: expected another choice, as Hydra works with each of its own")
         if not equals or word.startswith("-"):
             continue
         try:
-            value = parse(word).value()
+            value = OverridesParser.create().parse_override(word).value()
         except HydraException as error:
-            if "NoneType is incompatible" in str(error):
-                raise UserError(
-                    f"{word}: expected null outside of choice(): {key}=null,..."
-                ) from None
-            if "=" in text and "mismatched input '='" in str(error):
-                mend = f"quotes around a value with a '=': '{key}=\"{text}\"'"
-                raise UserError(f"{word}: expected {mend}") from None
-            if text.startswith("~"):
-                raise UserError(f"{word}: expected quotes: '{key}=\"{text}\"'") from None
+            _require_text(word, error)
             continue  # Hydra says it
-        if (conf_dir() / key).is_dir():
-            chosen: list[Any] = value.list if isinstance(value, ChoiceSweep) else [value]
-            bad = [one for one in chosen if one is None or isinstance(one, bool | int | float)]
-            expected = f"names of files in {key}/, in quotes where they could be numbers"
-            require(not bad, key, text, expected)
+        if (conf_dir() / key).is_dir() or key.split("/")[0] == "hydra":
+            _require_names(key, text, value)
         elif key in _text_keys():
             items = re.split(r"[,()\s]+", text)
             numbers = [one for one in items if one and _is_read_as_number(one)]
-            expected = f"text, which needs quotes as it could be a number: '{key}=\"{text}\"'"
+            mend = _quoted(f"{key}={text}")
+            expected = f"text, which needs quotes as it could be a number: {mend}"
             require(not numbers, key, text, expected)
+
+
+def _require_names(key: str, text: str, value: Any) -> None:
+    """Raise a UserError unless `value` of a group is a name, or several."""
+    chosen: list[Any] = value.list if isinstance(value, ChoiceSweep) else [value]
+    bad = [one for one in chosen if one is None or isinstance(one, bool | int | float | dict)]
+    expected = f"names of files in {key}/, in quotes where they could be numbers"
+    require(not bad, key, text, expected)
+
+
+def _require_text(word: str, error: HydraException) -> None:
+    """Raise a UserError where quotes, or a list, are what `word` lacks, which Hydra cannot read."""
+    key, _, text = word.lstrip("+").partition("=")
+    if "NoneType is incompatible" in str(error):
+        raise UserError(f"{word}: expected null outside of choice(): {key}=null,...") from None
+    quoted = _quoted(word)
+    try:
+        OverridesParser.create().parse_override(shlex.split(quoted)[0])
+    except HydraException:
+        return
+    # A value with brackets or quotes may be a list, a mapping or a sweep with a slip in it
+    if key in _text_keys() or not re.search(r"[][(){},'\"]", text):
+        raise UserError(f"{word}: expected quotes: {quoted}")
+
+
+def _quoted(word: str) -> str:
+    """Return `word` as one types it so that Hydra takes its value for text."""
+    key, _, text = word.partition("=")
+    escaped = re.sub(r'(\\*)"', r"\1\1\"", text)
+    return shlex.quote(f'{key}="{escaped}"')
 
 
 def _is_read_as_number(text: str) -> bool:
@@ -129,6 +158,19 @@ def in_one_line(error: Exception) -> str:
     known = _keys(OmegaConf.to_container(OmegaConf.structured(hydra_schema())))
     close = difflib.get_close_matches(unknown[1], known, 1, 0.8) if unknown else []
     return " ".join([*kept, *(f"(did you mean {key}?)" for key in close)])
+
+
+def hydras_own(error: Exception, words: Sequence[str]) -> UserError | None:
+    """Return a line for an error that Hydra makes of the words for itself, as of
+    hydra.launcher=null; None where it is not Hydra's, or nothing was asked of it.
+    """
+    asked = [word for word in words if re.match(r"[+~]*hydra[./=]", word)]
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    packages = [Path(module.__path__[0]) for module in (hydra, omegaconf)]
+    if not asked or not any(Path(raised_in).is_relative_to(package) for package in packages):
+        return None
+    reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+    return UserError(f"{' '.join(asked)}: refused by Hydra ({reason})")
 
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:

@@ -1,11 +1,14 @@
 """Configuration arrives as it was written, or is refused in one line before anything starts."""
 
 import json
+import shlex
 
 import pytest
 from helpers import make_config, tiny
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import configure_log
 
-from resnests.config.compose import require_words
+from resnests.config.compose import hydras_own, require_words
 from resnests.config.recipe import recipe_hash
 from resnests.config.schema import config_dict, config_from, part_from
 from resnests.errors import UserError
@@ -78,14 +81,54 @@ def test_a_partial_optimizer_is_what_is_made_of_all():
         ("runs_dir=~/x", """runs_dir=~/x: expected quotes: 'runs_dir="~/x"'"""),
         (
             "weights=runs/digits/seed=0/model.pt",
-            """quotes around a value with a '=': 'weights="runs/digits/seed=0/model.pt"'""",
+            """expected quotes: 'weights="runs/digits/seed=0/model.pt"'""",
         ),
+        ("dataset.root=/d/größe", """expected quotes: 'dataset.root="/d/größe"'"""),
+        ("dataset.root=/d/a(b)", r"""expected quotes: 'dataset.root="/d/a\(b\)"'"""),
+        ("+dataset.path=/d/a&b", r"""expected quotes: '\+dataset.path="/d/a&b"'"""),
+        ("hydra/launcher=null", "hydra/launcher=null: expected names of files in hydra/launcher/"),
+        ("+hydra/launcher=5", "hydra/launcher=5: expected names"),
+        ("hydra/sweeper={a:1}", "hydra/sweeper={a:1}: expected names"),
+        ("hydra=null", "hydra=null: expected names of files in hydra/"),
+        ("~hydra/launcher", "~hydra/launcher: expected another choice"),
     ],
 )
 def test_a_word_that_hydra_takes_for_something_else_is_refused(word, said):
     with pytest.raises(UserError, match=said) as caught:
         require_words(["-m", word])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["my leaves", 'größe & "so"', "it's", "a=b", "日本", 'a\\"b', "(1)", "~/ü"]
+)
+def test_a_value_is_read_as_it_was_typed_once_it_has_the_quotes_that_an_error_names(name):
+    parse = OverridesParser.create().parse_override
+    try:
+        require_words([f"dataset.root={name}"])
+        word = f"dataset.root={name}"
+    except UserError as error:
+        word = shlex.split(str(error).partition("expected quotes: ")[2])[0]
+    require_words([word])
+    assert parse(word).value() == name
+
+
+def test_a_word_that_was_the_end_of_another_is_named_with_the_quotes():
+    mend = """leaves: expected KEY=VALUE; .* quotes: 'dataset.root="/data/my leaves"'$"""
+    with pytest.raises(UserError, match=mend):
+        require_words(["dataset=images", "dataset.root=/data/my", "leaves", "seed=0"])
+    require_words(["--config-dir", "leaves", "dataset.root=/data/my", "~logger"])
+
+
+def test_what_hydra_makes_of_words_of_its_own_is_one_line():
+    with pytest.raises(AssertionError) as caught:
+        configure_log({}, None)
+    line = hydras_own(caught.value, ["seed=0", "hydra.verbose=null"])
+    assert str(line).startswith("hydra.verbose=null: refused by Hydra (AssertionError")
+    assert hydras_own(caught.value, ["seed=0"]) is None
+    with pytest.raises(KeyError) as caught:
+        {}["ours"]
+    assert hydras_own(caught.value, ["hydra.verbose=null"]) is None
 
 
 def test_words_that_mean_what_they_say_pass():

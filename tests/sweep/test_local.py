@@ -17,8 +17,10 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from hydra_plugins.resnests_sweeper.grid_sweeper import _limited
 from resnests.config.compose import register
 from resnests.config.schema import config_from
+from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.sweep.devices import allocate
 from resnests.sweep.executors import local
@@ -111,22 +113,23 @@ def test_locks_need_no_home(monkeypatch):
     assert _own_folder() == Path(tempfile.gettempdir()) / f"resnests-slots-{os.getuid()}"
 
 
-def test_a_launchers_own_limit_holds(runs, monkeypatch):
-    from resnests.sweep.executors.launcher import launch_jobs
+def test_a_launchers_own_limit_holds():
+    def slots(*overrides, **options):
+        launcher = SimpleNamespace(joblib=options)
+        return [one.devices.slots for one in _limited([tiny(*overrides)] * 2, launcher)]
 
-    monkeypatch.setattr("signal.pthread_sigmask", lambda *_: None)
-
-    asked = []
-    launcher = SimpleNamespace(
-        joblib={"n_jobs": 1},
-        hydra_context=SimpleNamespace(config_loader=None, callbacks=None),
-    )
-    launcher.launch = lambda jobs, initial_job_idx: asked.append(dict(launcher.joblib)) or []
-    allocation = SimpleNamespace(concurrent=4)
-    launch_jobs(launcher, [[]], [0], allocation, None)
-    launcher.joblib = {"n_jobs": -1}
-    launch_jobs(launcher, [[]], [0], allocation, None)
-    assert [one["n_jobs"] for one in asked] == [1, 4]
+    assert slots() == slots(n_jobs=-1, batch_size="auto") == [None, None]
+    assert slots(n_jobs=1) == [1, 1]
+    assert slots("devices.slots=2", n_jobs=3) == [2, 2]
+    for options, said in (
+        ({"n_jobs": 0}, "n_jobs=0: expected at least 1"),
+        ({"n_jobs": -2}, "n_jobs=-2: expected at least 1"),
+        ({"batch_size": "7"}, "batch_size=7: expected auto"),
+    ):
+        with pytest.raises(UserError, match=f"hydra.launcher.{said}"):
+            slots(**options)
+    (other,) = _limited([tiny()], object())  # of another launcher
+    assert other.devices.slots is None
 
 
 def test_what_no_log_can_take_is_printed(runs, monkeypatch, capfd):

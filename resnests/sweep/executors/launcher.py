@@ -41,10 +41,8 @@ def launch_jobs(
     # Ctrl-C by itself, and would complain in tracebacks of a terminal that is closed.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     if hasattr(launcher, "joblib"):
-        given = launcher.joblib["n_jobs"]  # -1 is its default
-        at_once = min(given, allocation.concurrent) if given > 0 else allocation.concurrent
         # One run a job: joblib would bundle runs where it finds the first ones short.
-        launcher.joblib |= {"n_jobs": at_once, "batch_size": 1}
+        launcher.joblib |= {"n_jobs": allocation.concurrent, "batch_size": 1}
     context = launcher.hydra_context
     loader: Any = SpecLoader(context.config_loader, folder)
     launcher.hydra_context = HydraContext(config_loader=loader, callbacks=context.callbacks)
