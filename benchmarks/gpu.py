@@ -17,7 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.process import Process, interleaved, ratio, table, together
 from benchmarks.subjects import Spec
+from resnests.config.schema import Trainer
 from resnests.models.resnet import build_model
+from resnests.training.numerics import set_numerics
 
 MODES = {  # trainer.compile, trainer.cuda_graph
     "operation by operation": (False, False),
@@ -52,7 +54,7 @@ def report(options: argparse.Namespace) -> None:
 
 def matmul_peak(device: str, precision: str, size: int = 8192) -> float:
     """FLOP/s of one large square matrix product: what the chip gives in practice."""
-    torch.backends.cuda.matmul.allow_tf32 = precision in ("tf32", "official")
+    set_numerics(Trainer(precision="tf32" if precision == "official" else precision))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []

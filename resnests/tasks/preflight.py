@@ -29,7 +29,7 @@ from resnests.errors import UserError, exit_status_of
 from resnests.models.resnet import count_parameters, initial_model
 from resnests.tasks.classes import require_same_classes
 from resnests.training.loop import evaluate
-from resnests.training.numerics import move, set_numerics
+from resnests.training.numerics import move, require_numerics, set_numerics
 from resnests.training.objectives import build_loss, build_metrics
 from resnests.training.optim import build_optimizer, parameter_groups
 from resnests.training.step import autocast
@@ -50,6 +50,7 @@ def check(config: Config, splits: Splits, device: torch.device, quick: bool = Fa
     warm_start(model, config, dataset.class_count)
     count_parameters(model)
     move(model, device, config.trainer)
+    set_numerics(config.trainer)  # which what was imported just now may have changed
     if config.task in ("train", "tune") or config.analysis.train:
         _check_training(config, model, splits.train, device, quick)
     evaluated = [splits.val, splits.test]
@@ -61,6 +62,7 @@ def check(config: Config, splits: Splits, device: torch.device, quick: bool = Fa
     if metrics:
         few = Images(splits.test.take(slice(32)), config.dataset, device)
         evaluate(model, few, config.trainer.precision, metrics=metrics)
+    require_numerics(config.trainer)
     if config.task == "analyze":
         extractor(model)
 

@@ -47,7 +47,6 @@ class Run:
         self.report({"state": "loading"})
         config, record = self.config, self.record
         set_numerics(config.trainer)
-        record.arithmetic = arithmetic(config.trainer, self.device)
         splits = load(config.dataset, config.digests.get(IMAGES))
         dataset = with_statistics(config.dataset, splits.train)
         size = splits.train.images.shape[1:3]
@@ -68,7 +67,15 @@ class Run:
         record.frozen_parameters = frozen or None
         if config.digests:  # the source, which was imported since the worker asked
             require_unchanged(config)
+        self.set_numerics()
         return splits, dataset, model
+
+    def set_numerics(self) -> None:
+        """Set the process to the run's precision, and record it: once more after each import of
+        what a user brought, as that may have set another.
+        """
+        set_numerics(self.config.trainer)
+        self.record.arithmetic = arithmetic(self.config.trainer, self.device)
 
     def images(self, split: Split, dataset: Dataset) -> Images:
         """Return `split` on the device, in the layout that its network has there."""

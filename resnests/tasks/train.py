@@ -23,7 +23,7 @@ from resnests.tasks.run import Run
 from resnests.text import epoch_line
 from resnests.training.checkpoint import Checkpoints, load_checkpoint
 from resnests.training.loop import State, Training, fit
-from resnests.training.numerics import move
+from resnests.training.numerics import move, require_numerics
 from resnests.training.objectives import build_loss
 from resnests.training.optim import averaged_model, build_optimizer, parameter_groups
 
@@ -41,6 +41,7 @@ def train(run: Run) -> None:
     metrics = run.metrics(dataset)
     optimizer = build_optimizer(config.optimizer, parameter_groups(config.optimizer, model))
     averaged = averaged_model(model, config.trainer.ema)
+    run.set_numerics()
     run.begin()
     identity = {"recipe": recipe_hash(config), "seed": config.seed, "variant": config.variant.name}
     state = _resume(directory, identity, model, optimizer, averaged)
@@ -53,6 +54,7 @@ def train(run: Run) -> None:
         checkpoints.save({"identity": identity, "state": asdict(state)} | values)
 
     def epoch_done(state: State) -> None:
+        require_numerics(config.trainer)
         _note(run.record, state, config)
         directory.write_history(state.history)
         log.info("%s", epoch_line(state.history[-1], config.trainer.epochs))

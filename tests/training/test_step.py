@@ -37,7 +37,14 @@ from resnests.training.step import Step
 TINY = ([2, 1, 1], [4, 8, 16])
 SIZES = (8, 8, 5, 8, 3, 8)  # batches of an epoch and a bit, with smaller ones among them
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for trainer.deterministic
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def needs_gpu(test):
+    """Mark a test for pytest -m gpu, which is skipped without one."""
+    missing = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    # torch says of the mode in which a wait is an error that it is a prototype
+    warns = pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
+    return pytest.mark.gpu(missing(warns(test)))
 
 
 class Recorder(TorchDispatchMode):
