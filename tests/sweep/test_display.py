@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from helpers import tiny
 
-from resnests.runs.directory import HISTORY, RunDirectory
+from resnests.runs.directory import RunDirectory
+from resnests.runs.history import HISTORY
 from resnests.runs.record import METRICS, Provenance, Record
 from resnests.sweep.display import Display
 from resnests.sweep.plan import Run

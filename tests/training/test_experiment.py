@@ -10,7 +10,8 @@ from helpers import history, tiny
 from resnests import build_model
 from resnests.config.parts import HEADS
 from resnests.models.weights import read_torch
-from resnests.runs.directory import HISTORY, RunDirectory
+from resnests.runs.directory import RunDirectory
+from resnests.runs.history import HISTORY
 from resnests.runs.record import Provenance, Record
 from resnests.tasks import train
 from resnests.tasks.experiment import run_experiment
