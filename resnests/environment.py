@@ -10,6 +10,7 @@ SWEEP = "RESNESTS_SWEEP"  # the folder of the sweep that a job works for, see sw
 RUN = "RESNESTS_RUN"  # the number of the run that a job of Hydra's launcher trains
 JOB = "RESNESTS_JOB"  # the number that a batch system gave the job of this process
 COMMAND = "RESNESTS_COMMAND"  # what the user typed
+DRY_RUN = "RESNESTS_DRY_RUN"  # set where nothing may be written, not even to a cache
 
 
 def command_line() -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from resnests import environment
 from resnests.data.arrays import Loaded, Split
 from resnests.data.listing import Listing
 
@@ -44,7 +45,9 @@ def read(digest: str, size: int, listing: Listing) -> Loaded | None:
 
 
 def write(loaded: Loaded, size: int) -> None:
-    """Keep the images of `loaded`, unless there is no place for them."""
+    """Keep the images of `loaded`, unless there is no place for them, or nothing may be written."""
+    if environment.DRY_RUN in os.environ:
+        return
     notes = json.dumps(loaded.notes).encode()
     body: list[Any] = [loaded.train.images.data, loaded.test.images.data, notes]
     checksum = hashlib.sha256()

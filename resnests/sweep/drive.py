@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 
 from resnests.config.schema import Config, config_dict
-from resnests.data.splits import is_ready
 from resnests.environment import python_path
 from resnests.errors import UserError, require
 from resnests.runs.digests import with_digests
@@ -32,7 +31,7 @@ from resnests.sweep.plan import (
     usable_runs,
 )
 from resnests.sweep.precision import warn_of_emulation
-from resnests.sweep.prepare import prepare, try_parts
+from resnests.sweep.prepare import prepare
 from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.scheduler import Executor, Scheduler
 from resnests.sweep.stop import Stop
@@ -66,9 +65,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
         return _export(runs)
     allocation = None if cluster else allocate(configs[0], len(runs), known_memory(runs))
     if options.dry_run:
-        print_plan(runs, allocation)
-        # What is not there would have to be downloaded, and a dry run writes nothing.
-        try_parts([run for run in runs if is_ready(run.config.dataset)])
+        prepare(print_plan(runs, allocation), dry_run=True)
         return 0
     for runs_dir in {config.runs_dir for config in configs}:
         require_folder(runs_dir)

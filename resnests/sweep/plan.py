@@ -131,11 +131,11 @@ def usable_runs(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     return todo, barred
 
 
-def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
-    """Print what a sweep would do with each of `runs`."""
+def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> list[Run]:
+    """Print what a sweep would do with each of `runs`; return those that it would train."""
     actions = [_readable_action(run) for run in progress(runs, "comparing")]
+    todo = [run for action, run in zip(actions, runs, strict=True) if action in ("run", "resume")]
     if allocation:
-        todo = (run for action, run in zip(actions, runs, strict=True) if action != "skip")
         warn_of_emulation((run.config for run in todo), allocation)
     for action, run in zip(actions, runs, strict=True):
         print(f"{action:7} {run.label}  {run.directory.path}")
@@ -144,7 +144,9 @@ def print_plan(runs: Sequence[Run], allocation: Allocation | None) -> None:
     if allocation:
         at_once = f"{allocation.concurrent} at once on {allocation.kind}"
         slots = f"{at_once}, {allocation.threads} thread(s) each"
-    print(f"{count['run']} to run, {count['resume']} to resume, {count['skip']} to skip; {slots}")
+    line = f"{count['run']} to run, {count['resume']} to resume, {count['skip']} to skip; {slots}"
+    print(line, flush=True)  # before what other processes print
+    return todo
 
 
 def _readable_action(run: Run) -> str:

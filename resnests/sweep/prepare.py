@@ -12,44 +12,48 @@ from typing import Any
 
 from resnests.config.schema import PARTS, Config, Init, config_dict
 from resnests.data.splits import is_ready
-from resnests.environment import python_path
+from resnests.environment import DRY_RUN, python_path
 from resnests.errors import UserError
 from resnests.sweep.plan import Run
 
 
-def prepare(runs: Sequence[Run]) -> None:
+def prepare(runs: Sequence[Run], dry_run: bool = False) -> None:
     """Do once for all runs what may take torch, before the first starts: each data set is fetched
     and checked, a user's own is read and described, and what users brought is tried.
+
+    A dry run does as much of that as writes nothing: what would be fetched is passed over.
     """
     datasets = {json.dumps(asdict(run.config.dataset)): run.config.dataset for run in runs}
+    missing = {text for text, d in datasets.items() if not d.is_own and not is_ready(d)}
     for text, dataset in datasets.items():
-        if dataset.is_own or not is_ready(dataset):
-            _run_module("resnests.data.splits", text)
+        if dataset.is_own or (text in missing and not dry_run):
+            _run_module("resnests.data.splits", text, dry_run=dry_run)
     if runs and (logger := runs[0].config.logger):
         _warn_of_missing(logger)
-    try_parts(runs)
-
-
-def try_parts(runs: Sequence[Run]) -> None:
-    """Try what users brought as the runs would; raise a UserError that names what fails."""
     tried = {}
     for run in runs:
-        config = run.config
-        parts = [getattr(config, name) for name in PARTS]
-        own = any(part.target is not None for part in parts)
-        if own or _is_particular(config) or config.dataset.source == "images":
-            key = repr(
-                [*parts, config.trainer, config.pipeline, config.task, config.metrics, config.init]
-            )
-            tried[key] = config_dict(config)
+        own = _is_own(run.config) and json.dumps(asdict(run.config.dataset))
+        if own and not (dry_run and own in missing):
+            tried[repr(_tried_values(run.config))] = config_dict(run.config)
     if tried:
-        _run_module("resnests.tasks.preflight", given=json.dumps(list(tried.values())))
+        values = json.dumps(list(tried.values()))
+        _run_module("resnests.tasks.preflight", given=values, dry_run=dry_run)
 
 
-def _is_particular(config: Config) -> bool:
-    """Return whether a configuration without parts of the user's has what only a trial can tell."""
-    optimizer = config.optimizer
-    return bool(config.metrics or config.loss.weight or config.init != Init() or optimizer.groups)
+def _is_own(config: Config) -> bool:
+    """Return whether a configuration has what only a trial can tell to be sound."""
+    own = any(getattr(config, name).target is not None for name in PARTS)
+    metrics = bool(config.metrics or config.loss.weight)
+    changed = config.init != Init() or bool(config.optimizer.groups)
+    return own or metrics or changed or config.dataset.source == "images"
+
+
+def _tried_values(config: Config) -> list[Any]:
+    """Return all that a trial of `config` depends on."""
+    given = config.weights and (config.weights, config.seed)  # whose classes are compared
+    parts = [getattr(config, name) for name in PARTS]
+    more = [config.trainer, config.pipeline, config.task, config.metrics, config.init, given]
+    return parts + more
 
 
 def _warn_of_missing(logger: dict[str, Any]) -> None:
@@ -63,14 +67,14 @@ def _warn_of_missing(logger: dict[str, Any]) -> None:
             print(f"warning: {error}", file=sys.stderr)
 
 
-def _run_module(name: str, *arguments: str, given: str = "") -> None:
+def _run_module(name: str, *arguments: str, given: str = "", dry_run: bool = False) -> None:
     """Run it in a process of its own; raises a UserError with the line in which it complains."""
     done = subprocess.run(
         [sys.executable, "-m", name, *arguments],
         input=given,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": python_path()},
+        env=os.environ | {"PYTHONPATH": python_path()} | ({DRY_RUN: "1"} if dry_run else {}),
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"{name} ended with status {done.returncode}"]

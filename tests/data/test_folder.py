@@ -6,12 +6,13 @@ import zlib
 import numpy as np
 import pytest
 from data_images import images, pictures, write_classes, write_npz, write_parts
-from helpers import run_command
+from helpers import make_config, run_command
 from PIL import Image
 
 from resnests.data import cache
 from resnests.data.splits import described, load, with_statistics
 from resnests.errors import UserError
+from resnests.sweep.drive import run_sweep
 
 
 @pytest.fixture(autouse=True)
@@ -445,6 +446,28 @@ def test_what_does_not_fit_stops_a_sweep_before_its_first_run(tmp_path):
     assert len(done.stderr.splitlines()) == 1
     assert "odd.png is 9x9, but" in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_dry_run_reads_the_images_and_writes_nothing(tmp_path, monkeypatch, capfd):
+    root = write_parts(tmp_path / "data")
+    Image.new("RGB", (9, 9)).save(root / "test" / "cat" / "odd.png")
+    own = ("dataset=images", "dataset.name=mine", f"dataset.root={root}", "arch=resnet8")
+    monkeypatch.chdir(tmp_path)
+
+    def dry_run(*more):
+        config = make_config(*own, "sweep.dry_run=true", "devices.cpu_slots=1", *more)
+        return run_sweep([config], lambda *_: pytest.fail("nothing may start"))
+
+    with pytest.raises(UserError, match=r"odd.png is 9x9, but .*dataset.size=64"):
+        dry_run()
+    assert dry_run("dataset.size=8") == 0
+    out = capfd.readouterr().out
+    plan, _, read = out.rpartition("1 to run, 0 to resume, 0 to skip; 1 at once")
+    assert plan.count("run     mine/resnet8/standard seed=0") == 2
+    assert "12 train, 7 test; 8x8 pixels" in read
+    assert not (tmp_path / "runs").exists()
+    assert not cached()
 
 
 def test_a_picture_far_from_square_is_not_scaled_to_gigabytes(tmp_path):
