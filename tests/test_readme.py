@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import trees
+from data_images import write_classes
 from helpers import REPOSITORY, run_command
 
 from resnests import build_model
@@ -59,8 +60,9 @@ def test_the_readme_has_the_two_commands_that_set_everything_up():
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory) -> Path:
-    """A folder with the weights that lines of the README name."""
+    """A folder with the weights and images that lines of the README name."""
     folder = tmp_path_factory.mktemp("given")
+    write_classes(folder / "my leaves", 5)
     torch.save(build_model("resnet20", "resnest").state_dict(), folder / "model.pt")
     names = ["CIFAR10_ResNEst_WRN_16_8_seed=0"]
     names += [

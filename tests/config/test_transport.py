@@ -4,7 +4,7 @@ import json
 import shlex
 
 import pytest
-from helpers import make_config, tiny
+from helpers import REPOSITORY, make_config, tiny
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import configure_log
 
@@ -111,6 +111,15 @@ def test_a_value_is_read_as_it_was_typed_once_it_has_the_quotes_that_an_error_na
         word = shlex.split(str(error).partition("expected quotes: ")[2])[0]
     require_words([word])
     assert parse(word).value() == name
+
+
+def test_the_paths_in_the_documentation_are_quoted_as_they_must_be():
+    for file, expected in (("README.md", "my leaves"), ("docs/own_parts.md", "schöne Blumen (2)")):
+        lines = (REPOSITORY / file).read_text().splitlines()
+        (line,) = [line for line in lines if f"'dataset.root=\"{expected}\"'" in line]
+        words = shlex.split(line, comments=True)
+        require_words(words[2:])
+        assert make_config(*words[2:]).dataset.root == expected
 
 
 def test_a_word_that_was_the_end_of_another_is_named_with_the_quotes():
