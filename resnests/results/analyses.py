@@ -15,6 +15,11 @@ from resnests.results.tables import NONE
 from resnests.runs.analysis import CROWDED, Analysis, get, less
 from resnests.runs.directory import RunDirectory
 
+INTERVALS = (
+    "Mean over seeds, and where there are several its 95% interval (Student's t), cut at 0 and "
+    "100% where no value can be beyond."
+)
+_SIGNED = ("eps.train_loss", "eps.test_loss")  # columns whose values can be below 0
 _LISTS = ("solves", "points", "descents", "l2_path", "over_l2", "kept")
 
 
@@ -130,36 +135,44 @@ def informative(solves: pd.DataFrame) -> pd.DataFrame:
     return solves[~(solves["rank"].fillna(0) >= most.where(most > 0, float("inf")))]
 
 
-def interval(values: pd.Series, digits: int = 4, percent: bool = False) -> str:
-    """Return the mean and the interval of it, such as "0.2345 [0.2301 to 0.2389]"; with n where
-    not all `values` are known.
+def interval(cell: pd.DataFrame, column: str, digits: int = 4) -> str:
+    """Return the mean of a `column` and the interval of it, such as "0.2345 [0.2301 to 0.2389]";
+    with n where not all values are known.
+
+    The interval is cut where no value of this column can be. That changes nothing in how often it
+    covers the true mean.
     """
+    values = cell[column]
     known = values.dropna().astype(float)
     if known.empty:
         return NONE
-    cell = pd.DataFrame({"n": [len(known)], "mean": [known.mean()], "std": [known.std()]})
+    summary = pd.DataFrame({"n": [len(known)], "mean": [known.mean()], "std": [known.std()]})
 
     def shown(number: float) -> str:
         return f"{round(number, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
 
     text = shown(known.mean())
     text += f" (n={len(known)})" if len(known) < len(values) else ""
-    half = float((t_quantile(cell["n"]) * standard_error(cell)).iloc[0])
+    half = float((t_quantile(summary["n"]) * standard_error(summary)).iloc[0])
     if len(known) < 2 or pd.isna(half):
         return text
     low, high = known.mean() - half, known.mean() + half
-    if percent:
-        low, high = max(low, 0.0), min(high, 100.0)
+    if column not in _SIGNED:
+        low = max(low, 0.0)
+    if column.endswith("accuracy") or column == "negative":
+        high = min(high, 100.0)
     return f"{text} [{shown(low)} to {shown(high)}]"
 
 
 def scientific(values: pd.Series) -> str:
-    """Return the mean, and the least and largest of several, such as "1.2e-05 [1e-05 to 3e-05]"."""
+    """Return the mean, and the least and largest of several, such as
+    "1.2e-05 [1.0e-05 to 3.0e-05]".
+    """
     known = values.dropna().astype(float)
     if known.empty:
         return NONE
     text = f"{known.mean():.1e}"
-    return text if len(known) < 2 else f"{text} [{known.min():.0e} to {known.max():.0e}]"
+    return text if len(known) < 2 else f"{text} [{known.min():.1e} to {known.max():.1e}]"
 
 
 def digits_of(error: float | None) -> int:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from resnests.paper import dataset_label, variant_label
-from resnests.results.analyses import Analyses as Analyses
-from resnests.results.analyses import digits_of, interval
-from resnests.results.analyses import read_analyses as read_analyses
+from resnests.results.analyses import INTERVALS, Analyses, digits_of, interval
 from resnests.results.analysis_details import detail_tables
 from resnests.results.cells import CELL, Cell, names, row_name
 from resnests.results.notes import cell_name, seed_list
@@ -108,7 +106,7 @@ def _table(
         label = [row_name(where.arch, where.row), variant_label(where.variant)]
         rows.append([*label, f"{len(cell)}", *shown])
     error = runs["eps_error"].max()
-    notes = ["Mean over seeds, and its 95% interval (Student's t) where there are several.", _KINDS]
+    notes = [INTERVALS, _KINDS]
     notes += _unfinished(runs) + _crowded(runs)
     if not key.startswith("analysis_squared") and error > 0:
         notes.append(f"Certificates leave each ε open by at most {error:.1g} to either side.")
@@ -121,9 +119,9 @@ def _table(
 def _shown(cell: pd.DataFrame, column: str) -> str:
     """Return an interval of `column`, with the digits that its certificates leave it."""
     if column == "lost":
-        return interval(cell[column], 0)
+        return interval(cell, column, 0)
     if column.endswith("accuracy"):
-        return interval(cell[column], 2, percent=True)
+        return interval(cell, column, 2)
     name, _, metric = column.partition(".")
     errors = []
     if column in ("eps", "slack", "last_maps", "bound"):
@@ -131,7 +129,7 @@ def _shown(cell: pd.DataFrame, column: str) -> str:
     if metric == "test_loss":
         errors = [f"{n}.test_error" for n in ("last_maps", "bound") if name in (n, "eps")]
     error = sum(cell[e].astype(float).max() for e in errors)
-    return interval(cell[column].astype(float), digits_of(error))
+    return interval(cell, column, digits_of(error))
 
 
 def _crowded(runs: pd.DataFrame) -> list[str]:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pandas as pd
 
 from resnests.paper import dataset_label, variant_label
-from resnests.results.analyses import Analyses, digits_of, informative, interval, scientific
+from resnests.results.analyses import (
+    INTERVALS,
+    Analyses,
+    digits_of,
+    informative,
+    interval,
+    scientific,
+)
 from resnests.results.cells import CELL, Cell, row_name
 from resnests.results.tables import NONE, Table
 from resnests.runs.analysis import PREFIX
@@ -23,6 +30,16 @@ _SECOND_KINDS = (
     "else, as mean and [least to largest] over seeds. Beyond 2,000 unknowns an eigenvalue is by "
     "Lanczos: never below the true one."
 )
+_SECOND_COLUMNS = {
+    "gradient": "gradient",
+    "least eigenvalue": "least",
+    "% negative": "negative",
+    "at the saddle": "saddle.least",
+    "at the optimum": "optimum.least",
+    "trained, above (b)": "above.trained",
+    "saddle, above (b)": "above.saddle",
+    "random, above (b)": "above.random",
+}
 _BLOCKS = (
     "By how much each group of exact features lowers the least training risk with penalty, and "
     "from the gradient without that group alone: by how much it certainly does, and at most, in "
@@ -83,28 +100,18 @@ def _label(name: tuple) -> list[str]:
 
 def _second_order(runs: pd.DataFrame, dataset: str) -> Table:
     rows = []
-    looked = runs[runs["gradient"].notna()]
+    looked = runs.reindex(columns=runs.columns.union(list(_SECOND_COLUMNS.values())))
+    looked = looked[looked["gradient"].notna()]
+    looked = looked.assign(negative=100 * looked["negative"].astype(float))
     for name, cell in looked.groupby(CELL, observed=True):
-        known = {column: cell.get(column, pd.Series(dtype=float)) for column in _COLUMNS.values()}
         shown = [
-            interval(100 * v, 1) if c == "negative" else scientific(v) for c, v in known.items()
+            interval(cell, c, 1) if c == "negative" else scientific(cell[c])
+            for c in _SECOND_COLUMNS.values()
         ]
         rows.append([*_label(name), f"{len(cell)}", *shown])
     title = f"{dataset_label(dataset)}: second order over the last two maps"
-    header = ["Architecture", "Variant", "n", *_COLUMNS]
+    header = ["Architecture", "Variant", "n", *_SECOND_COLUMNS]
     return Table(f"analysis_second_{dataset}", title, _SECOND, header, rows, [_SECOND_KINDS])
-
-
-_COLUMNS = {
-    "gradient": "gradient",
-    "least eigenvalue": "least",
-    "% negative": "negative",
-    "at the saddle": "saddle.least",
-    "at the optimum": "optimum.least",
-    "trained, above (b)": "above.trained",
-    "saddle, above (b)": "above.saddle",
-    "random, above (b)": "above.random",
-}
 
 
 def drops(solves: pd.DataFrame) -> pd.DataFrame:
@@ -127,7 +134,7 @@ def _blocks(solves: pd.DataFrame, dataset: str) -> Table:
         digits = digits_of(cell["drop_error"].max())
         least, most = cell["drop_at_least"].min(), cell["drop_at_most"].max()
         bounds = [NONE if pd.isna(bound) else f"{bound:.1e}" for bound in (least, most)]
-        shown = [interval(cell["drop"], digits), *bounds]
+        shown = [interval(cell, "drop", digits), *bounds]
         rows.append([*_label(tuple(name)), group, f"{len(cell)}", *shown])
     title = f"{dataset_label(dataset)}: what each block adds"
     header = ["Architecture", "Variant", "Block", "n", "drop", "at least", "at most"]
@@ -140,9 +147,7 @@ def _over(
     """Return a table with a row per cell and value of `by`."""
     rows = []
     for (*name, value), cell in frame.groupby([*CELL, by], observed=True) if len(frame) else ():
-        shown = [interval(cell[column].astype(float)) for column in columns.values()]
+        shown = [interval(cell, column) for column in columns.values()]
         rows.append([*_label(tuple(name)), f"{value:g}", f"{len(cell)}", *shown])
-    notes = ["Mean over seeds, and its 95% interval (Student's t) where there are several."]
-    notes.append(_OVER_KINDS)
     header = ["Architecture", "Variant", {"penalty": "l2"}.get(by, by), "n", *columns]
-    return Table(key, title, caption, header, rows, notes)
+    return Table(key, title, caption, header, rows, [INTERVALS, _OVER_KINDS])

@@ -157,7 +157,8 @@ def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
         offset = (place - (len(variants) - 1) / 2) * thickness
         axes.bar(
             x + offset, mine["mean"].clip(lower=error), thickness * 0.9,
-            color=style.line["color"], yerr=mine["std"], error_kw={"elinewidth": 0.6},
+            color=style.line["color"], yerr=mine["std"],
+            error_kw={"elinewidth": 0.9, "ecolor": "#888888"},
             hatch=("", "////", "....", "xxxx", "++", "\\\\\\\\", "oo")[style.index % 7],
             edgecolor="white", linewidth=0.3,
         )  # fmt: skip

@@ -16,7 +16,8 @@ import pandas as pd
 
 from resnests.errors import UserError
 from resnests.results import render
-from resnests.results.analysis import Analyses, analysis_tables, read_analyses
+from resnests.results.analyses import Analyses, read_analyses
+from resnests.results.analysis import analysis_tables
 from resnests.results.stats import against_baseline, against_paper, cell_statistics, with_interval
 from resnests.results.tables import Table, accuracy_tables, comparison_table, paper_table
 from resnests.runs.directory import write_atomic

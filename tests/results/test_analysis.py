@@ -7,7 +7,8 @@ import pytest
 import trees
 
 from resnests import load_runs
-from resnests.results.analysis import Analyses, analysis_tables, interval, read_analyses
+from resnests.results.analyses import Analyses, interval, read_analyses, scientific
+from resnests.results.analysis import analysis_tables
 from resnests.results.analysis_plots import drawings
 from resnests.results.cells import label_rows
 from resnests.runs.analysis import LAST_MAPS, PREFIX, TRAINED, Analysis, Solve
@@ -109,4 +110,23 @@ def test_the_note_on_learning_rates_is_of_the_rates_that_were_used(tmp_path):
 
 
 def test_no_interval_of_zeros_has_a_minus():
-    assert interval(pd.Series([0.0, 0.00001, 0.00002])) == "0.0000 [0.0000 to 0.0000]"
+    cell = pd.DataFrame({"eps.test_loss": [0.0, 0.00001, 0.00002]})
+    assert interval(cell, "eps.test_loss") == "0.0000 [0.0000 to 0.0000]"
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "shown"),
+    [
+        ("trained.test_loss", [0.01, 0.09], "0.0500 [0.0000 to 0.5582]"),
+        ("eps", [0.01, 0.09], "0.0500 [0.0000 to 0.5582]"),  # it is never below 0
+        ("eps.test_loss", [0.01, 0.09], "0.0500 [-0.4582 to 0.5582]"),  # it may be
+        ("bound.test_accuracy", [1.0, 99.0], "50.0000 [0.0000 to 100.0000]"),
+    ],
+)
+def test_an_interval_is_cut_where_no_value_can_be(column, values, shown):
+    assert interval(pd.DataFrame({column: values}), column) == shown
+
+
+def test_a_mean_is_within_the_least_and_the_largest_as_they_are_shown():
+    """1.1e-11 stood before [1e-11 to 1e-11]."""
+    assert scientific(pd.Series([1.11e-11, 1.13e-11])) == "1.1e-11 [1.1e-11 to 1.1e-11]"

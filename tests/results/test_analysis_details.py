@@ -72,8 +72,8 @@ def test_each_detail_has_its_table(analyses):
     assert row["k"] == "40"
     (row,) = shown(analyses, "second_")
     assert row["% negative"] == "50.0"
-    assert row["least eigenvalue"] == "-5.0e-01 [-5e-01 to -5e-01]"
-    assert row["random, above (b)"] == "1.0e-02 [1e-02 to 1e-02]"
+    assert row["least eigenvalue"] == "-5.0e-01 [-5.0e-01 to -5.0e-01]"
+    assert row["random, above (b)"] == "1.0e-02 [1.0e-02 to 1.0e-02]"
     (row,) = shown(analyses, "blocks_")
     assert (row["Block"], row["at least"], row["at most"]) == ("1.2", "1.0e-05", "3.0e+00")
     assert row["drop"] == "0.10", "known to 2e-3, which two digits carry"
@@ -100,7 +100,7 @@ def test_a_test_loss_has_the_digits_that_its_error_leaves(analyses):
     assert row["(a) loss"].startswith("0.6000")
     assert row["(b) loss"] == "0.400", "its error is 4e-4"
     assert [digits_of(error) for error in (None, 0, 1e-4, 2e-4, 2e-3, 1.0)] == [4, 4, 4, 3, 2, 1]
-    assert interval(pd.Series([0.12345]), 3) == "0.123"
+    assert interval(pd.DataFrame({"bound": [0.12345]}), "bound", 3) == "0.123"
 
 
 def test_figures_over_epochs_penalties_and_of_the_spectrum(analyses):
