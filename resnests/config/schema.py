@@ -44,6 +44,10 @@ PIPELINES = ("tensor", "torchvision")
 TASKS = ("train", "evaluate", "export", "analyze", "tune")
 FORMATS = ("official", "safetensors", "onnx", "torchscript")
 PRECISIONS = ("fp32", "tf32", "bf16", "official")
+MIXES = {
+    "mixup": "torchvision.transforms.v2.MixUp",
+    "cutmix": "torchvision.transforms.v2.CutMix",
+}
 MAX_SEED = 2**32 - 1
 
 
@@ -51,11 +55,45 @@ MAX_SEED = 2**32 - 1
 class Pipeline:
     name: str  # one of PIPELINES
     crop_padding: int = 4  # reflected border, in pixels, of the random crop; 0 crops nothing
+    # transforms of training images, each a _target_ and its arguments, such as those of
+    # torchvision.transforms.v2; see data/augment.py
+    augment: list[Any] = field(default_factory=list)
+    # how often a transform draws for a batch; null: for each image, which takes longer
+    draws: int | None = None
+    mix: Any = None  # mixup, cutmix, or a _target_ and its arguments
+
+    def augment_parts(self) -> list[Component]:
+        """Return the transforms; raise a UserError for what is none."""
+        return [_part(f"pipeline.augment[{i}]", one) for i, one in enumerate(self.augment)]
+
+    def mix_part(self) -> Component | None:
+        """Return what mixes images; raise a UserError where it is nothing that can."""
+        if self.mix is None:
+            return None
+        if isinstance(self.mix, str):
+            require_one_of("pipeline.mix", self.mix, tuple(MIXES))
+            return Component(name=self.mix, _target_=MIXES[self.mix])
+        return _part("pipeline.mix", self.mix)
 
     def __post_init__(self) -> None:
+        self.augment_parts()
+        self.mix_part()
+        ok = self.draws is None or (self.draws >= 1 and bool(self.augment))
+        require(ok, "pipeline.draws", self.draws, "at least 1 beside pipeline.augment, or null")
+        plain = not self.augment and self.mix is None
+        ok, expected = self.name == "tensor" or plain, "tensor beside pipeline.augment and .mix"
+        require(ok, "pipeline.name", self.name, expected)
         require_one_of("pipeline.name", self.name, PIPELINES)
         expected = "0 or more pixels, fewer than an image has"
         require(self.crop_padding >= 0, "pipeline.crop_padding", self.crop_padding, expected)
+
+
+def _part(key: str, values: Any) -> Component:
+    """Return what a `_target_` and its arguments describe; raise a UserError."""
+    ok = isinstance(values, dict) and isinstance(values.get("_target_"), str)
+    require(ok, key, values, "a _target_ and what it is called with")
+    args = {name: value for name, value in values.items() if name != "_target_"}
+    return Component(name=key, _target_=values["_target_"], args=args)
 
 
 @dataclass
@@ -253,6 +291,14 @@ class Config:
         if self.arch.target is not None and self.variant.target is not None:
             expected = f"a head by name, as {self.arch.target} builds whole networks"
             require(False, "variant._target_", self.variant.target, expected)
+
+    def code_parts(self) -> dict[str, Component]:
+        """Return what may bring source that changes the numbers of a run, by its place."""
+        mixed = [part for part in (self.pipeline.mix_part(),) if part]
+        brought = [*self.pipeline.augment_parts(), *mixed]
+        args = {"brought": [{"_target_": part.target, **part.args} for part in brought]}
+        parts = {group: getattr(self, group) for group in PARTS}
+        return parts | {"pipeline": Component(name="augment", args=args)}
 
     def metric_parts(self) -> list[Metric]:
         """Return the entries of `metrics`, checked; raise a UserError."""

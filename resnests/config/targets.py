@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import metadata
 from importlib.machinery import ModuleSpec
@@ -52,6 +53,19 @@ def build(
         if isinstance(cause, UserError):
             raise cause from error
         raise broken(f"{group}._target_={part.target}", cause or error) from error
+
+
+def build_callable(
+    group: str, part: Component, named: Mapping[str, Any] | None = None, **given: Any
+) -> Callable[..., Any]:
+    """Return what a class makes, or a function that has its arguments; raise a UserError."""
+    if not inspect.isclass(locate(group, part)):
+        part = replace(part, args=part.args | {"_partial_": True})
+    made = build(group, part, named=named, **given)
+    if not callable(made):
+        what = f"{group}._target_={part.target}"
+        raise UserError(f"{what}: expected something to call, not {type(made).__name__}")
+    return made
 
 
 def broken(what: str, error: BaseException) -> UserError:

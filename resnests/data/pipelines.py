@@ -20,6 +20,7 @@ from torch import Tensor
 from resnests.config.parts import Dataset
 from resnests.config.schema import Config, Trainer
 from resnests.data.arrays import Split
+from resnests.data.augment import Augment, build_mix, drawing_from
 from resnests.errors import require
 
 Batch = tuple[Tensor, Tensor]  # images float32 (B, 3, H, W) normalised, labels int64 (B,)
@@ -37,7 +38,11 @@ def build_pipeline(
     values = (train, dataset, padding, config.trainer.batch_size, config.seed, device)
     if config.pipeline.name == "torchvision":
         return TorchvisionPipeline(*values)
-    return TensorPipeline(*values, memory_format(config.trainer, device))
+    pipeline = TensorPipeline(*values, memory_format(config.trainer, device))
+    if config.pipeline.augment:
+        pipeline.augment = Augment(config.pipeline)
+    pipeline.mix = build_mix(config.pipeline, dataset.class_count)
+    return pipeline
 
 
 def memory_format(trainer: Trainer, device: torch.device) -> torch.memory_format:
@@ -47,11 +52,14 @@ def memory_format(trainer: Trainer, device: torch.device) -> torch.memory_format
 
 
 def stream(seed: int, purpose: str, epoch: int) -> torch.Generator:
-    """Return a generator of its own for every (seed, purpose, epoch). They are hashed, as sums of
-    them would coincide.
-    """
-    digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+    """Return a generator of its own for every (seed, purpose, epoch)."""
+    return torch.Generator().manual_seed(stream_seed(seed, purpose, epoch))
+
+
+def stream_seed(*names: int | str) -> int:
+    """Return a number for what `names` tell. They are hashed, as sums of them would coincide."""
+    digest = hashlib.sha256("/".join(map(str, names)).encode()).digest()
+    return int.from_bytes(digest[:8], "little")
 
 
 class Normalise:
@@ -139,6 +147,8 @@ class TensorPipeline:
             seed,
         )
         self.count, self.steps = len(train), math.ceil(len(train) / batch_size)
+        self.augment: Augment | None = None
+        self.mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` (from 1) from step `start` on; the last may be smaller."""
@@ -149,24 +159,35 @@ class TensorPipeline:
             device
         )
         flips = torch.rand((count, 1), generator=draws).lt(0.5 if self.flip else 0.0).to(device)
-        for first in range(start * self.batch_size, count, self.batch_size):
-            part = slice(first, first + self.batch_size)
-            yield (
-                self._cut(order[part], offsets[:, part], flips[part]),
-                self.data.labels[order[part]],
-            )
+        for step in range(start, self.steps):
+            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            pixels = self._cut(order[part], offsets[:, part], flips[part])
+            labels = self.data.labels[order[part]]
+            if self.augment is None and self.mix is None:
+                yield self.data.as_input(pixels), labels
+            else:
+                yield self._varied(pixels, labels, stream_seed(self.seed, "vary", epoch, step))
+
+    def _varied(self, pixels: Tensor, labels: Tensor, seed: int) -> Batch:
+        """Return images of `pixels` uint8 (B, H, W, 3) and labels, augmented and mixed."""
+        with drawing_from(seed, pixels.device):
+            if self.augment is not None:
+                images = self.augment(pixels.permute(0, 3, 1, 2))
+                images = images * 255 if images.is_floating_point() else images
+                pixels = images.permute(0, 2, 3, 1)
+            images = self.data.as_input(pixels)
+            return (images, labels) if self.mix is None else self.mix(images, labels)
 
     def _cut(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
         """Cut and flip the images at `index` (B,), by offsets (2, B, 1) of row and column and flips
-        (B, 1): float32 (B, 3, H, W).
+        (B, 1): uint8 (B, H, W, 3).
         """
         height, width = self.data.images.shape[1:3]
         columns = torch.arange(width, device=index.device)
         columns = reflect(torch.where(flips, width - 1 - columns, columns) + offsets[1], width)
         rows = reflect(torch.arange(height, device=index.device) + offsets[0], height)
         places = (index[:, None] * height + rows)[:, :, None] * width + columns[:, None, :]
-        pixels = self.pixels.index_select(0, places.flatten()).view(len(index), height, width, 3)
-        return self.data.as_input(pixels)
+        return self.pixels.index_select(0, places.flatten()).view(len(index), height, width, 3)
 
 
 def reflect(position: Tensor, size: int) -> Tensor:

@@ -16,9 +16,10 @@ from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
+from resnests.config.parts import Component
 from resnests.config.recipe import CODE, IMAGES, INIT, WEIGHTS, WEIGHTS_OF_SEED
-from resnests.config.schema import PARTS, Config
-from resnests.config.targets import code_digest, update_digest
+from resnests.config.schema import Config
+from resnests.config.targets import code_digest, targets, update_digest
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.weights import init_file, weights_file
@@ -63,7 +64,8 @@ class Digester:
 
     def digests(self, config: Config, images: bool = True) -> dict[str, str]:
         """Return the digests of `config` by the keys that they have in a recipe."""
-        found = {f"{group}.{CODE}": self._code(config, group) for group in PARTS}
+        parts = config.code_parts()
+        found = {f"{group}.{CODE}": self._code(group, part) for group, part in parts.items()}
         if config.task != "evaluate" and (start := init_file(config.init)) is not None:
             found[INIT] = self._weights(start)
         found[IMAGES] = self._images(config) if images else None
@@ -73,9 +75,8 @@ class Digester:
             found[WEIGHTS_OF_SEED if in_folder else WEIGHTS] = self._weights(file)
         return {key: value for key, value in found.items() if value is not None}
 
-    def _code(self, config: Config, group: str) -> str | None:
-        component = getattr(config, group)
-        if component.target is None:
+    def _code(self, group: str, component: Component) -> str | None:
+        if not any(targets(component)):
             return None
         key = json.dumps([group, asdict(component)])
         if key not in self._known:
@@ -133,4 +134,4 @@ def _source(config: Config, key: str) -> str:
     if key == INIT:
         return f"init.weights={config.init.weights}"
     group = key.rpartition(".")[0]
-    return f"the source of {group}._target_={getattr(config, group).target}"
+    return f"the source of {group}._target_={', '.join(targets(config.code_parts()[group]))}"

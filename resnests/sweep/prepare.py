@@ -43,9 +43,9 @@ def prepare(runs: Sequence[Run], dry_run: bool = False) -> None:
 def _is_own(config: Config) -> bool:
     """Return whether a configuration has what only a trial can tell to be sound."""
     own = any(getattr(config, name).target is not None for name in PARTS)
-    metrics = bool(config.metrics or config.loss.weight)
-    changed = config.init != Init() or bool(config.optimizer.groups)
-    return own or metrics or changed or config.dataset.source == "images"
+    pipeline, loss = config.pipeline, config.loss
+    asked = config.metrics, loss.weight, config.optimizer.groups, pipeline.augment, pipeline.mix
+    return own or any(asked) or config.init != Init() or config.dataset.source == "images"
 
 
 def _tried_values(config: Config) -> list[Any]:

@@ -73,7 +73,12 @@ def _check_training(
     """Train on a full batch, and on one of the size of the last."""
     optimizer = build_optimizer(config.optimizer, parameter_groups(config.optimizer, model))
     loss = build_loss(config, train.labels, device)
-    build_pipeline(config, config.dataset, train.take(slice(2)), device)
+    small = replace(config, trainer=replace(config.trainer, batch_size=4, keep_epochs=[]))
+    pipeline = build_pipeline(small, config.dataset, train.take(slice(4)), device)
+    if config.pipeline.augment or config.pipeline.mix:
+        with _named(f"pipeline of {_name(config)}, loss={config.loss.name}"):
+            images, labels = next(iter(pipeline.batches(1)))
+            loss(model(images).float(), labels)
     count, batch_size = len(train), config.trainer.batch_size
     for size in _sizes(count, batch_size, quick):
         images, labels = _batch(config, train, size, device)
@@ -143,7 +148,7 @@ def _named(what: str) -> Iterator[None]:
     """Turn what code of a user's raises into a UserError that says `what`."""
     try:
         yield
-    except torch.cuda.OutOfMemoryError:
+    except (UserError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
         raise broken(what, error) from error

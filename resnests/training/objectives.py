@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnests.config.parts import Component, Loss, Metric
+from resnests.config.parts import Loss, Metric
 from resnests.config.schema import Config
-from resnests.config.targets import accepts, broken, build, locate
+from resnests.config.targets import accepts, broken, build_callable
 from resnests.errors import UserError, require
 
 Criterion = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), labels (B,) -> mean over the batch
@@ -33,7 +31,7 @@ def build_loss(config: Config, labels: np.ndarray, device: torch.device) -> Crit
         return partial(F.cross_entropy, label_smoothing=config.trainer.label_smoothing, **given)
     if given and not accepts("loss", loss, "weight"):
         raise UserError(f"loss.weight={loss.weight}: expected null, as {loss.target} takes none")
-    made = _callable("loss", loss, given)
+    made = build_callable("loss", loss, **given)
     if isinstance(made, nn.Module):
         if any(True for _ in made.parameters()):
             raise UserError(f"loss._target_={loss.target}: expected a loss without parameters")
@@ -45,7 +43,8 @@ def build_metrics(config: Config, device: torch.device) -> dict[str, Measure]:
     """Return what `metrics` names, by name; raise a UserError where it cannot be made."""
     made: dict[str, Measure] = {}
     for metric in config.metric_parts():
-        one = _callable(f"metrics.{metric.name}", metric, {}, config.dataset.class_count)
+        named = {"num_classes": config.dataset.class_count}
+        one = build_callable(f"metrics.{metric.name}", metric, named)
         if isinstance(one, nn.Module):
             one.to(device)
         made[metric.name] = partial(_measure, metric, one)
@@ -67,17 +66,6 @@ def brier(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean squared distance of the probabilities from the label, 0 to 2."""
     wanted = F.one_hot(labels, logits.shape[1])
     return (logits.softmax(1) - wanted).square().sum(1).mean()
-
-
-def _callable(
-    group: str, part: Component, given: Mapping[str, Any], num_classes: int | None = None
-) -> Callable[..., Any]:
-    """Return what is called with logits and labels: what a class makes, or a function itself."""
-    if not inspect.isclass(locate(group, part)):
-        part = replace(part, args=part.args | {"_partial_": True})
-    return build(
-        group, part, named={} if num_classes is None else {"num_classes": num_classes}, **given
-    )
 
 
 def _class_weights(loss: Loss, labels: np.ndarray, classes: int) -> Tensor | None:

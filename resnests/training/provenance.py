@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import torch
 
-from resnests.config.schema import PARTS, Config
+from resnests.config.schema import Config
 from resnests.config.targets import source_files
 from resnests.config.targets import targets as targets_of
 from resnests.cpuinfo import cpu_info
@@ -34,7 +34,7 @@ def collect(device: torch.device, config: Config) -> Provenance:
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     if device.type == "cuda":
         versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
-    parts = [*(getattr(config, name) for name in PARTS), *config.metric_parts()]
+    parts = [*config.code_parts().values(), *config.metric_parts()]
     targets = [target for part in parts for target in targets_of(part)]
     versions |= brought_versions(targets)
     commit, dirty = code_version()

@@ -34,7 +34,8 @@ def zero_totals(device: torch.device) -> Tensor:
 
 def add_totals(totals: Tensor, loss_sum: Tensor, logits: Tensor, labels: Tensor) -> None:
     """Add a batch's summed loss and correct predictions, without waiting for the device."""
-    totals += torch.stack((loss_sum, (logits.argmax(1) == labels).sum()))
+    wanted = labels if labels.ndim == 1 else labels.argmax(1)  # of mixed images the larger share
+    totals += torch.stack((loss_sum, (logits.argmax(1) == wanted).sum()))
 
 
 class Step:

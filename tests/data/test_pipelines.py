@@ -102,7 +102,8 @@ def test_tensor_crops_are_crops_of_the_reflect_padded_image(split):
     padded = np.pad(split.images, ((0, 0), (4, 4), (4, 4), (0, 0)), mode="reflect")
     index, rows, columns = torch.arange(20), torch.arange(20) % 9 - 4, torch.arange(20) // 2 % 9 - 4
     flips = torch.arange(20) % 3 == 0
-    cut = source._cut(index, torch.stack((rows, columns))[:, :, None], flips[:, None])
+    pixels = source._cut(index, torch.stack((rows, columns))[:, :, None], flips[:, None])
+    cut = source.data.as_input(pixels)
     for i in range(20):
         top, left = int(rows[i]) + 4, int(columns[i]) + 4
         image = padded[i, top : top + 32, left : left + 32]
