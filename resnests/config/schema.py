@@ -239,6 +239,8 @@ class Config:
     logger: dict[str, Any] = field(default_factory=dict, metadata={"unhashed": True})
     # name -> _target_ and its arguments: what is measured beside loss and accuracy (config.parts)
     metrics: dict[str, Any] = field(default_factory=dict, metadata={"unhashed": True})
+    # whether predictions.npz is written: what the network says of each test image
+    predictions: bool = unhashed(False)
     # No key of the user's: what was read from disk and changes the numbers, as runs/digests.py
     # found it when the sweep was planned. It is part of the recipe under keys of its own.
     digests: dict[str, str] = field(default_factory=dict)
@@ -278,6 +280,8 @@ class Config:
         self.metric_parts()
         ok = not self.metrics or self.task in ("train", "evaluate", "tune")
         require(ok, "metrics", ", ".join(self.metrics), f"none, as task={self.task} has no such")
+        ok = not self.predictions or self.task in ("train", "evaluate")
+        require(ok, "predictions", True, f"false, as task={self.task} writes none")
         ok = self.trainer.patience is None or self.dataset.val_fraction > 0
         expected = "null without dataset.val_fraction, as the test set decides nothing"
         require(ok, "trainer.patience", self.trainer.patience, expected)

@@ -89,6 +89,7 @@ class RunDirectory:
     previous_checkpoint_file = _file("checkpoint.previous.pt")
     weights_file = _file("model.pt")
     averaged_weights_file = _file("model_ema.pt")
+    predictions_file = _file("predictions.npz")
     log_file = _file("run.log")
     lock_file = _file("run.lock")
     analysis_file = _file("analysis.json")
@@ -309,7 +310,8 @@ class RunDirectory:
         of_these_weights = (self.analysis.record_file, self.analysis.analysis_file)
         unsent = self.path.glob(self.unsent().name)
         kept = self.path.glob("model_epoch_*.pt")
-        for path in (*gone, self.analysis_file, *of_these_weights, *unsent, *kept):
+        more = (self.averaged_weights_file, self.predictions_file)
+        for path in (*gone, *more, self.analysis_file, *of_these_weights, *unsent, *kept):
             path.unlink(missing_ok=True)
         for path in self.path.glob(self.sync_file().name):
             path.write_text(secrets.token_hex(8))  # another curve; in place, as it may be locked

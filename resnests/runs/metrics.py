@@ -14,6 +14,7 @@ from typing import Any
 
 from resnests.config.schema import Config
 from resnests.config.targets import code_digest
+from resnests.runs.directory import RunDirectory
 from resnests.runs.history import HISTORY
 from resnests.runs.record import Record
 
@@ -35,6 +36,13 @@ def lacks_metrics(record: Record, config: Config) -> bool:
         record.metrics.get(name, {}).get("definition") != definition
         for name, definition in asked.items()
     )
+
+
+def is_unmeasured(directory: RunDirectory, record: Record, config: Config) -> bool:
+    """Return whether a complete run lacks metrics or predictions that `config` asks for."""
+    wanted = config.predictions and record.status == "complete"
+    lacks_predictions = wanted and not directory.predictions_file.is_file()
+    return lacks_predictions or lacks_metrics(record, config)
 
 
 def note_metrics(record: Record, row: dict[str, Any], config: Config) -> None:

@@ -18,7 +18,7 @@ from resnests.config.recipe import WEIGHTS, distinguishing_keys, recipe_values
 from resnests.config.schema import Config, config_dict
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
-from resnests.runs.metrics import lacks_metrics
+from resnests.runs.metrics import is_unmeasured
 from resnests.runs.record import FINAL
 from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.sweep.devices import Allocation, allocate
@@ -70,10 +70,10 @@ class Run:
 
     def _is_outdated(self) -> bool:
         """Return whether other weights were evaluated, analysed in another way, or not measured by
-        all metrics.
+        all that is asked for.
         """
         record = self.directory.read_record()
-        if record is not None and lacks_metrics(record, self.config):
+        if record is not None and is_unmeasured(self.directory, record, self.config):
             return True
         if self.config.task not in ("evaluate", "analyze"):
             return False
@@ -199,7 +199,16 @@ def require_writable(runs_dir: str) -> None:
 
 
 def _require_shared_values(configs: Sequence[Config]) -> None:
-    for key in ("task", "trainer.device", "devices", "sweep", "cluster", "logger", "metrics"):
+    for key in (
+        "task",
+        "trainer.device",
+        "devices",
+        "sweep",
+        "cluster",
+        "logger",
+        "metrics",
+        "predictions",
+    ):
         shared, *values = map(attrgetter(key), configs)
         for value in values:
             if value != shared:

@@ -11,6 +11,7 @@ from resnests.runs.digests import require_unchanged
 from resnests.runs.metrics import note_metrics
 from resnests.runs.weights import digest, weights_file
 from resnests.tasks.classes import require_same_classes
+from resnests.tasks.measure import write_predictions
 from resnests.tasks.run import Run
 from resnests.training import loop
 from resnests.training.numerics import move
@@ -38,6 +39,8 @@ def evaluate(run: Run) -> None:
         expected = "weights that give finite logits"
         raise UserError(f"weights={path}: their test loss is {loss}, expected {expected}")
     run.begin()
+    if config.predictions:
+        write_predictions(run, model, test)
     record.test_loss, record.test_accuracy = loss, accuracy
     note_metrics(record, {f"test_{name}": value for name, value in found.items()}, config)
     record.seconds = round(seconds, 3)

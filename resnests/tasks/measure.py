@@ -1,12 +1,20 @@
-"""Measure a finished run by metrics that nobody asked for when it was trained."""
+"""Measure a finished run by what nobody asked for when it was trained: metrics, predictions."""
 
 from __future__ import annotations
 
+import io
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
 from resnests.config.schema import Config
+from resnests.data.pipelines import Images
 from resnests.errors import UserError
 from resnests.models.weights import load_weights
-from resnests.runs.directory import RunDirectory
-from resnests.runs.metrics import lacks_metrics, note_metrics
+from resnests.runs.directory import RunDirectory, write_atomic
+from resnests.runs.metrics import is_unmeasured, note_metrics
 from resnests.tasks.run import Run
 from resnests.training import loop
 from resnests.training.numerics import move
@@ -17,13 +25,11 @@ def is_only_measured(directory: RunDirectory, config: Config) -> bool:
     are gone.
     """
     record = directory.record_or_none()
-    if config.trainer.overwrite or record is None or not lacks_metrics(record, config):
+    if config.trainer.overwrite or record is None or not is_unmeasured(directory, record, config):
         return False
     if not directory.weights_file.is_file():
-        mend = "trainer.overwrite=true trains the run afresh"
-        raise UserError(
-            f"metrics: {directory.weights_file}: expected the weights to measure; {mend}"
-        )
+        mend = "expected the weights to measure; trainer.overwrite=true trains the run afresh"
+        raise UserError(f"metrics, predictions: {directory.weights_file}: {mend}")
     return True
 
 
@@ -44,15 +50,31 @@ def measure(run: Run) -> None:
     evaluations, precision = run.evaluations(splits, dataset), config.trainer.precision
     for kind, file in files.items():
         load_weights(file, model)
-        for split, images in evaluations.items():
+        if kind == "" and config.predictions:
+            write_predictions(run, model, evaluations["test"])
+        for split, images in evaluations.items() if metrics else ():
             found = loop.evaluate(model, images, precision, run.should_stop, metrics)
             measured |= {f"{split}_{kind}{name}": found[name] for name in metrics}
     note_metrics(record, measured, config)
-    record.config["metrics"] = config.metrics
+    record.config |= {"metrics": config.metrics, "predictions": config.predictions}
+    record.measured = time.time()
     if rows:
         rows[-1] |= measured
         directory.write_history([_written(row) for row in rows])
     directory.write_record(record)
+
+
+def write_predictions(run: Run, model: nn.Module, test: Images) -> None:
+    """Write what the network says of each test image, in their order, as predictions.npz."""
+    precision = run.config.trainer.precision
+    logits = [part.cpu() for part, _ in loop.predict(model, test, precision, run.should_stop)]
+    scores = torch.cat(logits).numpy()
+    values = {"label": test.labels.cpu().numpy(), "prediction": scores.argmax(1), "logits": scores}
+    if run.record.classes:
+        values["classes"] = np.array(run.record.classes, dtype=str)
+    file = io.BytesIO()
+    np.savez_compressed(file, **values)
+    write_atomic(run.directory.predictions_file, file.getvalue())
 
 
 def _written(row: dict[str, float]) -> dict[str, float | int]:

@@ -18,7 +18,7 @@ from resnests.models.weights import save_weights
 from resnests.runs.directory import RunDirectory
 from resnests.runs.metrics import note_metrics
 from resnests.runs.record import METRICS, Record
-from resnests.tasks.measure import is_only_measured, measure
+from resnests.tasks.measure import is_only_measured, measure, write_predictions
 from resnests.tasks.run import Run
 from resnests.text import epoch_line
 from resnests.training.checkpoint import Checkpoints, load_checkpoint
@@ -84,6 +84,8 @@ def train(run: Run) -> None:
     finally:
         run.note_memory()
     save_weights(directory.weights_file, model)
+    if config.predictions:
+        write_predictions(run, model, evaluations["test"])
     if averaged:
         save_weights(directory.averaged_weights_file, averaged.module)
 

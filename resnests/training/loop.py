@@ -169,6 +169,23 @@ def _evaluate_all(training: Training, state: State, progress: _Progress) -> dict
 
 
 @torch.no_grad()
+def predict(
+    model: nn.Module,
+    split: Images,
+    precision: str,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits (B, K) and labels (B,) of `split`, batch by batch; raise Interrupted."""
+    model.eval()
+    for images, labels in split.batches():
+        if should_stop():
+            raise Interrupted
+        with autocast(split.labels.device, precision):
+            logits = model(images)
+        yield logits.float(), labels
+
+
+@torch.no_grad()
 def evaluate(
     model: nn.Module,
     split: Images,
@@ -179,18 +196,12 @@ def evaluate(
     """Return the mean cross-entropy as `loss`, the accuracy in percent, and what `metrics` give of
     all logits; raise Interrupted.
     """
-    model.eval()
-    device = split.labels.device
-    totals = zero_totals(device)
+    totals = zero_totals(split.labels.device)
     kept: list[Tensor] = []
-    for images, labels in split.batches():
-        if should_stop():
-            raise Interrupted
-        with autocast(device, precision):
-            logits = model(images)
+    for logits, labels in predict(model, split, precision, should_stop):
         if metrics:
-            kept.append(logits.float())
-        add_totals(totals, F.cross_entropy(logits.float(), labels, reduction="sum"), logits, labels)
+            kept.append(logits)
+        add_totals(totals, F.cross_entropy(logits, labels, reduction="sum"), logits, labels)
     loss, correct = totals.tolist()
     found = {"loss": loss / len(split), "accuracy": 100 * correct / len(split)}
     return found | {

@@ -173,3 +173,27 @@ def test_ready_metrics_are_those_of_torchmetrics():
     assert first["top5"] == pytest.approx(100 * top5)
     assert {name: measure(logits, labels) for name, measure in measures.items()} == first
     assert set(first) == {*names}
+
+
+def test_predictions_are_written_at_the_end_of_a_run_and_for_a_finished_one(tmp_path):
+    plain = config(f"runs_dir={tmp_path}")
+    run_experiment(plain)
+    directory = RunDirectory.of(plain)
+    asked = config(f"runs_dir={tmp_path}", "predictions=true")
+    assert Run(asked, directory).action() == "resume"
+    assert run_experiment(asked, clear=lambda: pytest.fail("cleared")) == "complete"
+    assert Run(asked, directory).action() == "skip"
+    record = directory.read_record()
+    with np.load(directory.predictions_file, allow_pickle=False) as found:
+        assert (found["prediction"] == found["logits"].argmax(1)).all()
+        right = 100 * (found["prediction"] == found["label"]).mean()
+        first = found["logits"]
+    assert right == pytest.approx(record.test_accuracy)
+    fresh = config(f"runs_dir={tmp_path / 'fresh'}", "predictions=true")
+    run_experiment(fresh)
+    with np.load(RunDirectory.of(fresh).predictions_file) as found:
+        assert (found["logits"] == first).all()
+    directory.clear()
+    assert not directory.predictions_file.exists()
+    with pytest.raises(UserError, match="predictions=True: expected false, as task=export"):
+        config("predictions=true", "task=export", "weights=w")
