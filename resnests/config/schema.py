@@ -375,7 +375,8 @@ def config_from(node: DictConfig | dict[str, Any]) -> Config:
         merged = OmegaConf.merge(_structured(), tree)
         return cast(Config, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key}: expected a value, as it has no default") from error
+        mend = f"expected a value, as it has no default: {error.full_key}=..."
+        raise UserError(f"{error.full_key}: {mend}") from error
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from error
 

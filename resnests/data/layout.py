@@ -31,7 +31,7 @@ def split_folders(root: Path) -> tuple[list[Path], list[str]]:
     instead, and what to note of that; raises a UserError.
     """
     named = _named_folders(root)
-    has = ", ".join(f"{path.name}/" for paths in named.values() for path in paths)
+    has = ", ".join(f"{shown(path.name)}/" for path in folders(root)[:20])
     both = "train" in named and len(named) > 1
     # A class may be called train: its folder has pictures, not folders of classes
     if not both and not any(folders(path) for paths in named.values() for path in paths):
@@ -51,7 +51,7 @@ def split_folders(root: Path) -> tuple[list[Path], list[str]]:
     others = [path.name for path in folders(root) if path not in used]
     notes = [f"{used[1].name}/ is for testing, as there is no test/"] if second == "val" else []
     notes += [f"not read: {', '.join(map(shown, others))}"] if others else []
-    return used, notes
+    return [_unpacked(path) for path in used], notes
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -103,10 +103,22 @@ def _named_folders(root: Path) -> dict[str, list[Path]]:
     """Return the folders in `root` that are called like a split, by that split."""
     named: dict[str, list[Path]] = {}
     for path in folders(root):
-        name = re.sub("[-_ ]?set$", "", path.name.lower())
-        if name in SPLITS:
-            named.setdefault(SPLITS[name], []).append(path)
+        if (split := _split(path)) is not None:
+            named.setdefault(split, []).append(path)
     return named
+
+
+def _split(folder: Path) -> str | None:
+    """Return the split that a folder is called like."""
+    return SPLITS.get(re.sub("[-_ ]?set$", "", folder.name.lower()))
+
+
+def _unpacked(folder: Path) -> Path:
+    """Return the folder of a split, one deeper where it was unpacked into one of its own name, as
+    train/train/.
+    """
+    below = folders(folder)
+    return below[0] if len(below) == 1 and _split(below[0]) == _split(folder) else folder
 
 
 def _is_data_set(folder: Path, alone: bool) -> bool:

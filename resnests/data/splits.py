@@ -6,6 +6,7 @@ python -m resnests.data.splits '{"name": "cifar10", ...}'     # prepares it, as 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -53,8 +54,8 @@ def load(dataset: Dataset, digest: str | None = None) -> Splits:
     val = train.take(held_out) if held_out.any() else None
     if val is None and dataset.val_fraction > 0:
         most = int(np.bincount(train.labels).max())
-        least = f"at least {math.ceil(1e4 / most) / 1e4:g}, one of its {most} images, or 0"
-        expected = f"{least}, as the largest class would have no image held out"
+        least = f"0, or at least {math.ceil(1e4 / most) / 1e4:g}"
+        expected = f"{least}, as less of the largest class, of {most} images, is no whole image"
         require(False, "dataset.val_fraction", dataset.val_fraction, expected)
     return Splits(train.take(~held_out) if val else train, val, test, loaded.notes)
 
@@ -134,6 +135,14 @@ def described(dataset: Dataset) -> Iterator[str]:
     more = [f"and {len(shown) - 20} more"] if len(shown) > 20 else []
     yield f"  {len(names)} classes ({' + '.join(there)}): {', '.join(shown[:20] + more)}"
     yield from (f"  {note}" for note in splits.notes)
+    if known := _in_both(splits.train, splits.test):
+        yield f"  {known} of the {len(splits.test)} test images are training images, too"
+
+
+def _in_both(train: Split, test: Split) -> int:
+    """Return how many test images are the same as a training image, pixel by pixel."""
+    seen = {hashlib.blake2b(image.tobytes()).digest() for image in train.images}
+    return sum(hashlib.blake2b(image.tobytes()).digest() in seen for image in test.images)
 
 
 def _limited(split: Split, limit: int | None, in_turns: bool) -> Split:

@@ -105,6 +105,24 @@ def test_splits_under_names_that_nobody_knows_are_no_classes(tmp_path, folders):
     refused(tmp_path, f"{folders[0]}/, {folders[1]}/ ... all have the same folders, ant/, bee/, ca")
 
 
+def test_a_split_that_was_unpacked_into_a_folder_of_its_own_name_is_read(tmp_path):
+    write_parts(tmp_path / "a")
+    for split, deeper in (("train", "training_set/training_set"), ("test", "test_set/Test")):
+        (tmp_path / "b" / deeper).parent.mkdir(parents=True)
+        (tmp_path / "a" / split).rename(tmp_path / "b" / deeper)
+    assert load(images(tmp_path / "b")).train.classes == ("ant", "bee", "cat")
+
+
+def test_test_images_that_are_training_images_are_counted(tmp_path):
+    root = write_parts(tmp_path)
+    assert "training images, too" not in "\n".join(described(images(root)))
+    for name in ("ant", "bee"):
+        (root / "test" / name / "again.png").write_bytes(
+            (root / "train" / "cat" / "000.png").read_bytes()
+        )
+    assert "  2 of the 8 test images are training images, too" in list(described(images(root)))
+
+
 def test_classes_with_splits_in_them_are_refused(tmp_path):
     for name in ("ant", "bee"):
         write_classes(tmp_path / name, 6, names=("train", "test"))
@@ -150,6 +168,7 @@ def test_test_goes_before_val_which_is_said_not_to_be_read(tmp_path):
         (["train", "val", "valid"], "expected one of val/ and valid/, not train/, val/, valid/"),
         (["train", "testing", "test_set"], "one of test_set/ and testing/, not test_set/, te"),
         (["train", "Training Set", "test"], "expected one of Training Set/ and train/"),
+        (["dev", "train"], "expected train/ and test/ .* not dev/, train/"),
         (["train", "Train", "test"], "expected one of (T|t)rain/ and (T|t)rain/"),
     ],
 )
@@ -352,9 +371,9 @@ def test_a_limit_that_leaves_classes_without_images_is_named(tmp_path, key):
 
 def test_the_least_fraction_that_holds_an_image_out_is_named(tmp_path):
     write_parts(tmp_path, train=12)
-    refused(tmp_path, "dataset.val_fraction=0.01: expected at least 0.0834, one", val_fraction=0.01)
+    refused(tmp_path, "fraction=0.01: expected 0, or at least 0.0834, as", val_fraction=0.01)
     assert len(load(images(tmp_path, val_fraction=0.0834)).val) == 3
-    refused(tmp_path, "fraction=0.1: .* 0.3334, one of its 3", val_fraction=0.1, train_limit=7)
+    refused(tmp_path, "fraction=0.1: .* 0.3334, .* of 3 images", val_fraction=0.1, train_limit=7)
 
 
 def test_classes_are_counted_and_a_wrong_number_is_named(tmp_path):
