@@ -28,7 +28,9 @@ class Folder:
 
     def prepare(self, dataset: Dataset) -> None:
         expected = "a folder with a sub-folder for each class, or an .npz file"
-        require(self.is_ready(dataset), "dataset.root", dataset.root, expected)
+        place = Path(dataset.root).absolute()
+        found = "that is a file" if place.exists() else f"there is nothing at {place}"
+        require(self.is_ready(dataset), "dataset.root", dataset.root, f"{expected}, but {found}")
 
     def read(self, dataset: Dataset) -> Loaded:
         root = Path(dataset.root)

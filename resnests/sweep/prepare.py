@@ -68,14 +68,18 @@ def _warn_of_missing(logger: dict[str, Any]) -> None:
 
 
 def _run_module(name: str, *arguments: str, given: str = "", dry_run: bool = False) -> None:
-    """Run it in a process of its own; raises a UserError with the line in which it complains."""
+    """Run it in a process of its own, and print what it prints; raises a UserError with the line in
+    which it complains.
+    """
     done = subprocess.run(
         [sys.executable, "-m", name, *arguments],
         input=given,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        errors="backslashreplace",
         env=os.environ | {"PYTHONPATH": python_path()} | ({DRY_RUN: "1"} if dry_run else {}),
     )
+    print(done.stdout, end="", flush=True)  # by us, who know when nobody reads it any more
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"{name} ended with status {done.returncode}"]
         raise UserError(said[-1].removeprefix("error: "))

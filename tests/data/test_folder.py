@@ -1,12 +1,14 @@
 """A folder of images is read as its owner meant it, or refused in one line."""
 
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
 import pytest
 from data_images import images, pictures, write_classes, write_npz, write_parts
-from helpers import make_config, run_command
+from helpers import REPOSITORY, make_config, run_command
 from PIL import Image
 
 from resnests.data import cache
@@ -487,6 +489,15 @@ def test_a_dry_run_reads_the_images_and_writes_nothing(tmp_path, monkeypatch, ca
     assert "12 train, 7 test; 8x8 pixels" in read
     assert not (tmp_path / "runs").exists()
     assert not cached()
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_is_no_noise(tmp_path):
+    own = f"dataset=images dataset.name=mine dataset.root={write_parts(tmp_path / 'data')}"
+    run = f"{sys.executable} {REPOSITORY / 'run.py'} arch=resnet8 sweep.dry_run=true {own}"
+    done = subprocess.run(f"{run} | head -1", shell=True, cwd=tmp_path, capture_output=True)
+    assert done.stdout.startswith(b"run     mine/resnet8")
+    assert done.stderr == b""
 
 
 def test_a_picture_far_from_square_is_not_scaled_to_gigabytes(tmp_path):

@@ -83,8 +83,11 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path, how, said):
 
 
 def test_a_place_without_images_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"dataset.root=.*nowhere: expected a folder with"):
+    with pytest.raises(UserError, match=r"dataset.root=.*nowhere: .*but there is nothing at /.*re"):
         prepare(images(tmp_path / "nowhere"))
+    (tmp_path / "data.zip").touch()
+    with pytest.raises(UserError, match=r"dataset.root=.*zip: expected a folder .* is a file"):
+        prepare(images(tmp_path / "data.zip"))
 
 
 @pytest.mark.parametrize(
