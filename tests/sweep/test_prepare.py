@@ -1,0 +1,45 @@
+"""What a sweep does once for all runs before the first."""
+
+import dataclasses
+import json
+
+import pytest
+from data_images import images
+from helpers import make_config
+
+from resnests.runs.directory import RunDirectory
+from resnests.sweep import prepare
+from resnests.sweep.plan import Run
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What other processes are asked for."""
+    calls = []
+    monkeypatch.setattr(prepare, "_run_module", lambda *words, **more: calls.append((words, more)))
+    return calls
+
+
+def runs_of(*configs):
+    return [Run(config, RunDirectory.of(config)) for config in configs]
+
+
+def test_all_weights_are_tried_on_images_of_ones_own_and_each_network_once(tmp_path, asked):
+    mine = dataclasses.replace(make_config("arch=resnet8"), dataset=images(tmp_path))
+    given = [
+        dataclasses.replace(mine, task="evaluate", weights=weights, seed=seed)
+        for weights, seed in (("a.pt", 0), ("b.pt", 0), ("official", 0), ("official", 1))
+    ]
+    prepare.prepare(runs_of(mine, dataclasses.replace(mine, seed=1), *given))
+    names = [words[0] for words, _ in asked]
+    assert names == ["resnests.data.splits", "resnests.tasks.preflight"]
+    tried = json.loads(asked[1][1]["given"])
+    assert [one["weights"] for one in tried] == [None, "a.pt", "b.pt", "official", "official"]
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_dry_run_fetches_nothing(tmp_path, asked, dry_run):
+    parts = {"dataset": make_config("dataset=cifar10", f"dataset.root={tmp_path}").dataset}
+    config = dataclasses.replace(make_config("arch=densenest40_12"), **parts)
+    prepare.prepare(runs_of(config), dry_run)
+    assert len(asked) == (0 if dry_run else 2)
