@@ -1,4 +1,4 @@
-"""Tables, figures and a report from finished runs: python aggregate.py [runs]. Imports no torch."""
+"""Make tables, figures and a report from finished runs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ EXAMPLES = """examples:
 
 
 def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
         description="Make tables, figures and a report from the runs that run.py made.",
         epilog=EXAMPLES,
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _aggregate() -> None:
+    """Do what the command line asks for; raise a UserError where its options exclude each other."""
     arguments = parser().parse_intermixed_args()  # words may stand behind options
     arguments.output = arguments.output and os.path.expanduser(arguments.output)
     root, query = _runs_and_query(arguments.words)

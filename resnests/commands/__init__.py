@@ -1,1 +1,1 @@
-"""Do what aggregate.py offers beside tables and figures. Nothing else imports it."""
+"""Do what aggregate.py does beside tables and figures. Nothing else imports this package."""

@@ -1,4 +1,4 @@
-"""List single runs, show one of them whole, find the best, delete them."""
+"""Print where runs are, one of them whole, or the best; delete runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Print how far a grid is, from its files, at any time and on any machine that sees them:
+"""Print how far a grid is, read from its files at any time and from any machine that sees them:
 aggregate.py --status.
 """
 
@@ -49,6 +49,7 @@ def show(root: str, watch: bool = False, trials: bool = False, query: Sequence[s
 
 
 def _when_there_are_runs(status: Status) -> Group | str:
+    """Return what there is to show, or, where there are no runs yet, a line that says so."""
     try:
         return status.look()
     except UserError as error:  # a sweep may just be starting
@@ -56,7 +57,7 @@ def _when_there_are_runs(status: Status) -> Group | str:
 
 
 class Status:
-    """How far the runs below `root` are, looked at again and again."""
+    """Reads how far the runs below `root` are, again and again."""
 
     def __init__(self, root: str, trials: bool = False, query: Sequence[str] = ()) -> None:
         self.root, self.reader, self.query = root, Reader(root, trials), query
@@ -82,6 +83,7 @@ class Status:
         return Group(*self.parts, *lines, *warnings, *self.copies)
 
     def _summarize(self, frame: pd.DataFrame) -> None:
+        """Keep what a look shows of `frame`, but for what changes without a new record."""
         runs, self.copies = drop_copies(label_rows(select(frame, self.query)))
         troubles = notes.troubles(runs)
         counts = runs["status"].value_counts().to_dict()
@@ -104,7 +106,7 @@ class Status:
 
 @dataclass
 class CellTable:
-    """The cells as a table, or on a narrow terminal, where it would be cut, as lines."""
+    """Shows the cells as a table, or on a narrow terminal, where it would be cut, as lines."""
 
     header: list[str]
     rows: list[list[str]]
@@ -126,6 +128,7 @@ class CellTable:
 
 
 def _table(runs: pd.DataFrame, troubles: dict[Cell, notes.Troubles]) -> CellTable:
+    """Return how many runs of each cell are done, and how many are not, for what reason."""
     variants = names(runs["variant"])
     complete = runs[runs["status"] == "complete"]
     done = complete.groupby(CELL, observed=True).size().to_dict()

@@ -72,7 +72,7 @@ class Export:
         self.settings = self.default  # those of the latest run
         self.runs: dict[Path, RunSync] = {}
         self.running = 0
-        self.said = ""
+        self.printed = ""
 
     def sync(self, watch: bool) -> None:
         """Send what is new of the runs that are there by now."""
@@ -141,16 +141,17 @@ class Export:
         return f"{sum(sync.is_done for sync in self.runs.values())} runs"
 
     def _left(self) -> str:
-        """Say what the tracker has not, as others are at work on it."""
+        """Return words for what the tracker has not, as others are at work on it."""
         elsewhere = sum(sync.is_elsewhere for sync in self.runs.values())
         still = f", {self.running} still run" if self.running else ""
         return still + (f", {elsewhere} are sent by another process" if elsewhere else "")
 
     def _print_state(self) -> None:
+        """Print what the tracker has, where that is not what was printed last."""
         errors = [f" ({sync.error})" for sync in self.runs.values() if sync.error]
         line = f"{self.name} has {self._state()}{self._left()}{errors[0] if errors else ''}"
-        if line != self.said:
-            self.said = line
+        if line != self.printed:
+            self.printed = line
             print(line, flush=True)
 
 

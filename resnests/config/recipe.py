@@ -1,4 +1,4 @@
-"""A run's identity: a hash of every configured value that changes its numbers, and of none that
+"""Identify a run by a hash of every configured value that changes its numbers, and of none that
 does not.
 
 A new field of the configuration joins the recipe by itself, and leaves the recipes of earlier runs
@@ -72,6 +72,7 @@ def recipe_hash(config: Config) -> str:
 
 
 def _identifying(node: Any, prefix: str) -> dict[str, Any]:
+    """Return the values of a configuration that are hashed, under their dotted keys."""
     values: dict[str, Any] = {}
     for item in dataclasses.fields(node):
         value = getattr(node, item.name)

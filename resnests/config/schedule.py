@@ -1,4 +1,4 @@
-"""Compute after which epochs the learning rate falls. No torch, as a run's identity has it, too."""
+"""Decide after which epochs the learning rate falls. No torch: that is part of a run's identity."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Make tables, figures and a page from run directories. No torch."""
+"""Turn run directories into tables, figures and a page. No torch."""

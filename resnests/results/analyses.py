@@ -1,4 +1,4 @@
-"""Read analysis.json into frames: a row per solve, per run, per kept epoch and per penalty."""
+"""Turn analysis.json into frames: a row per solve, per run, per kept epoch and per penalty."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LISTS = ("solves", "points", "descents", "l2_path", "over_l2", "kept")
 
 @dataclass
 class Analyses:
-    """The frames of the analysed complete runs: `solves` has a row per solve, `runs` one per run.
+    """Holds what was measured of analysed runs: `solves` has a row per solve, `runs` one per run.
 
     All have CELL, setting, seed, path and the values that the run was analysed with; `solves` the
     fields of Solve, `runs` status, optimizer.lr, arch.widths, blocks, eigenvalues (a list, of the

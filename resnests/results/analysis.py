@@ -1,4 +1,4 @@
-"""Tables of what task=analyze measured: least risks of linear maps of features, and their gaps."""
+"""Make tables of what task=analyze measured: least risks of maps of features, and their gaps."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ _ERRORS = {
 
 
 def analysis_tables(analyses: Analyses) -> list[Table]:
-    """Per data set: training risk with penalty and its gaps, the test set, squared error, and what
-    detail_tables has.
+    """Return per data set the tables of training risk with penalty and its gaps, of the test set,
+    of squared error, and of what detail_tables has.
     """
     tables = []
     for dataset, mine in analyses.runs.groupby("dataset", observed=True):
@@ -99,6 +99,7 @@ def analysis_tables(analyses: Analyses) -> list[Table]:
 def _table(
     runs: pd.DataFrame, key: str, title: str, caption: str, columns: dict[str, str]
 ) -> Table:
+    """Return a table with a row per cell; `columns` gives each heading its column of `runs`."""
     rows = []
     for name, cell in runs.groupby(CELL, observed=True):
         shown = [_shown(cell, column) for column in columns.values()]

@@ -1,4 +1,4 @@
-"""Tables of an analysis in detail: second order, what each block adds, other penalties, epochs."""
+"""Make detailed tables of an analysis: second order, blocks, other penalties, epochs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of analyses over epochs and penalties, and of the Hessian's spectrum: a line a cell."""
+"""Draw analyses over epochs and penalties, and the Hessian's spectrum: a line a cell."""
 
 from __future__ import annotations
 
@@ -94,6 +94,7 @@ def _draw(axes: Axes, mine: pd.DataFrame, by: str, column: str, style: dict[str,
 def _panels(
     frame: pd.DataFrame, dataset: str, by: str, columns: dict[str, str], title: str
 ) -> tuple[Figure, list[Axes]]:
+    """Draw a panel for each of `columns` over `by`; return the figure and its panels."""
     figure = Figure(figsize=(WIDTH, 1.2 + 1.25 * len(columns)))
     panels = list(figure.subplots(len(columns), 1, sharex=True))
     styles = _styles(frame)

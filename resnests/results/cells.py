@@ -1,4 +1,4 @@
-"""Group runs into the rows and cells of the tables, and put these in order.
+"""Decide which runs share a row and a cell of the tables, and in which order those stand.
 
 A recipe differs between variants in its head, and, as in the paper, in its learning rate (resnest's
 is 0.01). Neither splits a row. A variant with several learning rates does: then each rate other
@@ -21,7 +21,7 @@ from resnests.text import as_typed
 
 
 class Cell(NamedTuple):
-    """The values that runs share whose seeds are averaged: the columns of labelled runs."""
+    """Names what runs share that are averaged over their seeds: columns of labelled runs."""
 
     dataset: str
     arch: str

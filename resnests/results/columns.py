@@ -1,4 +1,4 @@
-"""Collect the records of many runs into the columns of one frame. Imports no torch.
+"""Turn the records of many runs into the columns of one frame. Imports no torch.
 
 The seeds of a cell share nearly all of their configuration and of what they were run with. That
 part of a record is only compared, byte by byte: it is parsed, checked and flattened once for all
@@ -67,7 +67,7 @@ _decoder = msgspec.json.Decoder(_RecordColumns)
 
 
 class Row(NamedTuple):
-    """A run in a frame."""
+    """Holds a run of a frame."""
 
     own: tuple[Any, ...]  # values of COLUMNS, then of _OWN
     place: int  # among the configurations that runs share
@@ -94,7 +94,7 @@ def decode(text: bytes) -> Any:
 
 
 class Columns:
-    """The columns of a frame, with each configuration that its runs share kept once."""
+    """Keeps what the runs of a frame share, each configuration once."""
 
     def __init__(self) -> None:
         self.places: dict[Any, int] = {}
@@ -142,6 +142,7 @@ class Columns:
         return self.places[key]
 
     def _recipe(self, raw: bytes) -> str:
+        """Return the recipe values as JSON in one order of keys; raise BrokenRecord."""
         if raw not in self.recipes:
             values = msgspec.json.decode(raw)
             if not isinstance(values, dict):

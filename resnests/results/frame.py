@@ -1,4 +1,4 @@
-"""Read run directories into one DataFrame: a row per run, every value under one name. Imports no
+"""Turn run directories into one DataFrame: a row per run, every value under one name. Imports no
 torch.
 """
 
@@ -84,7 +84,7 @@ class Reader:
         self.frame = pd.DataFrame()
 
     def read(self) -> tuple[pd.DataFrame, list[str]]:
-        """See read_runs; return the very frame of the last time where nothing has changed."""
+        """Return what read_runs does: the very frame of the last time where nothing has changed."""
         root = self.root
         if not Path(root).is_dir():
             expected = "expected one with runs, which run.py makes (default: runs)"
@@ -108,6 +108,7 @@ class Reader:
         return self.frame, broken
 
     def _row(self, run: RunDirectory) -> Row:
+        """Return the row of `run`, that of the last time where nothing has changed since."""
         path = str(run.path)
         # A file that is replaced changes its folder too: so does each step of an analysis.
         stamp = _stamp(f"{path}/record.json"), _stamp(f"{path}/{ANALYSIS}")
@@ -118,6 +119,7 @@ class Reader:
         return row
 
     def _read(self, run: RunDirectory, path: str, analysed: bool) -> Row:
+        """Return the row of `run` as its files have it; raise BrokenRecord."""
         with open(f"{path}/record.json", "rb") as file:
             text = file.read()
         record = decode(text)

@@ -99,7 +99,7 @@ def lines(
 
 
 def intervals(cells: pd.DataFrame) -> list[str]:
-    """Say what the intervals of `cells` with n and std cannot show, as there are few seeds."""
+    """Return notes on what the intervals of `cells` cannot show, as there are few seeds."""
     notes = []
     if (cells["n"] == 2).any():
         notes.append(
@@ -112,7 +112,7 @@ def intervals(cells: pd.DataFrame) -> list[str]:
 
 
 def deviations(cells: pd.DataFrame) -> list[str]:
-    """Name the `cells` of against_paper that are no reproduction, with what is not the paper's."""
+    """Return a note on the `cells` of against_paper that are no reproduction, for each reason."""
     differing = cells[cells["deviations"] != ""]
     return [
         f"No reproduction: {what} ({', '.join(cell_name(Cell(*cell)) for cell in keys)})."
@@ -122,7 +122,7 @@ def deviations(cells: pd.DataFrame) -> list[str]:
 
 
 def power(differences: pd.DataFrame) -> list[str]:
-    """Say what the numbers of pairs in `differences` can show at all, per number of pairs."""
+    """Return notes on what the numbers of pairs in `differences` can show at all."""
     notes = []
     for n, group in differences.groupby("n"):
         if n < 2:
@@ -152,7 +152,7 @@ def power(differences: pd.DataFrame) -> list[str]:
 
 
 def of_epoch(epoch: str) -> str:
-    """Say which epoch the numbers are of: "last", or "best" by validation accuracy."""
+    """Return words for the epoch that numbers are of: "last", or "best" by validation accuracy."""
     best = "of the epoch with the best validation accuracy"
     return best if epoch == "best" else "after the last epoch"
 
@@ -189,6 +189,7 @@ def _by_cell(runs: pd.DataFrame) -> DataFrameGroupBy:
 
 
 def _code(runs: pd.DataFrame) -> list[str]:
+    """Return the code of each run: its commit, and the version of torch."""
     columns = ("provenance.git_commit", "provenance.git_dirty", "provenance.versions.torch")
     known = runs.reindex(columns=list(columns)).astype(object)
     return [

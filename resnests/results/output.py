@@ -1,4 +1,4 @@
-"""Write what aggregate.py was asked for: which formats to which place. Heavy modules are imported
+"""Write the formats that aggregate.py is asked for, each to its place. Heavy modules are imported
 where they are needed.
 """
 
@@ -33,6 +33,8 @@ _ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html"}
 
 @dataclass
 class Plan:
+    """Holds what a command line asks for."""
+
     output: Path | None  # a file, a directory, or None for standard output
     format: str | None  # None where output is a directory, which gets every format
     statistic: str
@@ -43,6 +45,8 @@ class Plan:
 
 @dataclass
 class Results:
+    """Makes tables and figures of runs, as a plan wants them."""
+
     runs: pd.DataFrame  # labelled, without copies
     problems: list[str]  # lines to warn of
     plan: Plan
@@ -98,9 +102,7 @@ def plan(
     compare: list[str] | None,
     epoch: str,
 ) -> Plan:
-    """Return the checked wishes of a command line; raise a UserError where they contradict each
-    other.
-    """
+    """Return what a command line asks for; raise a UserError where that contradicts itself."""
     path = Path(output) if output else None
     everything = path is not None and (
         path.is_dir() or str(output).endswith("/") or (not path.suffix and form is None)
@@ -131,7 +133,7 @@ def plan(
 
 
 def write(results: Results) -> None:
-    """Write what the plan says; adds lines to the problems of `results`."""
+    """Write what the plan says; add a line to the problems of `results` for each that comes up."""
     plan = results.plan
     if plan.output and plan.format is None:
         _write_all(results, plan.output)

@@ -1,4 +1,4 @@
-"""Tables as markdown and LaTeX (booktabs)."""
+"""Write tables as markdown and LaTeX (booktabs)."""
 
 from __future__ import annotations
 

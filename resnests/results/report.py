@@ -1,4 +1,4 @@
-"""One page with tables, figures, and runs with configuration and provenance, that needs no
+"""Make one page with tables, figures, and runs with configuration and provenance. It needs no
 network and no script.
 """
 
@@ -76,6 +76,7 @@ def _cell(cell: Cell, runs: pd.DataFrame) -> dict[str, Any]:
 
 
 def _text(value: Any, column: str) -> str:
+    """Return a value as the page shows those of its column."""
     if pd.isna(value):
         return ""
     if column in _TIMES:

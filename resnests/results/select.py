@@ -1,4 +1,4 @@
-"""Select runs by words as Hydra's users type them: for tables, figures and commands."""
+"""Choose runs by words as Hydra's users type them: for tables, figures and commands."""
 
 from __future__ import annotations
 

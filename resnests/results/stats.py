@@ -1,5 +1,5 @@
-"""Statistics over seeds: of cells, of differences between variants, and against the published
-numbers.
+"""Compute statistics over seeds: of cells, of differences between variants, and against the
+published numbers.
 
 Accuracies and their differences are in percent and percentage points. Intervals are 95% Student-t
 intervals; one of accuracies is cut at 0 and 100%, which changes nothing in how often it covers the

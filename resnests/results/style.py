@@ -48,7 +48,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclass
 class Drawing:
-    """A figure, what it shows in words, and the data behind it."""
+    """Holds a figure, what it shows in words, and the data behind it."""
 
     key: str  # for file names
     title: str
@@ -66,7 +66,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class VariantStyle:
-    """How a variant is drawn, in every figure the same: `index` is its place in the tables."""
+    """Styles a variant, in every figure the same: `index` is its place in the tables."""
 
     variant: str
     index: int

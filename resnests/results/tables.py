@@ -1,5 +1,5 @@
-"""The tables: accuracies and parameters as in the paper, differences to Standard, and ours beside
-the published.
+"""Make the tables: accuracies and parameters as in the paper, differences to Standard, and ours
+beside the published.
 
 A Table is text only; render.py writes it as markdown or LaTeX, report.py as HTML.
 """
@@ -38,7 +38,7 @@ NONE = "—"
 
 @dataclass
 class Table:
-    """A table ready to be written: `rows` of as many cells as `header`, `notes` one line each."""
+    """Holds a table to write: `rows` of as many cells as `header`, and `notes` of a line each."""
 
     key: str  # for file names and labels
     title: str
@@ -116,6 +116,7 @@ def paper_table(runs: pd.DataFrame, epoch: str = "last") -> Table:
 
 
 def _accuracy_table(dataset: str, runs: pd.DataFrame, statistic: str, epoch: str) -> Table:
+    """Return the table of a data set: a row per architecture and recipe, a column per variant."""
     present = names(runs["variant"])
     variants = [v for v in runs["variant"].cat.categories if v in VARIANTS or v in present]
     cells = cell_statistics(runs)
