@@ -6,8 +6,8 @@ import pandas as pd
 
 from resnests.paper import dataset_label, variant_label
 from resnests.results.analyses import INTERVALS, Analyses, digits_of, interval
-from resnests.results.analysis_details import detail_tables
-from resnests.results.cells import CELL, Cell, names, row_name
+from resnests.results.analysis_details import detail_tables, row_labels
+from resnests.results.cells import CELL, Cell, names
 from resnests.results.notes import cell_name, seed_list
 from resnests.results.tables import NONE, Table
 
@@ -103,9 +103,7 @@ def _table(
     rows = []
     for name, cell in runs.groupby(CELL, observed=True):
         shown = [_shown(cell, column) for column in columns.values()]
-        where = Cell(*name)
-        label = [row_name(where.arch, where.row), variant_label(where.variant)]
-        rows.append([*label, f"{len(cell)}", *shown])
+        rows.append([*row_labels(name), f"{len(cell)}", *shown])
     error = runs["eps_error"].max()
     notes = [INTERVALS, _KINDS]
     notes += _unfinished(runs) + _crowded(runs)

@@ -93,7 +93,8 @@ def _of(frame: pd.DataFrame, dataset: str) -> pd.DataFrame:
     return frame if frame.empty else frame[frame["dataset"] == dataset]
 
 
-def _label(name: tuple) -> list[str]:
+def row_labels(name: tuple) -> list[str]:
+    """Return the architecture and the variant of a cell as rows begin with them."""
     where = Cell(*name)
     return [row_name(where.arch, where.row), variant_label(where.variant)]
 
@@ -108,7 +109,7 @@ def _second_order(runs: pd.DataFrame, dataset: str) -> Table:
             interval(cell, c, 1) if c == "negative" else scientific(cell[c])
             for c in _SECOND_COLUMNS.values()
         ]
-        rows.append([*_label(name), f"{len(cell)}", *shown])
+        rows.append([*row_labels(name), f"{len(cell)}", *shown])
     title = f"{dataset_label(dataset)}: second order over the last two maps"
     header = ["Architecture", "Variant", "n", *_SECOND_COLUMNS]
     return Table(f"analysis_second_{dataset}", title, _SECOND, header, rows, [_SECOND_KINDS])
@@ -135,7 +136,7 @@ def _blocks(solves: pd.DataFrame, dataset: str) -> Table:
         least, most = cell["drop_at_least"].min(), cell["drop_at_most"].max()
         bounds = [NONE if pd.isna(bound) else f"{bound:.1e}" for bound in (least, most)]
         shown = [interval(cell, "drop", digits), *bounds]
-        rows.append([*_label(tuple(name)), group, f"{len(cell)}", *shown])
+        rows.append([*row_labels(tuple(name)), group, f"{len(cell)}", *shown])
     title = f"{dataset_label(dataset)}: what each block adds"
     header = ["Architecture", "Variant", "Block", "n", "drop", "at least", "at most"]
     return Table(f"analysis_blocks_{dataset}", title, _BLOCKS, header, rows, [_BLOCKS_KINDS])
@@ -148,6 +149,6 @@ def _over(
     rows = []
     for (*name, value), cell in frame.groupby([*CELL, by], observed=True) if len(frame) else ():
         shown = [interval(cell, column) for column in columns.values()]
-        rows.append([*_label(tuple(name)), f"{value:g}", f"{len(cell)}", *shown])
+        rows.append([*row_labels(tuple(name)), f"{value:g}", f"{len(cell)}", *shown])
     header = ["Architecture", "Variant", {"penalty": "l2"}.get(by, by), "n", *columns]
     return Table(key, title, caption, header, rows, [INTERVALS, _OVER_KINDS])

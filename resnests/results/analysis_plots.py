@@ -1,4 +1,4 @@
-"""Figures of what task=analyze measured: risk over blocks, what each block adds, ε over width."""
+"""Draw what task=analyze measured: risk over blocks, and what each block adds."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from resnests.paper import variant_label
 from resnests.results.analyses import Analyses, informative
 from resnests.results.analysis_details import drops
 from resnests.results.analysis_lines import line_drawings
+from resnests.results.analysis_sizes import size_drawings
 from resnests.results.cells import row_name
 from resnests.results.style import (
-    COLORS,
-    MARKERS,
     STYLE,
     WIDTH,
     Drawing,
@@ -56,19 +55,7 @@ def drawings(analyses: Analyses) -> Iterator[Drawing]:
                 yield _curves(some, key, f"{name}. {_WORDS[family]}")
                 key = figure_key(f"drops_{family}", dataset, arch, row)
                 yield _drops(some, key, f"{name}. {_WORDS[family]}")
-    coupled = runs[runs["coupled"].eq(True) & runs["width"].isna()]
-    alike = ["dataset", "arch.widths", "row"]
-    for (dataset, widths, row), mine in coupled.groupby(alike, observed=True):
-        if mine["blocks"].nunique() > 1:
-            with mpl.rc_context(STYLE):
-                key = figure_key("depth", dataset, widths, row)
-                yield _depth(mine, key, figure_name(dataset, row))
-    wide = runs.dropna(subset=["width"])
-    alike = ["dataset", "arch", "setting"]
-    for (dataset, arch, setting), mine in wide.groupby(alike, observed=True):
-        if mine["width"].nunique() > 1:
-            with mpl.rc_context(STYLE):
-                yield _width(mine, str(dataset), str(arch), setting)
+    yield from size_drawings(runs)
 
 
 def _families(prefixes: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -173,94 +160,3 @@ def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
     words += f"logarithmic axis, from {error:.1g}, to which each is known), mean"
     words += " and one sample standard deviation over seeds" if data["n"].max() > 1 else ""
     return Drawing(key, words, figure, data)
-
-
-def _depth(runs: pd.DataFrame, key: str, name: str) -> Drawing:
-    """Draw ε over the number of blocks of architectures of the same widths."""
-    figure = Figure(figsize=(WIDTH, 3.4))
-    panels = figure.subplots(2, 1, sharex=True)
-    variants = variant_styles(runs["variant"])
-    for axes, column, label in zip(
-        panels, ("eps", "squared_eps"), ("ε, cross-entropy", "ε, squared error"), strict=True
-    ):
-        for style in variants:
-            mine = runs[runs["variant"] == style.variant]
-            axes.plot(mine["blocks"], mine[column], **style.point, alpha=0.5, markersize=3)
-            means = mine.groupby("blocks")[column].mean()
-            axes.plot(means.index, means, **style.line | {"marker": ""})
-        axes.set(ylabel=label, ylim=(0, None))
-    depths = runs.drop_duplicates("blocks").sort_values("blocks")
-    panels[1].set_xlabel("Blocks of the last stage")
-    panels[1].set_xticks(depths["blocks"], [f"{blocks}" for blocks in depths["blocks"]])
-    title_and_legend(
-        figure,
-        f"{name}: depth and the gap",
-        [legend_entry(style, style.line) for style in variants],
-    )
-    archs = ", ".join(depths["arch"].astype(str))
-    words = (
-        f"ε over the number of blocks of the last stage, {name} ({archs}): the gap between the "
-        "best last two maps and the best map of all exact features, a point a run, lines through "
-        "means. That ε >= 0 is by construction; its size is measured"
-    )
-    columns = ["arch", "variant", "row", "seed", "blocks", "eps", "eps_error", "squared_eps"]
-    return Drawing(key, words, figure, runs[columns])
-
-
-def _width_panel(panel: Axes, runs: pd.DataFrame, column: str) -> None:
-    """Draw one quantity over the width, and beside the squared ε what chance would give."""
-    panel.plot(
-        runs["width"], runs[column].clip(lower=0), marker=MARKERS[0], linestyle="none",
-        color=COLORS[2], alpha=0.7, markersize=3,
-    )  # fmt: skip
-    if column == "squared_eps":
-        for name, color in (("random_eps", COLORS[1]), ("floor", COLORS[3])):
-            means = runs.dropna(subset=[name]).astype({name: float}).groupby("width")[name]
-            panel.plot(means.mean(), color=color, linewidth=0.9)
-    floor = {"eps": float(runs["tolerance"].max()), "squared_eps": 1e-6}.get(column, 1e-3)
-    panel.set_yscale("symlog", linthresh=floor)
-    panel.axvline(runs["needed_width"].iloc[0], color=COLORS[4], linestyle="--", linewidth=0.9)
-
-
-def _width(runs: pd.DataFrame, dataset: str, arch: str, setting: str) -> Drawing:
-    """Draw ε and the smallest singular value over the width, a point a run."""
-    figure = Figure(figsize=(WIDTH, 4.6))
-    axes = figure.subplots(3, 1, sharex=True)
-    needed = runs["needed_width"].iloc[0]
-    for panel, column, label in zip(
-        axes,
-        ("eps", "squared_eps", "smallest_singular_value"),
-        ("ε, cross-entropy", "ε, squared error", "Smallest singular value"),
-        strict=True,
-    ):
-        _width_panel(panel, runs, column)
-        panel.set_ylabel(label)
-    axes[-1].set_xlabel("Width M")
-    axes[-1].set_xscale("log", base=2)
-    ticks = [needed]
-    for tick in sorted(runs["width"].unique()):  # those that leave room for their labels
-        ticks += [tick] if all(abs(np.log2(tick / other)) > 0.18 for other in ticks) else []
-    axes[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=60, fontsize=6)
-    axes[-1].minorticks_off()
-    point = Line2D([], [], marker=MARKERS[0], linestyle="none", color=COLORS[2], label="a run")
-    line = Line2D([], [], color=COLORS[4], linestyle="--", label=f"N_in + ΣK_i = {needed:g}")
-    name = figure_name(dataset, row_name(arch, setting))
-    lines = [
-        Line2D([], [], color=COLORS[1], label="by chance"),
-        Line2D([], [], color=COLORS[3], label="floor"),
-    ]
-    title_and_legend(figure, f"{name}: width and the gap to the bound", [point, line, *lines])
-    words = (
-        f"Width test, {name}: ε, the gap between the best last two maps and the best map of all "
-        "features, and the smallest singular value of [W_0 .. W_{L-1}]. That ε = 0 right of the "
-        "line, where that is not 0, is by construction, as both maps reach the same span; that it "
-        "is not 0 left of it is measured. Lines: what as many directions kept by chance would lose "
-        "in the mean, and what lost ones would seem to be worth without any meaning. "
-        "Below its first tick the scale of ε is linear; there it is 0 within certificates"
-    )
-    columns = [
-        "variant", "row", "seed", "width", "needed_width", "smallest_singular_value",
-        "eps", "eps_error", "squared_eps", "random_eps", "rho", "floor", "trained", "last_maps",
-        "bound", "linear",
-    ]  # fmt: skip
-    return Drawing(figure_key("width", dataset, arch, setting), words, figure, runs[columns])

@@ -138,3 +138,18 @@ def test_analyses_of_an_earlier_method_are_not_averaged_with_others(tmp_path):
         ("ResNet-20, analysis.method=1", "1"),
         ("ResNet-20, analysis.method=2", "1"),
     ]
+
+
+def test_the_figure_over_widths_marks_the_width_that_is_needed(tmp_path):
+    for width, eps in ((16, 0.3), (49, 0.1), (64, 0.0)):
+        run = trees.add_run(tmp_path, variant="resnest", arch__widths=[width] * 3)
+        run.analysis.path.mkdir()
+        run.analysis.write_record(dataclasses.replace(run.read_record(), task="analyze"))
+        sizes = {"width": width, "needed_width": 50, "smallest_singular_value": 0.1}
+        run.analysis.write_analysis(dataclasses.replace(analysis_of(eps), **sizes))
+    found = drawings(read_analyses(label_rows(load_runs(tmp_path))))
+    (drawing,) = (drawing for drawing in found if drawing.key.startswith("width"))
+    assert list(drawing.data.sort_values("width")["eps"]) == pytest.approx([0.3, 0.1, 0.0])
+    panels = drawing.figure.axes
+    assert all([50, 50] in [list(line.get_xdata()) for line in panel.lines] for panel in panels)
+    assert [label.get_text() for label in panels[-1].get_xticklabels()] == ["50", "16", "64"]
