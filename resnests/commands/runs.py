@@ -81,15 +81,11 @@ def delete_runs(runs: pd.DataFrame, sure: bool) -> int:
     """Delete the directories of `runs`, or only print them unless `sure`; return 1 where some are
     left, else 0.
     """
-    left = 0
+    left, done = 0, "deleted" if sure else "would delete"
     for path in runs["path"]:
         reason = _delete(RunDirectory(path), sure)
         left += reason is not None
-        print(
-            f"{'deleted' if sure else 'would delete'} {path}"
-            if not reason
-            else f"left {path}, {reason}"
-        )
+        print(f"left {path}, {reason}" if reason else f"{done} {path}")
     if not sure:
         print(f"{len(runs) - left} of {len(runs)} runs; --yes deletes them")
     return int(sure and left > 0)

@@ -25,7 +25,7 @@ from resnests.results.select import select
 from resnests.runs.directory import RunDirectory
 from resnests.text import duration
 
-POLL_SECONDS = 2.0  # seconds between two looks of --watch
+POLL_SECONDS = 2.0  # seconds between two polls of --watch
 
 
 def show(root: str, watch: bool = False, trials: bool = False, query: Sequence[str] = ()) -> None:
@@ -37,9 +37,9 @@ def show(root: str, watch: bool = False, trials: bool = False, query: Sequence[s
         console.width = 200
     status = Status(root, trials, query)
     if not watch:
-        console.print(status.look())
+        console.print(status.poll())
         return
-    with Live(status.look(), console=console, auto_refresh=False) as live:
+    with Live(status.poll(), console=console, auto_refresh=False) as live:
         try:
             while True:
                 time.sleep(POLL_SECONDS)
@@ -51,7 +51,7 @@ def show(root: str, watch: bool = False, trials: bool = False, query: Sequence[s
 def _when_there_are_runs(status: Status) -> Group | str:
     """Return what there is to show, or, where there are no runs yet, a line that says so."""
     try:
-        return status.look()
+        return status.poll()
     except UserError as error:  # a sweep may just be starting
         return str(error)
 
@@ -66,7 +66,7 @@ class Status:
         self.unfinished: list[dict] = []
         self.copies: list[str] = []
 
-    def look(self) -> Group:
+    def poll(self) -> Group:
         """Return counts of all runs, a table of them by cell, and a line for each that runs or did
         not finish.
         """
@@ -83,7 +83,7 @@ class Status:
         return Group(*self.parts, *lines, *warnings, *self.copies)
 
     def _summarize(self, frame: pd.DataFrame) -> None:
-        """Keep what a look shows of `frame`, but for what changes without a new record."""
+        """Keep what a poll shows of `frame`, but for what changes without a new record."""
         runs, self.copies = drop_copies(label_rows(select(frame, self.query)))
         troubles = notes.troubles(runs)
         counts = runs["status"].value_counts().to_dict()

@@ -28,8 +28,8 @@ from resnests.trackers.tracker import (
     require_installed,
 )
 
-POLL_SECONDS = 2.0  # between two looks of --watch
-BUSY_SHARE = 0.05  # of the time that looking may take
+POLL_SECONDS = 2.0  # between two polls of --watch
+BUSY_SHARE = 0.05  # of the time that polling may take
 
 
 def export(

@@ -210,8 +210,8 @@ def _is_single(recipe: dict[str, Any]) -> bool:
 
 
 def _rates(recipes: pd.DataFrame, values: list[dict[str, Any]]) -> dict[int, list[str]]:
-    """Return what tells recipes apart by index where one variant of a row, of which `values` are
-    the same, has several learning rates or heads; a head's source and arguments count.
+    """Return, by index, what tells recipes of one row and variant apart: learning rates, and heads
+    with their source and arguments. Recipes whose `values` are the same stand in one row.
     """
     parts: dict[int, list[str]] = {index: [] for index in recipes.index}
     has_rates = not recipes["given"].any() and "optimizer.lr" in recipes

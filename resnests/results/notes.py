@@ -80,6 +80,14 @@ def lines(
             "the runs beside them."
         )
     notes += [f"‡ {cell_name(cell)} {line}." for cell, facts in mixed.items() for line in facts]
+    notes += _unfinished(troubles)
+    if any("diverged" in trouble for trouble in troubles.values()):
+        notes.append("Diverged runs are counted, never averaged.")
+    return notes
+
+
+def _unfinished(troubles: dict[Cell, Troubles]) -> list[str]:
+    """Return a note for each row, status and reason, with the seeds and the cells it is of."""
     alike: dict[tuple[str, str, str, str], list[str]] = {}
     for cell, trouble in troubles.items():
         name = cell_name(cell._replace(row=""))
@@ -89,12 +97,11 @@ def lines(
                 by_reason.setdefault(why, []).append(seed)
             for why, seeds in by_reason.items():
                 alike.setdefault((cell.row, status, seed_list(seeds), why), []).append(name)
+    notes = []
     for (row, status, some, why), cells in sorted(alike.items()):
         what = f"{status.capitalize()}, {row}" if row else status.capitalize()
         reason = f" ({why})" if why else ""
         notes.append(f"{what}: {some} of {', '.join(cells)}{reason}.")
-    if any("diverged" in trouble for trouble in troubles.values()):
-        notes.append("Diverged runs are counted, never averaged.")
     return notes
 
 

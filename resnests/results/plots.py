@@ -25,6 +25,7 @@ from resnests.results.style import (
     figure_name,
     legend_entry,
     plain_numbers,
+    spread,
     title_and_legend,
     variant_styles,
 )
@@ -108,8 +109,8 @@ def _curves(data: pd.DataFrame, styles: list[VariantStyle]) -> Drawing:
     title_and_legend(figure, name, drawn)
     seeds = notes.seeds(data["n"])
     if data["n"].max() > 1:
-        spread = "bar" if single else "band"
-        seeds = f"mean of {seeds}, {spread} of one sample standard deviation to either side"
+        kind = "bar" if single else "band"
+        seeds = f"mean of {seeds}, {kind} of one sample standard deviation to either side"
     key = figure_key("curves", cell.dataset, cell.arch, cell.row)
     return Drawing(key, f"Learning curves, {name}: {seeds}", figure, data)
 
@@ -125,10 +126,10 @@ def _scale(loss: Axes, accuracy: Axes, data: pd.DataFrame) -> None:
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if data["epoch"].nunique() == 1:
         accuracy.set_xlim(data["epoch"].iloc[0] - 0.5, data["epoch"].iloc[0] + 0.5)
-    mean, spread = data["test_accuracy_mean"], data["test_accuracy_std"].fillna(0)
+    mean, std = data["test_accuracy_mean"], data["test_accuracy_std"].fillna(0)
     settled = data["epoch"] > 0.1 * data["epoch"].max()
-    low = (mean - spread)[settled].clip(lower=0).min()
-    high = (mean + spread)[settled].clip(upper=100).max()
+    low = (mean - std)[settled].clip(lower=0).min()
+    high = (mean + std)[settled].clip(upper=100).max()
     if mean[settled].isna().all():
         low, high = 0, 100
     margin = 0.05 * (high - low) + 0.2
@@ -141,8 +142,8 @@ def _curve(axes: Axes, curve: pd.DataFrame, metric: str, style: VariantStyle, sh
     Markers stand at other epochs on each line, so that none hides another.
     """
     curve = curve[curve[f"{metric}_mean"].notna()]
-    x, y, spread = (curve[name].to_numpy() for name in ("epoch", f"{metric}_mean", f"{metric}_std"))
-    low, high = np.maximum(y - spread, 0), y + spread
+    x, y, std = (curve[name].to_numpy() for name in ("epoch", f"{metric}_mean", f"{metric}_std"))
+    low, high = np.maximum(y - std, 0), y + std
     if axes.get_yscale() == "log":
         low = np.maximum(low, y / 10)  # the axis ends above 0
     if metric.endswith("accuracy"):
@@ -242,15 +243,3 @@ def _label_archs(axes: Axes, cells: pd.DataFrame) -> None:
             fontsize=6.5,
             arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.4, "relpos": (0, 0)},
         )
-
-
-def spread(places: np.ndarray, gap: float) -> np.ndarray:
-    """Return ascending `places`, moved until neighbours are at least `gap` apart.
-
-    Pushing them to the right alone would do, and so would pushing them to the left: the mean of
-    both moves each least.
-    """
-    steps = gap * np.arange(len(places))
-    right = np.maximum.accumulate(places - steps)
-    left = np.minimum.accumulate((places - steps)[::-1])[::-1]
-    return steps + (right + left) / 2

@@ -142,7 +142,7 @@ def against_paper(runs: pd.DataFrame) -> pd.DataFrame:
 def _deviations(runs: pd.DataFrame) -> pd.Series:
     """Return for each cell what is not the paper's recipe; "" where all is, or it has none."""
 
-    def of(run: dict[str, Any]) -> str:
+    def deviation(run: dict[str, Any]) -> str:
         cell = (run["dataset"], run["arch"], run["variant"])
         if run["given"]:
             return "given weights, of unknown training"
@@ -150,7 +150,7 @@ def _deviations(runs: pd.DataFrame) -> pd.Series:
         return ", ".join(paper.deviations(json.loads(run["recipe_values"]), *cell)) if known else ""
 
     first = runs.drop_duplicates(CELL)
-    found = [of(run) for run in first.to_dict("records")]
+    found = [deviation(run) for run in first.to_dict("records")]
     return pd.Series(found, pd.MultiIndex.from_frame(first[CELL]), name="deviations", dtype=object)
 
 

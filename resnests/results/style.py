@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -126,3 +127,15 @@ def figure_key(*parts: str) -> str:
     """Return a file name of at most 100 characters; a long one keeps its identity by a hash."""
     key = re.sub(r"[^\w.=-]+", "_", "_".join(filter(None, parts)))
     return key if len(key) <= 100 else f"{key[:91]}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def spread(places: np.ndarray, gap: float) -> np.ndarray:
+    """Return ascending `places`, moved until neighbours are at least `gap` apart.
+
+    Pushing them to the right alone would do, and so would pushing them to the left: the mean of
+    both moves each least.
+    """
+    steps = gap * np.arange(len(places))
+    right = np.maximum.accumulate(places - steps)
+    left = np.minimum.accumulate((places - steps)[::-1])[::-1]
+    return steps + (right + left) / 2

@@ -112,14 +112,14 @@ def test_a_look_opens_only_what_has_changed_since_the_last_one(tmp_path, monkeyp
         add_run(tmp_path, seed=seed)
     add_run(tmp_path, seed=3, status="running", provenance=ME)
     status = Status(str(tmp_path))
-    assert status.look().renderables[0] == "3 of 4 done, 1 running"
+    assert status.poll().renderables[0] == "3 of 4 done, 1 running"
     opened.clear()
-    assert status.look().renderables[0] == "3 of 4 done, 1 running"
+    assert status.poll().renderables[0] == "3 of 4 done, 1 running"
     assert opened == [3]
     opened.clear()
     add_run(tmp_path, seed=1, status="failed")
     add_run(tmp_path, seed=3)
-    assert status.look().renderables[0] == "3 of 4 done, 1 failed"
+    assert status.poll().renderables[0] == "3 of 4 done, 1 failed"
     assert opened == [1, 3]
 
 
@@ -130,12 +130,12 @@ def test_an_analysis_that_was_interrupted_is_not_done(tmp_path):
     started = dataclasses.replace(run.read_record(), task="analyze", status="interrupted")
     run.analysis.write_record(started)
     status = Status(str(tmp_path))
-    first, _, line = status.look().renderables
+    first, _, line = status.poll().renderables
     assert first == "1 of 1 done, 1 analysis not done"
     assert line.startswith("analysis interrupted: cifar10/resnet20/standard seed=0; see ")
     assert line.endswith("analysis/run.log")
     run.analysis.write_record(dataclasses.replace(started, status="complete"))
-    assert status.look().renderables[0] == "1 of 1 done"
+    assert status.poll().renderables[0] == "1 of 1 done"
 
 
 @pytest.mark.parametrize("width", [80, 200])
@@ -145,7 +145,7 @@ def test_every_cell_can_be_read_on_a_narrow_terminal_too(tmp_path, width):
             add_run(tmp_path, variant=variant, status="interrupted", trainer__epochs=epochs)
             add_run(tmp_path, variant=variant, seed=1, trainer__epochs=epochs)
     console = Console(width=width, file=io.StringIO())
-    console.print(Status(str(tmp_path)).look().renderables[1])
+    console.print(Status(str(tmp_path)).poll().renderables[1])
     shown = console.file.getvalue()
     assert shown.count("1 done, 1 interrupted") == 8
     assert "…" not in shown

@@ -11,8 +11,8 @@ from matplotlib.image import imread
 
 from resnests.results.cells import label_rows
 from resnests.results.frame import read_runs
-from resnests.results.plots import WIDTH, drawings, spread
-from resnests.results.style import plain_numbers, variant_styles
+from resnests.results.plots import WIDTH, drawings
+from resnests.results.style import plain_numbers, spread, variant_styles
 
 
 def drawn(root):
