@@ -11,8 +11,9 @@ the same grid at once, also one that is interrupted, or after the lock of a run 
 deleted, or one of another user (where root) over the same devices; the directory of a run removed,
 or a folder in which nobody may write for some seconds; an error full of markup; a device on which
 everything fails; source of a network or an image that is another one for some seconds; on a cluster
-also a cancelled job and a lost node. After the faults the same command is given until it reports
-success, and every file is compared with the undisturbed sweep.
+also a cancelled job, a lost node and the end of Ray's head. On Slurm the partition is hidden, and
+the shell of the sweeps full of variables of Slurm's. After the faults the same command is given
+until it reports success, and every file is compared with the undisturbed sweep.
 """
 
 from __future__ import annotations
@@ -350,6 +351,7 @@ def main() -> int:
         os.environ.setdefault("RESNESTS_LOCK_DIR", str(Path(folder) / "slots"))
         Sweep.epochs = long_enough(Path(folder) / "timed")
         overrides = injections.OVERRIDES.get(options.launcher, ())
+        Sweep.shell = injections.SHELL if options.launcher == "slurm" else {}
         lost, doubled, commands = campaign(Path(folder), faults, overrides)
     for name in FAULTS:
         print(f"{faults.count(name):4} x {name}")

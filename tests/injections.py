@@ -13,14 +13,19 @@ from cluster import ray_nodes, slurm
 from resnests.runs.directory import find_runs
 
 OVERRIDES = {
-    "slurm": ("cluster=slurm", "cluster.cpus=1", "cluster.gpus=0"),
+    "slurm": ("cluster=slurm", "cluster.cpus=1", "cluster.gpus=0", "cluster.partition=hid"),
     "ray": ("cluster=ray", "cluster.gpus=0"),
 }
+HIDDEN = "PartitionName=hid Nodes=ALL Hidden=YES"
+# What a user's shell may hold: for sweeps, not for what hurts them.
+SHELL = {"SQUEUE_PARTITION": "main", "SQUEUE_USERS": "nobody", "SQUEUE_ACCOUNT": "other"}
+SHELL |= {"SQUEUE_STATES": "FAILED", "SQUEUE_NAMES": "other", "SQUEUE_SORT": "-i"}
+SHELL |= {"SCANCEL_PARTITION": "main", "SBATCH_WAIT": "1", "SBATCH_ARRAY_INX": "0-9"}
 RUNNING: list = []  # the cluster
 
 
 def cluster(launcher: str) -> AbstractContextManager:
-    made = slurm.Slurm() if launcher == "slurm" else ray_nodes.RayNodes()
+    made = slurm.Slurm(more=HIDDEN) if launcher == "slurm" else ray_nodes.RayNodes()
     RUNNING[:] = [made]
     return made
 
@@ -48,6 +53,16 @@ def lose_node(_sweep, folder: Path) -> bool:
     return True
 
 
+def lose_head(sweep, folder: Path) -> bool:
+    """Of Ray, and with it the cluster, which starts again once the sweep has ended by itself."""
+    if not any(run.status() == "running" for run in find_runs(folder / "runs")):
+        return False
+    RUNNING[0].kill_node(0)
+    sweep.wait(60)
+    RUNNING[0].restart()
+    return True
+
+
 def stop_all_jobs() -> None:
     """Those of Ray end with their sweep."""
     if isinstance(RUNNING[0], slurm.Slurm):
@@ -55,4 +70,4 @@ def stop_all_jobs() -> None:
 
 
 FAULTS = {"slurm": {"job cancelled": cancel_job, "node lost": lose_node}}
-FAULTS["ray"] = {"node lost": lose_node}
+FAULTS["ray"] = {"node lost": lose_node, "head killed": lose_head}

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,6 +48,7 @@ class Sweep:
     """A sweep as a user starts it, with its processes by their roles."""
 
     cluster: tuple[str, ...] = ()  # the overrides that bring all sweeps onto one
+    shell: Mapping[str, str] = {}  # variables that it finds beside those of ours
     own: tuple[str, ...] = ()  # the overrides that have all sweeps train parts of a user's own
     epochs = 40
 
@@ -69,7 +70,7 @@ class Sweep:
         if self.own and not (folder / "own").is_dir():  # a copy, which a fault may edit
             shutil.copytree(REPOSITORY / "tests" / "own", folder / "own")
             write_digits(folder / "own" / "images")
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+        environment = os.environ | self.shell | {"PYTHONPATH": os.pathsep.join(folders)}
         with open(folder / "sweep.log", "ab") as log:
             self.process = subprocess.Popen(
                 command, cwd=folder, env=environment, stdout=log, stderr=log

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from resnests.errors import UserError
-from resnests.sweep.executors.slurm_commands import query_queue
+from resnests.sweep.executors.slurm_commands import REST, query_queue
 from resnests.sweep.executors.submission import find_submissions
 from resnests.sweep.scheduler import State
 
@@ -26,7 +26,7 @@ def queue_lines(runs_dir: str) -> list[str]:
         (path, seen)
         for submission in submissions
         for task, batch in enumerate(submission.batches)
-        if (seen := queue[submission.name].get(str(task)))
+        if (seen := queue[submission.name].get(str(task)) or queue[submission.name].get(REST))
         for path in batch
     ]
     waiting = [(path, seen) for path, seen in shown if seen.state is State.QUEUED]

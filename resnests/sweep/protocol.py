@@ -123,6 +123,18 @@ class SweepFolder:
         active = {int(n.removeprefix(_ACTIVE)) for n in names if n.startswith(_ACTIVE)}
         return active, {number: outcome for number, outcome in ended.items() if outcome}
 
+    def outcome(self, number: int) -> str | None:
+        """Return how run `number` was left, None where no job told."""
+        try:
+            return (self.path / f"{_ENDED}{number}").read_text() or None
+        except OSError:
+            return None
+
+    def ended(self) -> set[int]:
+        """Return the numbers of the runs that jobs left, without how."""
+        names = os.listdir(self.path) if self.path.is_dir() else []
+        return {int(n.removeprefix(_ENDED)) for n in names if n.startswith(_ENDED)}
+
     def forget(self, number: int) -> None:
         """Forget how run `number` was left, before it is submitted again."""
         (self.path / f"{_ENDED}{number}").unlink(missing_ok=True)

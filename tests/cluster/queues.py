@@ -16,7 +16,8 @@ echo "MinJobAge = 300 sec\"""",
     "sbatch": """\
 env > sbatch.env
 echo "$@" >> sbatch.words
-last=$(echo "$@" | sed 's/.*--array=0-\\([0-9]*\\).*/\\1/')
+last=$(echo "$@" | sed -n 's/.*--array=0-\\([0-9]*\\).*/\\1/p')
+last=${last:-0}
 room=$(cat room)
 if [ "$last" -ge "$room" ]; then
     echo "sbatch: error: QOSMaxSubmitJobPerUserLimit" >&2

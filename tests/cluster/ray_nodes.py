@@ -38,25 +38,28 @@ class RayNodes:
         self.folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.address = f"127.0.0.1:{port}"
-        head = (
-            "--head",
-            f"--port={port}",
-            "--include-dashboard=false",
-            f"--temp-dir={self.folder}",
-        )
-        self._start(*head, "--num-cpus=0")
+            self.port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
         os.environ["RAY_ADDRESS"] = self.address
         try:
-            self._until(1)
-            for index in range(self.count):  # one by one, or their ports collide
-                self.add()
-                self._until(2 + index)
+            self._start_all()
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _start_all(self) -> None:
+        where = (f"--port={self.port}", f"--temp-dir={self.folder}")
+        self._start("--head", *where, "--include-dashboard=false", "--num-cpus=0")
+        self._until(1)
+        for index in range(self.count):  # one by one, or their ports collide
+            self.add()
+            self._until(2 + index)
+
+    def restart(self) -> None:
+        """Start all nodes again, at the same address."""
+        self._kill_all()
+        self._start_all()
 
     def add(self) -> None:
         self._start(f"--address={self.address}", "--num-cpus=1")
@@ -88,9 +91,12 @@ class RayNodes:
         while self.alive() != count:
             assert time.monotonic() < end, "the nodes of Ray did not come up"
 
-    def __exit__(self, *_: object) -> None:
+    def _kill_all(self) -> None:
         for index in reversed(range(len(self.nodes))):
             self.kill_node(index)
+
+    def __exit__(self, *_: object) -> None:
+        self._kill_all()
         os.environ.pop("RAY_ADDRESS", None)
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -48,9 +48,9 @@ KillWait=10
 SlurmdTimeout=20
 ReturnToService=2
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0,requeue_delay=0
-{more}
 {nodes}
 PartitionName=main Nodes=ALL Default=YES State=UP
+{more}
 """
 NO_ACCOUNTING = """\
 JobAcctGatherType=jobacct_gather/none
@@ -179,6 +179,14 @@ class Slurm:
             own += f"mount -t tmpfs none {self.login_only} && "
         prefix = ("unshare", "--uts", "--mount", "sh", "-c", f'{own}exec "$0" "$@"')
         self.start("slurmd", "-D", "-N", name, key=name, prefix=prefix if own else ())
+
+    def lose_state(self) -> None:
+        """Kill the controller, and start one that knows of no job."""
+        self.stop("slurmctld", kill=True)
+        shutil.rmtree(self.folder / "state")
+        (self.folder / "state").mkdir()
+        self.start("slurmctld", "-D", "-i")
+        _until(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T"), "the nodes")
 
     def stop(self, key: str, kill: bool = False) -> None:
         daemon = self.daemons.pop(key)

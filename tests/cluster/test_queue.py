@@ -1,6 +1,7 @@
 """Jobs of Slurm by what its commands answer, with stand-ins on the PATH."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import pytest
 from helpers import tiny
 from queues import StandIn
 
+from resnests.commands.queue import queue_lines
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.sweep.executors.slurm import SlurmExecutor
@@ -86,7 +88,7 @@ def test_another_sweep_leaves_alone_what_squeue_does_not_list(slurm, runs):
 def test_a_sweep_that_stops_does_not_wait_for_what_is_not_listed_and_never_began(slurm, runs):
     mine, _ = executor(runs)
     jobs = mine.submit(runs[:2], [], 0)
-    jobs[0].update({"0": Seen("17_0", State.RUNNING, "n1", "")}, False)
+    jobs[0].update({"0": Seen("17_0", State.RUNNING, "n1", "")}, False, ())
     mine.cancel(jobs, kill=False)
     mine.poll(jobs)
     assert [job.state for job in jobs] == [State.RUNNING, State.OVER]
@@ -240,3 +242,72 @@ def test_what_no_node_trains_is_refused_at_once(slurm, runs):
     mine.poll(jobs)  # the other one has no log: its node does not reach the folder
     assert [job.outcomes for job in jobs] == [{runs[0]: REFUSED}, {runs[1]: REFUSED}]
     assert "which its node must reach" in runs[1].directory.log_file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("most", "limit", "waits_for"),
+    [
+        ("0", 2, [None, None, "17", "18", "19", "20"]),  # a site without arrays
+        ("1", 2, [None, None, "17", "18", "19", "20"]),
+        ("4", 2, [None, "17"]),
+        ("3", 7, [None, None]),
+        ("1", "null", [None] * 6),
+    ],
+)
+def test_arrays_that_are_smaller_than_the_limit_wait_for_each_other(
+    slurm, runs, most, limit, waits_for
+):
+    text = (slurm.folder / "bin" / "scontrol").read_text()
+    (slurm.folder / "bin" / "scontrol").write_text(text.replace("1001", most))
+    mine, _ = executor(runs)
+    mine.cluster = replace(mine.cluster, jobs=None if limit == "null" else limit)
+    jobs = mine.submit(runs, [], 0)
+    assert len(jobs) == 6
+    calls = slurm.words("sbatch").splitlines()
+    found = [re.search("--dependency=afterany:([0-9]+)", call) for call in calls]
+    assert [match and match[1] for match in found] == waits_for
+    assert all(("--array=" in call) == (most != "0") for call in calls)
+
+
+def test_a_job_that_is_in_no_array_is_found_by_its_name(slurm, runs):
+    mine, _ = executor(runs)
+    mine.limits = (0, 300)
+    jobs = mine.submit(runs[:2], [], 0)
+    names = [job.submission.name for job in jobs]
+    slurm.show(f"{names[0]}|17|N/A|RUNNING|n1|None", f"{names[1]}|18|N/A|PENDING||Resources")
+    mine.poll(jobs)
+    assert [(job.name, job.state) for job in jobs] == [("17", State.RUNNING), ("18", State.QUEUED)]
+    found = executor(runs)[0].submit(runs[:2], [], 0)
+    assert {job.name for job in found} == {"17", "18"}
+    assert "queued: " in queue_lines(runs[0].config.runs_dir)[1]
+    mine.cancel(jobs, kill=True)
+    assert slurm.words("scancel").split()[-2:] == ["17", "18"]
+
+
+def processor_time() -> float:
+    """Return the seconds that this process and its children took of a core."""
+    return sum(os.times()[:4])
+
+
+@pytest.mark.slow
+def test_a_long_queue_is_asked_once_a_look_and_costs_a_twentieth_of_a_core(slurm, runs):
+    (slurm.folder / "room").write_text("1000000")
+    configs = (replace(runs[0].config, seed=seed) for seed in range(5000))
+    many = [Run(config, RunDirectory.of(config), i) for i, config in enumerate(configs)]
+    mine, _ = executor(runs)
+    jobs = mine.submit(many, [], 0)
+    squeue = slurm.folder / "bin" / "squeue"
+    squeue.write_text(squeue.read_text().replace("> squeue.words", ">> squeue.words"))
+    for states in (["PENDING"], ["RUNNING n1"] * 32 + ["PENDING"], ["COMPLETED n1"]):
+        states += states[-1:] * (5000 - len(states))
+        if states[0] == "COMPLETED n1":  # all within one look
+            for job in jobs:
+                job.submission.specs.end(job.task, "complete")
+        show(slurm, jobs, *states)
+        (slurm.folder / "squeue.words").unlink(missing_ok=True)
+        before = processor_time()
+        mine.poll(jobs)
+        took = processor_time() - before
+        assert took < min(2, mine.pause(0) / 20)
+        assert len(slurm.words("squeue").splitlines()) == 1
+    assert all(job.outcomes for job in jobs)

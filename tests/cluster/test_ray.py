@@ -109,6 +109,22 @@ def test_two_sweeps_of_one_grid_share_it(tmp_path, nodes):
     assert all(text.count("epoch 2/2") == 1 for text in texts)
 
 
+def test_without_its_head_a_sweep_ends_with_its_summary_and_the_same_command_goes_on(
+    tmp_path, nodes, undisturbed
+):
+    process = start(tmp_path, *RAY, *GRID, LONG)
+    until(lambda: len(epochs(tmp_path)) == 2 and min(epochs(tmp_path)) > 1)
+    nodes.kill_node(0)
+    assert process.wait(59) == 1  # Ray would end it after 60 s
+    last = log(tmp_path).splitlines()[-1]
+    assert last.endswith(" of 4 runs are not complete; the same command goes on")
+    assert "running" not in statuses(tmp_path)
+    assert not left_over(tmp_path)
+    nodes.restart()
+    assert sweep(tmp_path, *RAY, *GRID, LONG) == 0
+    assert_same_results(tmp_path, undisturbed)
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

@@ -3,11 +3,26 @@
 python -m pytest -m cluster tests/cluster/test_sites.py
 """
 
+import subprocess
 import sys
 
 import pytest
-from clusters import SLURM, left_over, log, runs, statuses, sweep
-from slurm import Slurm, missing
+from clusters import (
+    GRID,
+    LONG,
+    SLURM,
+    assert_same_results,
+    epochs,
+    left_over,
+    log,
+    runs,
+    start,
+    statuses,
+    sweep,
+    until,
+)
+from helpers import REPOSITORY, TINY
+from slurm import ACCOUNTANTS, Slurm, missing
 
 pytestmark = [
     pytest.mark.cluster,
@@ -56,3 +71,98 @@ def test_a_node_that_refuses_what_the_other_trains_is_set_aside(tmp_path):
     assert {run.read_record().provenance.host for run in runs(tmp_path).values()} == {"n1"}
     assert log(tmp_path).count("node n2 refuses what others train") == 1
     assert not left_over(tmp_path)
+
+
+def spans(folder) -> list[tuple[float, float]]:
+    records = [run.read_record() for run in runs(folder).values()]
+    return sorted((r.provenance.started, r.provenance.ended) for r in records)
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_site_without_arrays_gets_a_job_for_each_run(tmp_path, most):
+    with Slurm(more=f"MaxArraySize={most}"):
+        assert sweep(tmp_path, *SLURM, "seed=range(3)", "trainer.epochs=40") == 0
+        assert sweep(tmp_path, *SLURM, "seed=3,4", "cluster.jobs=1", "cluster.detach=true") == 0
+        until(lambda: statuses(tmp_path) == ["complete"] * 5)
+    jobs = {run.read_record().provenance.job for run in runs(tmp_path).values()}
+    assert len(jobs) == 5
+    assert all(("_" in job) == (most == 1) for job in jobs)
+    times = spans(tmp_path)
+    assert times[1][0] < times[0][1]  # two at once
+    assert times[3][1] < times[4][0]  # one at a time, with nobody who submits
+
+
+def test_a_controller_that_comes_back_without_its_state_costs_time_only(tmp_path, undisturbed):
+    """Slurm then ends the jobs that it does not know, and forgets those that waited."""
+    with Slurm(min_job_age=15) as slurm:
+        process = start(tmp_path, *SLURM, *GRID, LONG)
+        until(lambda: any(count > 5 for count in epochs(tmp_path)))
+        slurm.lose_state()
+        assert process.wait(280) == 0
+    assert_same_results(tmp_path, undisturbed)
+    assert not left_over(tmp_path)
+
+
+LIMITED = """\
+AccountingStorageEnforce=associations,limits,qos
+PriorityType=priority/basic"""
+
+
+@pytest.mark.skipif(bool(missing(*ACCOUNTANTS)), reason=missing(*ACCOUNTANTS))
+def test_where_a_qos_limits_submitted_jobs_the_others_follow(tmp_path):
+    with Slurm(accounting=True, more=LIMITED) as slurm:
+        for words in (
+            "add qos small MaxSubmitJobsPerUser=2",
+            "add account lab",
+            "add user root account=lab qos=normal,small",
+            "modify user root set qos=normal,small",
+        ):
+            slurm.ask("sacctmgr", "-i", *words.split())
+        own = (*SLURM, "cluster.qos=small", "cluster.options=[--account=lab]")
+        assert sweep(tmp_path, *own, "seed=range(5)") == 0
+        assert statuses(tmp_path) == ["complete"] * 5
+        known = slurm.ask("sacct", "--noheader", "--parsable2", "-X", "-o", "Account,QOS")
+        assert set(known.split()) == {"lab|small"}
+    text = log(tmp_path)
+    assert text.count("QOSMaxSubmitJobPerUserLimit") == 1
+    assert "cluster.runs_per_job packs more runs into a job" in text
+
+
+def test_options_and_partitions_as_users_have_them(tmp_path):
+    more = "PartitionName=one Nodes=n1\nPartitionName=two Nodes=n2"
+    options = "cluster.options='--exclusive --mail-type=END --mail-user=nobody'"
+    with Slurm(hosts=True, more=more):
+        assert sweep(tmp_path, *SLURM, "cluster.partition='one,two'", options, *GRID) == 0
+    assert {run.read_record().provenance.host for run in runs(tmp_path).values()} == {"n1", "n2"}
+
+
+def test_a_sweep_from_within_an_allocation_submits_jobs_of_its_own(tmp_path):
+    command = [sys.executable, str(REPOSITORY / "run.py"), "-m", *TINY, *SLURM, "seed=0,1"]
+    with Slurm(nodes=3):
+        done = subprocess.run(["salloc", "-n1", *command], cwd=tmp_path, timeout=280)
+        assert done.returncode == 0
+    assert statuses(tmp_path) == ["complete"] * 2
+    assert {run.read_record().provenance.job for run in runs(tmp_path).values()} == {"2_0", "2_1"}
+
+
+def test_a_maintenance_is_said_to_be_what_jobs_wait_for(tmp_path):
+    with Slurm() as slurm:
+        when = ("starttime=now+20minutes", "duration=60")
+        where = ("flags=maint", "nodes=ALL", "user=root")
+        slurm.ask("scontrol", "create", "reservation=care", *when, *where)
+        process = start(tmp_path, *SLURM, "cluster.time=1h", "seed=0,1")
+        until(lambda: "jobs that wait: 2 (ReqNodeNotAvail, Reserved for maint" in log(tmp_path))
+        slurm.ask("scontrol", "delete", "reservation=care")
+        assert process.wait(280) == 0
+    assert statuses(tmp_path) == ["complete"] * 2
+
+
+def test_what_sbatch_refuses_clears_nothing_that_was_to_start_afresh(tmp_path):
+    with Slurm(nodes=1):
+        assert sweep(tmp_path, *SLURM, "seed=0,1") == 0
+        before = {run.path: run.record_file.read_bytes() for run in runs(tmp_path).values()}
+        again = ("seed=0,1", "trainer.overwrite=true", "cluster.partition=none")
+        assert sweep(tmp_path, *SLURM, *again) == 2
+        assert before == {run.path: run.record_file.read_bytes() for run in runs(tmp_path).values()}
+        assert all(run.weights_file.exists() for run in runs(tmp_path).values())
+        assert not left_over(tmp_path)

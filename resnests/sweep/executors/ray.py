@@ -11,6 +11,7 @@ import importlib
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from resnests.sweep.stop import Stop, lock_until_exit
 
 SLOWEST_SECONDS = 10.0  # between two polls
 POLLED = 50  # queued tasks a poll, whether they began: Ray starts the first ones first
+HEAD_SECONDS = 20.0  # without its head: Ray would end this process after 60, without a summary
 _STOP_FILE = ".sweep-ray-"
 
 
@@ -65,9 +67,13 @@ class RayExecutor:
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": 0}
         self.train = self.ray.remote(**options)(_train)
         self.stop_file = _stop_file(config.runs_dir)
+        self.head = self.ray.get_runtime_context().gcs_address
+        self.answered, self.lost = time.monotonic(), False
 
     def submit(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
         """Return a task for each of `runs`, of which Ray gets as many as cluster.jobs lets in."""
+        if self.lost:
+            raise UserError(f"cluster=ray: {self.head} does not answer any more")
         tasks = [Task("not yet of Ray", [run]) for run in runs]
         limit = len(tasks) if self.cluster.jobs is None else self.cluster.jobs - open_jobs
         for task in tasks[: max(0, limit)]:
@@ -87,7 +93,12 @@ class RayExecutor:
         return config_dict(replace(config, cluster=None, devices=devices))
 
     def poll(self, jobs: Sequence[Job]) -> None:
-        """See which tasks are over, submit those that there is room for, find those that began."""
+        """See which tasks are over, submit those that there is room for, find those that began.
+
+        Raises a UserError while the head of Ray does not answer, until it counts as lost.
+        """
+        if not self._head_answers():
+            return self._cancel_all(jobs)
         tasks = {t.reference: t for t in jobs if isinstance(t, Task) and t.reference is not None}
         for reference in self._over(list(tasks)):
             self._end(tasks.pop(reference))
@@ -102,6 +113,26 @@ class RayExecutor:
                 task.state, task.started, task.node = State.RUNNING, True, progress["host"]
             else:
                 task.reason = self.waits_for
+
+    def _head_answers(self) -> bool:
+        """Return whether the head answers, False once it did not for long; else raise."""
+        host, _, port = self.head.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except OSError as error:
+            if time.monotonic() - self.answered > HEAD_SECONDS:
+                return False
+            raise UserError(f"cluster=ray: {self.head} does not answer ({error})") from None
+        self.answered = time.monotonic()
+        return True
+
+    def _cancel_all(self, jobs: Sequence[Job]) -> None:
+        """Give up the cluster: tasks that live on write their checkpoints and end."""
+        self.lost = True
+        self.report("cluster=ray: the head is lost, and with it the cluster; runs are as on disk")
+        self.stop_file.unlink(missing_ok=True)
+        for job in jobs:
+            job.state, job.reason = State.CANCELLED, "the head of Ray is lost"
 
     def _over(self, references: list[Any]) -> list[Any]:
         if not references:
@@ -130,7 +161,7 @@ class RayExecutor:
             assert isinstance(task, Task)
             if task.reference is None:
                 task.state = State.CANCELLED
-            else:
+            elif not self.lost:
                 self.ray.cancel(task.reference, force=kill)
 
     def pause(self, elapsed: float) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -57,11 +58,12 @@ class SlurmExecutor:
         self.full: int | None = None  # open jobs with which the site let in no other
         self.refusal = ""
         self.reasons: set[str] = set()  # why jobs wait, as last reported
+        self.took = 0.0  # seconds of the last poll
         self.nodes = Nodes(lambda line: self.report(line))
 
     @cached_property
     def limits(self) -> tuple[int, int]:
-        """Return the site's MaxArraySize and MinJobAge."""
+        """Return the site's MaxArraySize, 0 where it has no arrays, and MinJobAge."""
         return site_limits()
 
     def submit(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
@@ -113,24 +115,29 @@ class SlurmExecutor:
         """Bring `jobs` up to date by one call of squeue."""
         submissions = {job.submission.folder: job.submission for job in jobs}
         queue = query_queue(sorted(submission.name for submission in submissions.values()))
-        gone = {}
+        gone, ended = {}, {}
         for folder, submission in submissions.items():
             seconds = submission.unlisted_seconds(bool(queue[submission.name]))
             gone[folder] = seconds > 0 and seconds > self.limits[1]  # asked for when needed
+            ended[folder] = set() if queue[submission.name] else submission.specs.ended()
         for job in jobs:
-            job.update(queue[job.submission.name], gone[job.submission.folder])
+            folder = job.submission.folder
+            job.update(queue[job.submission.name], gone[folder], ended[folder])
 
     def _submit(self, runs: list[Run], room: int | None, open_jobs: int) -> list[Job]:
         """Submit arrays for `runs`, smaller ones where the site lets in no more; return the jobs.
 
-        The runs of jobs that are not let in stay idle until some of ours end.
+        The runs of jobs that are not let in stay idle until some of ours end. Each array depends on
+        an earlier one, such that no more than `room` jobs can run at once.
         """
-        size, most = self.cluster.runs_per_job or 1, self.limits[0]
+        size, most = self.cluster.runs_per_job or 1, self.limits[0] or 1
         batches = [runs[i : i + size] for i in range(0, len(runs), size)]
+        at_once = max(1, room // most) if room else len(batches)  # arrays
         jobs: list[Job] = []
-        before = None
+        arrays: list[str] = []
         while some := batches[len(jobs) : len(jobs) + most]:
             submission = Submission.write(some)
+            before = arrays[-at_once] if len(arrays) >= at_once else None
             try:
                 array = self._sbatch(submission, room, before)
             except UserError as error:
@@ -144,16 +151,20 @@ class SlurmExecutor:
                     raise
                 self._report_once(str(error))
                 break
-            before = array if room else None
+            arrays.append(array)
             self.submitted.append(submission)
             jobs += [
-                SlurmJob(f"{array}_{task}", list(batch), submission=submission, task=task)
+                SlurmJob(self._name(array, task), list(batch), submission=submission, task=task)
                 for task, batch in enumerate(some)
             ]
         if jobs:
             count = sum(len(job.runs) for job in jobs)
             self.report(f"submitted {_named(jobs)} of Slurm for {count} runs")
         return jobs
+
+    def _name(self, array: str, task: int) -> str:
+        """Return what Slurm calls a task, a job by itself where the site has no arrays."""
+        return f"{array}_{task}" if self.limits[0] else array
 
     def _report_once(self, line: str) -> None:
         """Report `line` unless it was the last one of its kind: a limit refuses again and again."""
@@ -167,8 +178,8 @@ class SlurmExecutor:
         options = {
             "job-name": submission.name,
             "array": f"0-{len(submission.batches) - 1}" + (f"%{room}" if room else ""),
-            "dependency": before and f"afterany:{before}",  # as the limit is one of each array
             "output": f"{submission.folder}/%a.log",
+            "dependency": before and f"afterany:{before}",  # as the limit is one of each array
             "open-mode": "append",
             "signal": f"B:USR2@{c.grace}",
             "ntasks": 1,
@@ -181,6 +192,8 @@ class SlurmExecutor:
             "qos": c.qos,
             "exclude": ",".join(sorted(self.nodes.avoided)) or None,
         }
+        if not self.limits[0]:
+            options |= {"array": None, "output": f"{submission.folder}/0.log"}
         words = [f"--{key}={value}" for key, value in options.items() if value is not None]
         given = job_script(submission, c.setup or [])
         answer = ask("sbatch", "--parsable", "--requeue", *words, *(c.options or []), given=given)
@@ -192,9 +205,11 @@ class SlurmExecutor:
 
     def poll(self, jobs: Sequence[Job]) -> None:
         """Bring `jobs` up to date by one call of squeue."""
+        began = time.monotonic()
         mine = [job for job in jobs if isinstance(job, SlurmJob)]
         self._update(mine)
         self.nodes.judge(mine)
+        self.took = time.monotonic() - began
         if not sys.stdout.isatty():  # where no table shows it
             self._report_reasons(jobs)
 
@@ -224,8 +239,10 @@ class SlurmExecutor:
                 subprocess.run(command, capture_output=True, env=environment())
 
     def pause(self, elapsed: float) -> float:
-        """Return the seconds until the next squeue: more the longer the sweep takes."""
-        return min(SLOWEST_SECONDS, 1 + elapsed / 30)
+        """Return the seconds until the next squeue: more the longer the sweep takes, and so many
+        that a controller which is busy, or a long queue, is not asked most of the time.
+        """
+        return max(min(SLOWEST_SECONDS, 1 + elapsed / 30), min(60, 20 * self.took))
 
     def close(self, jobs: Sequence[Job]) -> None:
         """Remove the folders of arrays that are through."""

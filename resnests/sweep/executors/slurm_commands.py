@@ -36,7 +36,7 @@ _STATES = {
 OURS = re.compile(r"(SLURM|SBATCH|SQUEUE|SCANCEL|SCONTROL|SINFO)_")
 WHERE = ("ACCOUNT", "PARTITION", "QOS", "RESERVATION", "CONSTRAINT", "TIMELIMIT")
 KEPT = ("SLURM_CONF", "SLURM_JWT", *(f"SBATCH_{name}" for name in WHERE))
-REST = "N/A"  # stands for all tasks of an array that never began
+REST = "N/A"  # stands for all tasks of an array that never began, and for a job that is in none
 _SUBMIT_LIMIT = r"SubmitJobs?\w*Limit|job submit limit"
 _MIN_JOB_AGE = 300  # Slurm's default
 
@@ -45,7 +45,7 @@ _MIN_JOB_AGE = 300  # Slurm's default
 class Seen:
     """A line of squeue's output."""
 
-    job: str  # such as 17_3
+    job: str  # such as 17_3, or 17 of one that is in no array
     state: State
     node: str
     reason: str  # why it waits, or the word for how it ended
@@ -65,14 +65,15 @@ def query_queue(names: Sequence[str]) -> Queue:
         name, array, task, word, node, reason = line.strip().split("|", 5)
         state = _STATES.get(word, State.OVER)
         why = reason if state is State.QUEUED else word
-        queue[name][task] = Seen(f"{array}_{task}", state, node, why)
+        job = array if task == REST else f"{array}_{task}"
+        queue[name][task] = Seen(job, state, node, why)
     return queue
 
 
 def site_limits() -> tuple[int, int]:
     """Return the most jobs of an array, and the seconds for which squeue knows of a job that ended.
 
-    A MinJobAge of 0 means for ever.
+    Of arrays 0 means that there are none, of seconds that it is for ever.
     """
     shown = ask("scontrol", "show", "config")
     size = re.search(r"MaxArraySize\s*=\s*(\d+)", shown)

@@ -29,11 +29,12 @@ from resnests.sweep.stop import Stop
 
 def main() -> int:
     """Train the runs of this job; return 0 where every one has come to its end."""
-    array, task = os.environ["SLURM_ARRAY_JOB_ID"], os.environ["SLURM_ARRAY_TASK_ID"]
-    os.environ[JOB] = f"{array}_{task}"
+    task = os.environ.get("SLURM_ARRAY_TASK_ID")  # none where a site has no arrays
+    job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{task}" if task else os.environ["SLURM_JOB_ID"]
+    os.environ[JOB] = job
     folder = SweepFolder.of_this_job()
     submission = read_submission(folder.path)
-    numbers = submission.numbers(int(task)) if submission.batches else range(0)
+    numbers = submission.numbers(int(task or 0)) if submission.batches else range(0)
     configs = {n: config_from(spec.config) for n in numbers if (spec := folder.read(n))}
     before = _unfinished(configs)
     for number in before:
@@ -45,7 +46,7 @@ def main() -> int:
         if epochs is None:
             print(last_log_line(RunDirectory.of(configs[number])), flush=True)
     if left and left != before and stop.last == signal.SIGUSR2:
-        subprocess.run(["scontrol", "requeue", f"{array}_{task}"])  # or the sweep submits again
+        subprocess.run(["scontrol", "requeue", job])  # or the sweep submits again
     return 1 if left else 0
 
 

@@ -69,7 +69,7 @@ def _setup_script(submission: Submission, setup: Sequence[str], here: str) -> st
     """Return what runs the lines of `setup`, and comes back to the folder `here`."""
     if not setup:
         return ""
-    log = f"{shlex.quote(str(submission.folder))}/$SLURM_ARRAY_TASK_ID.log"
+    log = f"{shlex.quote(str(submission.folder))}/${{SLURM_ARRAY_TASK_ID:-0}}.log"
     script = [f"resnests_log={log}", _TRAP]
     script += [_LINE.format(line=shlex.quote(line)) for line in setup]
     return "\n".join([*script, "trap - EXIT", f"cd {shlex.quote(here)} || exit"])

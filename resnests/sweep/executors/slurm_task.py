@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from resnests.sweep.executors.slurm_commands import REST, Seen
@@ -20,30 +21,32 @@ class SlurmJob(Job):
     submission: Submission
     task: int
 
-    def update(self, seen: dict[str, Seen], is_gone: bool) -> None:
+    def update(self, seen: dict[str, Seen], is_gone: bool, ended: Container[int]) -> None:
         """Set the state by what squeue shows of the array, and outcomes by what the job told.
 
-        Where squeue shows nothing, `is_gone` says whether that was so for long enough.
+        Where squeue shows nothing, `is_gone` says whether that was so for long enough, and `ended`
+        are the numbers of the runs of which jobs of the array told.
         """
-        now = seen.get(str(self.task)) or seen.get(REST)
+        own = seen.get(str(self.task))
+        now = own or seen.get(REST)
         numbers = self.submission.numbers(self.task)
         if now is None:
             # One that has not begun when its specs are removed finds nothing to do.
             may_go_on = self.started or self.submission.specs.specs.exists()
-            told_all = self._told().keys() >= set(numbers)
+            told_all = all(number in ended for number in numbers)
             if may_go_on and not (seen or is_gone or told_all):
                 self.reason = UNLISTED
                 return
             now = Seen("", State.OVER, "", "no longer in the queue")
         self.state, self.node, self.reason = now.state, now.node, now.reason
-        self.name = now.job if now.job.endswith(f"_{self.task}") else self.name
+        self.name = own.job if own else self.name or now.job
         self.started |= bool(now.node) or now.state is State.RUNNING
         if self.is_over:
-            told = self._told()
             by_place = {place(run): run for run in self.runs}
             for number, path in zip(numbers, self.submission.batches[self.task], strict=True):
-                if number in told and path in by_place:
-                    self.outcomes[by_place[path]] = told[number]
+                told = self.submission.specs.outcome(number) if path in by_place else None
+                if told:
+                    self.outcomes[by_place[path]] = told
             if self.runs:
                 self._refuse_what_did_not_begin()
 
@@ -69,7 +72,3 @@ class SlurmJob(Job):
             return any(how in ("complete", "diverged") for how in self.outcomes.values())
         heartbeats = (run.directory.read_progress() for run in self.runs if self.is_active)
         return any(beat.get("job") == self.name and "epoch" in beat for beat in heartbeats)
-
-    def _told(self) -> dict[int, str]:
-        """Return how jobs of the array left their runs, by the numbers of these."""
-        return self.submission.specs.state()[1]

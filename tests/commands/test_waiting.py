@@ -1,5 +1,7 @@
 """What aggregate.py --status says of jobs in the queue of Slurm."""
 
+from dataclasses import replace
+
 import pytest
 from cluster.queues import StandIn
 from helpers import tiny
@@ -21,7 +23,8 @@ def test_jobs_and_why_they_wait_are_listed_before_any_run_is_on_record(tmp_path,
     root.mkdir()
     with pytest.raises(UserError, match="no run in it"):
         Status(str(root)).look()
-    configs = [tiny(f"runs_dir={root}", f"seed={seed}") for seed in range(25)]
+    config = tiny(f"runs_dir={root}")
+    configs = [replace(config, seed=seed) for seed in range(25)]
     runs = [Run(config, RunDirectory.of(config), i) for i, config in enumerate(configs)]
     submission = Submission.write([[run] for run in runs])
     first = f"{submission.name}|17|0|RUNNING|n1|None"
