@@ -40,6 +40,7 @@ class RayNodes:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.address = f"127.0.0.1:{self.port}"
+        self.before = os.environ.get("RAY_ADDRESS")
         os.environ["RAY_ADDRESS"] = self.address
         try:
             self._start_all()
@@ -61,12 +62,12 @@ class RayNodes:
         self._kill_all()
         self._start_all()
 
-    def add(self) -> None:
-        self._start(f"--address={self.address}", "--num-cpus=1")
+    def add(self, prefix: tuple[str, ...] = ()) -> None:
+        self._start(f"--address={self.address}", "--num-cpus=1", prefix=prefix)
 
-    def _start(self, *options: str) -> None:
+    def _start(self, *options: str, prefix: tuple[str, ...] = ()) -> None:
         with open(f"{self.folder}/start.out", "ab") as log:
-            command = [str(shutil.which("ray")), "start", *START, *options]
+            command = [*prefix, str(shutil.which("ray")), "start", *START, *options]
             self.nodes.append(
                 subprocess.Popen(
                     command, stdout=log, stderr=log, start_new_session=True, env=os.environ | NICE
@@ -98,6 +99,7 @@ class RayNodes:
     def __exit__(self, *_: object) -> None:
         self._kill_all()
         os.environ.pop("RAY_ADDRESS", None)
+        os.environ |= {"RAY_ADDRESS": self.before} if self.before else {}
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -1,5 +1,6 @@
 """Sweeps on a real Ray of two nodes: python -m pytest -m cluster tests/cluster/test_ray.py"""
 
+import os
 import signal
 
 import pytest
@@ -17,6 +18,7 @@ from clusters import (
     sweep,
     until,
 )
+from helpers import REPOSITORY
 from ray_nodes import RayNodes, missing
 
 RAY = ("cluster=ray",)
@@ -107,6 +109,21 @@ def test_two_sweeps_of_one_grid_share_it(tmp_path, nodes):
     assert (one.wait(280), other.wait(280)) == (0, 0)
     texts = [run.log_file.read_text() for run in runs(tmp_path).values()]
     assert all(text.count("epoch 2/2") == 1 for text in texts)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+def test_a_node_without_the_package_is_one_line_of_each_run_and_no_second_task(tmp_path):
+    package = REPOSITORY / "resnests"
+    hidden = f'mount -t tmpfs none {package} && exec "$0" "$@"'
+    with RayNodes(nodes=0) as nodes:
+        nodes.add(prefix=("unshare", "--mount", "sh", "-c", hidden))
+        until(lambda: nodes.alive() == 2)
+        assert sweep(tmp_path, *RAY, "cluster.gpus=0", "seed=0,1") == 1
+    lines = log(tmp_path).splitlines()
+    assert len(lines) == 3
+    for line in lines[:2]:
+        assert line.startswith("not started: digits/tiny/standard seed=")
+        assert "cluster=ray: its node cannot train: ModuleNotFoundError: No module named" in line
 
 
 def test_without_its_head_a_sweep_ends_with_its_summary_and_the_same_command_goes_on(

@@ -25,8 +25,8 @@ from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.sweep.devices import CORES
 from resnests.sweep.plan import Run
-from resnests.sweep.process import run_on_host
-from resnests.sweep.scheduler import Job, State
+from resnests.sweep.process import log_line, run_on_host
+from resnests.sweep.scheduler import REFUSED, Job, State
 from resnests.sweep.stop import Stop, lock_until_exit
 
 SLOWEST_SECONDS = 10.0  # between two polls
@@ -146,6 +146,10 @@ class RayExecutor:
             task.reason = outcome
         except self.ray.exceptions.TaskCancelledError:
             task.state, task.reason = State.CANCELLED, "cancelled"
+        except self.ray.exceptions.RayTaskError as error:  # its node lacks something
+            task.reason = str(error).strip().splitlines()[-1]
+            task.outcomes[task.runs[0]] = REFUSED
+            log_line(task.runs[0], f"cluster=ray: its node cannot train: {task.reason}")
         except self.ray.exceptions.RayError as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             task.reason = said.partition(". ")[0]
