@@ -1,5 +1,4 @@
-"""Fault injection: sweeps that are hurt at random instants, and in the end must be what an
-undisturbed sweep is.
+"""Hurt sweeps at random instants; what they leave in the end must be that of an undisturbed sweep.
 
     python tests/faults.py --faults 60      # the long form: faults injected, survived, results lost
     python tests/faults.py --faults 30 --launcher slurm     # or ray: on a cluster of one's own
@@ -128,7 +127,7 @@ def _edit(file: Path, edited: Callable[[bytes], bytes]) -> bool:
 
 
 def other_users_sweep(_sweep: Sweep, folder: Path) -> bool:
-    """Over a grid of their own, on the same devices."""
+    """Start the sweep of another user over a grid of their own, on the same devices."""
     theirs = folder / f"user-{len(list(folder.glob('user-*')))}"
     theirs.mkdir()
     os.chown(theirs, OTHER_USER, OTHER_USER)
@@ -137,7 +136,7 @@ def other_users_sweep(_sweep: Sweep, folder: Path) -> bool:
 
 
 def delete_lock(_sweep: Sweep, folder: Path) -> bool:
-    """Of a run in training, and start a second sweep, which must leave it alone."""
+    """Delete the lock of a run in training, and start a second sweep, which must leave it alone."""
     for run in find_runs(folder / "runs"):
         if run.status() == "running" and run.is_locked():
             run.lock_file.unlink(missing_ok=True)
@@ -147,7 +146,7 @@ def delete_lock(_sweep: Sweep, folder: Path) -> bool:
 
 
 def error_with_markup(_sweep: Sweep, folder: Path) -> bool:
-    """At the next epoch of a training: see broken/sitecustomize.py."""
+    """Have the next epoch of a training fail with an error: see broken/sitecustomize.py."""
     (folder / "boom").touch()
     return True
 
@@ -239,7 +238,7 @@ def hurt_until(folder: Path, faults: list[str]) -> None:
 
 
 def _inject(fault, sweep: Sweep, folder: Path) -> bool:
-    """As soon as there is what it hurts."""
+    """Inject `fault` as soon as there is what it hurts; return whether it was."""
     while sweep.process.poll() is None:
         if fault(sweep, folder):
             return True
@@ -265,7 +264,7 @@ def _after(fault, sweep: Sweep, folder: Path) -> bool:
 
 
 def finish(folder: Path, tries: int = 6) -> int:
-    """The same command until it reports success; how often it was given."""
+    """Give the same command until it reports success; return how often it was given."""
     while SECOND_SWEEPS:
         SECOND_SWEEPS.pop().wait()
     for count in range(1, tries + 1):
@@ -277,7 +276,7 @@ def finish(folder: Path, tries: int = 6) -> int:
 
 
 def differences(folder: Path, reference: Path) -> list[str]:
-    """What is not the same to the bit as in the undisturbed sweep, or not whole."""
+    """Return what is not the same to the bit as in the undisturbed sweep, or not whole."""
     found = []
     expected = {run.path.relative_to(reference): run.path for run in find_runs(reference / "runs")}
     assert len(expected) == RUNS
@@ -304,7 +303,7 @@ def _is_shown_well(line: str) -> bool:
 def campaign(
     folder: Path, faults: list[str], cluster: tuple[str, ...] = ()
 ) -> tuple[list[str], list, int]:
-    """(differences, doubly leased devices, commands needed in the end) after `faults`."""
+    """Return differences, doubly leased devices, and how many commands it took after `faults`."""
     hurt, reference = folder / "hurt", folder / "reference"
     hurt.mkdir(parents=True)
     reference.mkdir()
@@ -321,7 +320,7 @@ def campaign(
 
 
 def long_enough(folder: Path) -> int:
-    """Epochs that take some four seconds here, so that trainings live to see faults."""
+    """Return epochs that take some four seconds here, so that trainings live to see faults."""
     folder.mkdir()
     assert Sweep(folder).wait() == 0
     seconds = [run.read_record().seconds for run in find_runs(folder / "runs")]

@@ -1,4 +1,4 @@
-"""What befalls sweeps on a cluster: for tests/faults.py --launcher slurm|ray."""
+"""Hurt sweeps on a cluster, for tests/faults.py --launcher slurm|ray."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def cluster(launcher: str) -> AbstractContextManager:
 
 
 def cancel_job(_sweep, _folder: Path) -> bool:
-    """One of those that run."""
+    """Cancel one of the jobs that run."""
     names = [line.split()[0] for line in RUNNING[0].queue() if line.endswith("RUNNING")]
     if names:
         RUNNING[0].ask("scancel", random.choice(names))
@@ -39,7 +39,7 @@ def cancel_job(_sweep, _folder: Path) -> bool:
 
 
 def lose_node(_sweep, folder: Path) -> bool:
-    """With what it trains, for some seconds."""
+    """Take a node away for some seconds, with what it trains."""
     if not any(run.status() == "running" for run in find_runs(folder / "runs")):
         return False
     if isinstance(RUNNING[0], ray_nodes.RayNodes):
@@ -54,7 +54,7 @@ def lose_node(_sweep, folder: Path) -> bool:
 
 
 def lose_head(sweep, folder: Path) -> bool:
-    """Of Ray, and with it the cluster, which starts again once the sweep has ended by itself."""
+    """Kill the head of Ray, and start the cluster again once the sweep has ended by itself."""
     if not any(run.status() == "running" for run in find_runs(folder / "runs")):
         return False
     RUNNING[0].kill_node(0)
@@ -64,7 +64,7 @@ def lose_head(sweep, folder: Path) -> bool:
 
 
 def stop_all_jobs() -> None:
-    """Those of Ray end with their sweep."""
+    """Cancel all jobs of Slurm; the tasks of Ray end with their sweep."""
     if isinstance(RUNNING[0], slurm.Slurm):
         subprocess.run(["scancel", "--user=root"], check=True)
 

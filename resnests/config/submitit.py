@@ -1,4 +1,4 @@
-"""The keys of Hydra's launcher for Slurm, hydra/launcher=submitit_slurm, as what they mean here."""
+"""Translate the keys of Hydra's launcher for Slurm, hydra/launcher=submitit_slurm."""
 
 from __future__ import annotations
 

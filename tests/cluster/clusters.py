@@ -1,4 +1,4 @@
-"""Sweeps on a cluster as a user starts them, each in a folder of its own."""
+"""Start sweeps on a cluster as a user does, each in a folder of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stand-ins of Slurm's commands, whose answers are files that a test writes."""
+"""Put stand-ins of Slurm's commands on the PATH, whose answers are files that a test writes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ echo $number""",
 
 
 class StandIn:
-    """A Slurm that is files in a folder: `queue` is what squeue prints."""
+    """Plays a Slurm by files in a folder: `queue` is what squeue prints."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

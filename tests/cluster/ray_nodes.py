@@ -1,4 +1,4 @@
-"""A Ray cluster of one's own on this machine, for as long as a command or a test takes.
+"""Start a Ray cluster of one's own on this machine, for as long as a command or a test takes.
 
     python tests/cluster/ray_nodes.py ray status     # a command in it
 
@@ -28,7 +28,7 @@ def missing() -> str:
 
 
 class RayNodes:
-    """Use it as a context; RAY_ADDRESS is then what address=auto means."""
+    """Holds such a cluster as a context, in which RAY_ADDRESS is what address=auto means."""
 
     def __init__(self, nodes: int = 2) -> None:
         self.count = nodes

@@ -1,4 +1,4 @@
-"""A Slurm of one's own on this machine, for as long as a command or a test takes.
+"""Start a Slurm of one's own on this machine, for as long as a command or a test takes.
 
     python tests/cluster/slurm.py sinfo                  # a command in it
     python tests/cluster/slurm.py --hosts bash           # with host names of their own for nodes
@@ -90,7 +90,7 @@ def _which(name: str) -> str | None:
 
 
 class Slurm:
-    """Use it as a context; SLURM_CONF is then set for all commands of Slurm's."""
+    """Holds such a Slurm as a context, in which SLURM_CONF is set for all its commands."""
 
     def __init__(
         self,
@@ -102,8 +102,8 @@ class Slurm:
         login_only: Path | None = None,
         min_job_age: int = 300,
     ) -> None:
-        """`gpu` is a device file that stands for a GPU of each node; `accounting` takes
-        ACCOUNTANTS; `login_only` is a folder that is empty on all nodes.
+        """Note how it is to be: `gpu` is a device file that stands for a GPU of each node,
+        `accounting` takes ACCOUNTANTS, `login_only` is a folder that is empty on all nodes.
         """
         self.login_only, self.min_job_age = login_only, min_job_age
         self.nodes = [f"n{i + 1}" for i in range(nodes)]
@@ -203,7 +203,7 @@ class Slurm:
 
     def queue(self) -> list[str]:
         """Return a line for each job that is not over: its number and its state."""
-        return self.ask("squeue", "--noheader", "--array", "-o", "%F_%K %T").splitlines()
+        return self.ask("squeue", "--all", "--noheader", "--array", "-o", "%F_%K %T").splitlines()
 
     def __exit__(self, *_: object) -> None:
         if "slurmctld" in self.daemons:

@@ -3,8 +3,10 @@
 python -m pytest -m cluster tests/cluster/test_sites.py
 """
 
+import re
 import subprocess
 import sys
+import time
 
 import pytest
 from clusters import (
@@ -166,3 +168,27 @@ def test_what_sbatch_refuses_clears_nothing_that_was_to_start_afresh(tmp_path):
         assert before == {run.path: run.record_file.read_bytes() for run in runs(tmp_path).values()}
         assert all(run.weights_file.exists() for run in runs(tmp_path).values())
         assert not left_over(tmp_path)
+
+
+PREEMPTING = """\
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=low Nodes=ALL PriorityTier=1
+PartitionName=high Nodes=ALL PriorityTier=9 Hidden=YES"""
+
+
+def test_a_preempted_job_goes_on_where_it_was(tmp_path, undisturbed):
+    with Slurm(more=PREEMPTING) as slurm:
+        process = start(tmp_path, *SLURM, "cluster.partition=low", *GRID, LONG)
+        until(lambda: len(epochs(tmp_path)) == 2 and min(epochs(tmp_path)) > 5)
+        slurm.ask("sbatch", "--partition=high", "--wrap=sleep 3", "--chdir=/", "--output=/dev/null")
+        until(lambda: any(line.endswith("PENDING") for line in slurm.queue()))
+        while process.poll() is None:
+            for line in slurm.ask("squeue", "-h", "-a", "--array", "-o", "%F_%K %r").splitlines():
+                if line.endswith("BeginTime"):  # two minutes, which Slurm waits after a requeue
+                    slurm.ask("scontrol", "update", f"jobid={line.split()[0]}", "starttime=now")
+            time.sleep(1)
+        assert process.returncode == 0
+        assert re.search("Restarts=[1-9]", slurm.ask("scontrol", "show", "jobs"))
+    assert_same_results(tmp_path, undisturbed)
+    assert log(tmp_path).count("submitted") == 1

@@ -1,4 +1,4 @@
-"""Jobs on this machine: of Hydra's launcher for a sweep, of threads for a search. No torch."""
+"""Run jobs on this machine: of Hydra's launcher for a sweep, of threads for a search. No torch."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _remove_folders_of_killed_sweeps() -> None:
 
 
 class LauncherExecutor:
-    """Jobs of Hydra's launcher, one a run; what is submitted together is launched together.
+    """Runs jobs of Hydra's launcher, one a run; what is submitted together is launched together.
 
     A launcher returns when all of its jobs are over, and where one of its processes dies it gives
     up all of them. So it works in a thread, each job tells by a file how it left its run, and jobs
@@ -164,7 +164,7 @@ class LauncherExecutor:
 
 
 class ThreadExecutor:
-    """Jobs that threads of `pool` wait for, one a run; they stop by `stop`, which is theirs."""
+    """Runs jobs that threads of `pool` wait for, one a run; they stop by `stop`, their own."""
 
     def __init__(self, pool: Pool, allocation: Allocation, stop: Stop) -> None:
         self.pool, self.stop = pool, stop

@@ -1,4 +1,4 @@
-"""Tasks of Ray, one for each run. No torch.
+"""Train each run in a task of Ray. No torch.
 
 Ray kills a task, and its training, when their sweep is gone; the same command goes on from the
 checkpoint of the last epoch. A sweep that is to outlive its terminal is itself submitted to Ray.
@@ -37,7 +37,7 @@ _STOP_FILE = ".sweep-ray-"
 
 @dataclass(eq=False, kw_only=True)
 class Task(Job):
-    """A task of Ray."""
+    """Holds a task of Ray."""
 
     reference: Any = None  # None while cluster.jobs others are in Ray's queue
     dies_as_one: bool = False  # where Ray lost sight of its node
@@ -48,7 +48,7 @@ class Task(Job):
 
 
 class RayExecutor:
-    """Tasks for the runs of `config`, on the Ray cluster at cluster.address."""
+    """Runs tasks for the runs of `config` on the Ray cluster at cluster.address."""
 
     report: Callable[[str], None] = staticmethod(print)
 

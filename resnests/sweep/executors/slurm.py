@@ -1,4 +1,4 @@
-"""Jobs of Slurm: arrays, submitted by sbatch and polled by one squeue for all. No torch.
+"""Train runs in jobs of Slurm: arrays, submitted by sbatch, polled by one squeue for all. No torch.
 
 squeue knows of a job that ended for some minutes (MinJobAge), with or without accounting. That it
 lists nothing of an array is no evidence of an end: a controller may have lost its state, a site
@@ -42,7 +42,7 @@ SLOWEST_SECONDS = 10.0  # between two polls of the queue
 
 
 class SlurmExecutor:
-    """Jobs in the queue of Slurm for the runs of `config`, whose runs_dir all nodes see."""
+    """Runs jobs of Slurm for the runs of `config`, whose runs_dir all nodes see."""
 
     report: Callable[[str], None] = staticmethod(print)
 

@@ -43,7 +43,7 @@ _MIN_JOB_AGE = 300  # Slurm's default
 
 @dataclass(frozen=True)
 class Seen:
-    """A line of squeue's output."""
+    """Holds a line of squeue's output."""
 
     job: str  # such as 17_3, or 17 of one that is in no array
     state: State

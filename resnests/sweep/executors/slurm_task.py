@@ -1,4 +1,4 @@
-"""A job of Slurm as a sweep sees it: a task of an array. No torch."""
+"""Follow a job of Slurm, a task of an array, by what squeue shows and the job tells. No torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNLISTED = "squeue does not list it"
 
 @dataclass(eq=False, kw_only=True)
 class SlurmJob(Job):
-    """A task of an array."""
+    """Holds a task of an array."""
 
     submission: Submission
     task: int

@@ -34,7 +34,7 @@ NO_LOG = "without a log in "
 
 @dataclass(frozen=True)
 class Submission:
-    """An array of jobs."""
+    """Holds an array of jobs."""
 
     folder: Path
     batches: list[list[str]]  # for each job its runs, as paths below runs_dir
