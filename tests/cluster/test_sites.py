@@ -120,7 +120,7 @@ def test_where_a_qos_limits_submitted_jobs_the_others_follow(tmp_path):
             "modify user root set qos=normal,small",
         ):
             slurm.ask("sacctmgr", "-i", *words.split())
-        own = (*SLURM, "cluster.qos=small", "cluster.options=[--account=lab]")
+        own = (*SLURM, "cluster.qos=small", "cluster.options='--account=lab'")
         assert sweep(tmp_path, *own, "seed=range(5)") == 0
         assert statuses(tmp_path) == ["complete"] * 5
         known = slurm.ask("sacct", "--noheader", "--parsable2", "-X", "-o", "Account,QOS")

@@ -223,10 +223,9 @@ class SlurmExecutor:
         self.reasons = set(reasons)
 
     def last_log_line(self, job: Job) -> str:
-        """Return the last line of a job's own log, "" where it was cancelled in the queue."""
+        """Return the last line of a job's own log, "" where it never left the queue."""
         assert isinstance(job, SlurmJob)
-        never = job.state is State.CANCELLED and not job.started
-        return "" if never else job.submission.last_log_line(job.task)
+        return job.submission.last_log_line(job.task) if job.started else ""
 
     def cancel(self, jobs: Sequence[Job], kill: bool) -> None:
         """Cancel what is queued, and signal SIGTERM to what runs; or cancel all with `kill`."""
