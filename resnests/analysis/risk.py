@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from torch.nn import functional as F
 from resnests.analysis.rows import CACHED, Rows
 
 LIMIT = 2000  # passes over the images that a solve may take
-SETTLED = 5e-4  # nats that a test loss may be from that of the minimiser
+SETTLED = 5e-4  # nats that a test loss should be from that of the minimiser at most
+POLISH = 20  # Newton steps that are taken for it
 
 
 @dataclass
@@ -75,8 +75,7 @@ class Point:
             product.addmm_(change, x)
         return product.T / len(self.risk.rows) + self.risk.l2 * direction
 
-    @cached_property
-    def lower(self) -> Tensor:
+    def metric(self) -> Tensor:
         """Return the Cholesky factor of what the Hessian is for one class about: the Gram matrix
         of images weighted by the mean of p(1 - p), of about four images a feature.
 
@@ -93,12 +92,12 @@ class Point:
         metric.diagonal().add_(self.risk.l2 + 1e-10 * metric.diagonal().mean())
         return torch.linalg.cholesky(metric)
 
-    def step(self, should_stop: Callable[[], None]) -> tuple[Tensor, int]:
-        """Solve Hessian * step = -gradient to a tenth by conjugate gradients; the step, and the
-        passes that it took.
+    def step(self, metric: Tensor, should_stop: Callable[[], None]) -> tuple[Tensor, int]:
+        """Solve Hessian * step = -gradient to a tenth by conjugate gradients in the `metric`; the
+        step, and the passes that it took.
         """
         found, left = torch.zeros_like(self.gradient), -self.gradient
-        direction = solved = torch.cholesky_solve(left, self.lower)
+        direction = solved = torch.cholesky_solve(left, metric)
         size = first = (left * solved).sum().item()
         passes = 0
         while passes < 60 and (passes == 0 or size > 0.01 * first):
@@ -108,7 +107,7 @@ class Point:
             along = size / (direction * curved).sum().item()
             found = found + along * direction
             left = left - along * curved
-            solved = torch.cholesky_solve(left, self.lower)
+            solved = torch.cholesky_solve(left, metric)
             before, size = size, (left * solved).sum().item()
             direction = solved + (size / before) * direction
         return found, passes
@@ -117,7 +116,7 @@ class Point:
 @dataclass
 class Minimum:
     """The least risk that was found, and at most how far it is above the true one. `error` is
-    how far a test loss can be from that of the minimiser, None where there was none to settle.
+    how far a test loss can be from that of the minimiser, None where none was given.
     """
 
     weights: Tensor
@@ -140,9 +139,14 @@ def minimise(
     """Find the least risk over maps of the first len(start) columns. `should_stop` raises where
     the work is to end.
 
-    It goes on until the certificate is within `tolerance` and the loss on `test` is within SETTLED
-    of the minimiser's: a risk near its least can be far from its minimiser. That is at most
-    |gradient| / l2 away, so that to first order the loss is |its own gradient| times that away.
+    It goes on until the certificate is within `tolerance`, and POLISH steps at most until the loss
+    on `test` is within SETTLED of the minimiser's: a risk near its least can be far from its
+    minimiser. That is at most |gradient| / l2 away, so that to first order the loss is |its own
+    gradient| times that away.
+
+    The same vector added to the maps of all classes changes the penalty alone, along which the
+    Hessian is l2 and the metric far more: conjugate gradients would not get there. So the start
+    has none of it, and no step brings any.
     """
 
     def error_at(point: Point) -> float | None:
@@ -151,10 +155,15 @@ def minimise(
         slope = Risk(test, 0).at(point.weights).gradient.norm().item()
         return slope * point.gradient.norm().item() / risk.l2
 
-    point = first = risk.at(start)
-    passes, error = 1, error_at(point)
-    while (point.gap > tolerance or (error or 0) > SETTLED) and passes < limit:
-        step, used = point.step(should_stop)
+    point = first = risk.at(start - start.mean(1, keepdim=True))
+    passes, polished, error = 1, 0, error_at(point)
+    metric = None
+    while passes < limit and (
+        point.gap > tolerance or ((error or 0) > SETTLED and polished < POLISH)
+    ):
+        polished += point.gap <= tolerance
+        metric = point.metric() if metric is None else metric  # near enough for all steps
+        step, used = point.step(metric, should_stop)
         slope, scale = (point.gradient * step).sum().item(), 1.0
         there = risk.at(point.weights + step)
         passes += used + 1
@@ -164,8 +173,8 @@ def minimise(
             passes += 1
         point = there
         error = error_at(point)
-    done = point.gap <= tolerance and (error or 0) <= SETTLED
-    return Minimum(point.weights, point.value, point.gap, passes, done, error, first)
+    reached = point.gap <= tolerance
+    return Minimum(point.weights, point.value, point.gap, passes, reached, error, first)
 
 
 def cross_entropy(rows: Rows, weights: Tensor) -> tuple[float, float]:

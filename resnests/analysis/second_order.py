@@ -19,7 +19,8 @@ from resnests.analysis.risk import Point, Risk, minimise
 from resnests.runs.analysis import Descent, SecondOrder
 
 EXACT = 2000  # unknowns up to which the whole Hessian is made
-STEPS = 100  # of Lanczos beyond that, and of a descent at least
+STEPS = 100  # of Lanczos beyond that, at most
+EVALUATIONS = 50  # of a descent at least
 WORK = 2 * 10**10  # multiplications that a descent may do, in at most 1000 evaluations
 TIGHT = 1e-20  # nats above the least value that leave no gradient for the Hessian to feel
 
@@ -202,24 +203,34 @@ def look(maps: TwoMaps, name: str, vector: Tensor, should_stop: Callable[[], Non
 def lanczos(
     product: Callable[[Tensor], Tensor], start: Tensor, should_stop: Callable[[], None]
 ) -> tuple[float, float, float]:
-    """Return the least and the largest Ritz value of STEPS steps, and |Hv - least v|.
+    """Return the least and the largest Ritz value, and |Hv - least v|, of STEPS steps, or of those
+    after which that is a thousandth of the least or a millionth of the largest.
 
     Every vector is made orthogonal to all before it, twice: rounding would bring back copies of
     eigenvalues that are found. Own code, as ARPACK returns nothing where it does not converge.
     """
-    vector = start
-    basis = products = start.new_empty((0, len(start)))
-    for _ in range(min(STEPS, len(start))):
+    vector, most, steps = start, min(STEPS, len(start)), 0
+    basis, products = start.new_zeros((2, most, len(start)))
+    for i in range(most):
         should_stop()
-        before = vector.norm()
+        before, known = vector.norm(), basis[:i]
         for _ in range(2):
-            vector = vector - basis.T @ (basis @ vector)
+            vector = vector - known.T @ (known @ vector)
         if vector.norm() <= 1e-10 * before:  # all that the start has parts of is found
             break
-        vector = vector / vector.norm()
-        basis = torch.cat((basis, vector[None]))
-        vector = product(vector)
-        products = torch.cat((products, vector[None]))
+        basis[i], steps = vector / vector.norm(), i + 1
+        vector = products[i] = product(basis[i])
+        if steps % 10 == 0:
+            least, largest, residual = ritz(basis[:steps], products[:steps])
+            if residual <= max(1e-3 * abs(least), 1e-6 * largest):
+                break
+    return ritz(basis[:steps], products[:steps])
+
+
+def ritz(basis: Tensor, products: Tensor) -> tuple[float, float, float]:
+    """Return the least and the largest Ritz value of an orthonormal basis of which H makes
+    `products`, and |Hv - least v|.
+    """
     small = basis @ products.T
     values, vectors = torch.linalg.eigh((small + small.T) / 2)
     least = vectors[:, 0]
@@ -240,7 +251,7 @@ def descend(maps: TwoMaps, name: str, start: Tensor, should_stop: Callable[[], N
         vector.grad = place.gradient
         return place.point.value
 
-    limit = max(STEPS, min(1000, WORK // maps.work))
+    limit = max(EVALUATIONS, min(1000, WORK // maps.work))
     torch.optim.LBFGS(
         [vector],
         max_iter=limit,

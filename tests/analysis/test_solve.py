@@ -72,6 +72,30 @@ def test_a_solve_that_does_not_reach_its_tolerance_says_so(problem):
     assert found.gap > 1e-12
 
 
+def test_what_all_classes_share_slows_no_solve(problem):
+    """The start of (b) is the network's own map, whose classes have a mean: along it the Hessian is
+    the penalty alone, and a solve once ended after 2,000 passes without a result.
+    """
+    rows, test = rows_of(*problem), rows_of(*problem)
+    rows.values[:, 1:] *= 30
+    start = torch.randn(9, 3, dtype=torch.float64)
+    start -= start.mean(1, keepdim=True)
+    plain = minimise(Risk(rows, 1e-4), start, 1e-5, test)
+    shared = minimise(Risk(rows, 1e-4), start + 5, 1e-5, test)
+    assert shared.reached
+    assert shared.evaluations <= 1.2 * plain.evaluations
+    assert shared.weights.sum(1).abs().max() < 1e-9
+
+
+def test_a_certified_risk_is_a_result_though_its_test_loss_has_not_settled(problem, monkeypatch):
+    monkeypatch.setattr("resnests.analysis.risk.POLISH", 0)
+    rows = rows_of(*problem)
+    start = torch.zeros(9, 3, dtype=torch.float64)
+    found = minimise(Risk(rows, 1e-6), start, 1e-2, rows_of(*problem))
+    assert found.reached
+    assert found.error > 5e-4, "which the tables show by fewer digits"
+
+
 def test_least_squares_of_every_prefix_at_once_with_dependent_features(problem):
     x, labels = problem
     rows = rows_of(x, labels)

@@ -104,7 +104,8 @@ def test_one_run_is_shown_whole(root, capsys):
 
 def test_what_follows_from_the_epochs_is_not_shown_as_a_key(tmp_path, capsys):
     run = trees.add_run(tmp_path, trainer__epochs=1)
-    about = {"files": {}, "mean": 0, "std": 1, "num_classes": 10}
+    about = {"files": {}, "mean": 0, "std": 1, "num_classes": 10, "image_size": [8, 8]}
+    about |= {"size": None, "classes": None}
     print_run(load_runs(tmp_path))
     for shown in (capsys.readouterr().out, card(run, run.read_record(), about)):
         assert "trainer.epochs" in shown
