@@ -167,12 +167,17 @@ class Optimizer(Component):
     # of some parameters: {match: pattern of names, lr: ..., weight_decay: ...}; the first that
     # matches holds
     groups: list[dict[str, Any]] = field(default_factory=list)
+    # a scheduler of torch.optim.lr_scheduler, or one like them, instead of the rules above:
+    # {_target_: ..., per: epoch or step, and its arguments}
+    schedule: dict[str, Any] | None = None
     decay_norms: bool = True  # false: none for biases and norms, which have one dimension
 
     def __post_init__(self) -> None:
         if self.target is None:
             require_one_of("optimizer.name", self.name, OPTIMIZERS)
             self._check_own_values()
+        if self.schedule is not None:
+            self._check_schedule(self.schedule)
         for group in self.groups:
             expected = "{match: pattern, and lr, weight_decay or another key of the optimizer}"
             ok = isinstance(group.get("match"), str) and len(group) > 1
@@ -198,6 +203,29 @@ class Optimizer(Component):
         require(inside, "optimizer.warmup", self.warmup, "a fraction of the epochs, 0 to 1")
         ok = self.cosine or not self.per_step
         require(ok, "optimizer.per_step", self.per_step, "false without optimizer.cosine")
+
+    def _check_schedule(self, schedule: dict[str, Any]) -> None:
+        """Require what makes a schedule, and none of the rules that it replaces."""
+        ok = isinstance(schedule.get("_target_"), str) and schedule.get("per") in ("epoch", "step")
+        expected = "{_target_: import path, per: epoch or step, and its arguments}"
+        require(ok, "optimizer.schedule", schedule, expected)
+        plain = {"milestones": [], "cosine": False, "warmup": 0.0}
+        for key, value in plain.items():
+            ok = getattr(self, key) == value
+            expected = f"{str(value).lower()} beside optimizer.schedule"
+            require(ok, f"optimizer.{key}", getattr(self, key), expected)
+
+    @property
+    def is_per_step(self) -> bool:
+        """Return whether the schedule goes on with every step, not with every epoch."""
+        return self.schedule is not None and self.schedule["per"] == "step"
+
+    def schedule_part(self) -> Component | None:
+        """Return the schedule as a component, None where the rules here make it."""
+        if self.schedule is None:
+            return None
+        args = {k: v for k, v in self.schedule.items() if k not in ("_target_", "per")}
+        return Component(name="schedule", _target_=self.schedule["_target_"], args=args)
 
     def _check_own_values(self) -> None:
         """Require of sgd and adamw what the rule needs, and nothing that it would ignore."""

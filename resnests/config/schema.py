@@ -302,7 +302,9 @@ class Config:
         brought = [*self.pipeline.augment_parts(), *mixed]
         args = {"brought": [{"_target_": part.target, **part.args} for part in brought]}
         parts = {group: getattr(self, group) for group in PARTS}
-        return parts | {"pipeline": Component(name="augment", args=args)}
+        schedule = self.optimizer.schedule_part() or Component(name="schedule")
+        augment = Component(name="augment", args=args)
+        return parts | {"pipeline": augment, "optimizer.schedule": schedule}
 
     def metric_parts(self) -> list[Metric]:
         """Return the entries of `metrics`, checked; raise a UserError."""

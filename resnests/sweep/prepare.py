@@ -45,7 +45,8 @@ def _is_own(config: Config) -> bool:
     own = any(getattr(config, name).target is not None for name in PARTS)
     pipeline, loss = config.pipeline, config.loss
     asked = config.metrics, loss.weight, config.optimizer.groups, pipeline.augment, pipeline.mix
-    return own or any(asked) or config.init != Init() or config.dataset.source == "images"
+    more = config.optimizer.schedule is not None or config.init != Init()
+    return own or any(asked) or more or config.dataset.source == "images"
 
 
 def _tried_values(config: Config) -> list[Any]:

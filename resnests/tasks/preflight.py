@@ -10,6 +10,7 @@ that fails is one line on standard error, and exit status 2.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from resnests.tasks.classes import require_same_classes
 from resnests.training.loop import evaluate
 from resnests.training.numerics import move, require_numerics, set_numerics
 from resnests.training.objectives import build_loss, build_metrics
-from resnests.training.optim import build_optimizer, parameter_groups
+from resnests.training.optim import build_optimizer, build_schedule, parameter_groups
 from resnests.training.step import autocast
 from resnests.training.warm_start import warm_start
 
@@ -72,6 +73,7 @@ def _check_training(
 ) -> None:
     """Train on a full batch, and on one of the size of the last."""
     optimizer = build_optimizer(config.optimizer, parameter_groups(config.optimizer, model))
+    build_schedule(config, optimizer, math.ceil(len(train) / config.trainer.batch_size))
     loss = build_loss(config, train.labels, device)
     small = replace(config, trainer=replace(config.trainer, batch_size=4, keep_epochs=[]))
     pipeline = build_pipeline(small, config.dataset, train.take(slice(4)), device)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
-
-import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from resnests.config.recipe import recipe_hash
 from resnests.config.schema import Config
@@ -25,7 +23,12 @@ from resnests.training.checkpoint import Checkpoints, load_checkpoint
 from resnests.training.loop import State, Training, fit
 from resnests.training.numerics import move, require_numerics
 from resnests.training.objectives import build_loss
-from resnests.training.optim import averaged_model, build_optimizer, parameter_groups
+from resnests.training.optim import (
+    averaged_model,
+    build_optimizer,
+    build_schedule,
+    parameter_groups,
+)
 
 log = logging.getLogger(__name__)
 
@@ -41,16 +44,22 @@ def train(run: Run) -> None:
     metrics = run.metrics(dataset)
     optimizer = build_optimizer(config.optimizer, parameter_groups(config.optimizer, model))
     averaged = averaged_model(model, config.trainer.ema)
+    steps = math.ceil(len(splits.train) / config.trainer.batch_size)
+    schedule = build_schedule(config, optimizer, steps)
+    parts: dict[str, Any] = {
+        "model": model,
+        "optimizer": optimizer,
+        "averaged": averaged,
+        "schedule": schedule,
+    }
     run.set_numerics()
     run.begin()
     identity = {"recipe": recipe_hash(config), "seed": config.seed, "variant": config.variant.name}
-    state = _resume(directory, identity, model, optimizer, averaged)
+    state = _resume(directory, identity, parts)
     checkpoints = Checkpoints(directory, config.trainer.checkpoint_every)
 
     def save(state: State) -> None:
-        values = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        if averaged:
-            values["averaged"] = averaged.state_dict()
+        values = {name: part.state_dict() for name, part in parts.items() if part is not None}
         checkpoints.save({"identity": identity, "state": asdict(state)} | values)
 
     def epoch_done(state: State) -> None:
@@ -72,7 +81,7 @@ def train(run: Run) -> None:
     evaluations = run.evaluations(splits, dataset)
     training = Training(
         config, model, optimizer, pipeline, evaluations, run.report, epoch_done, run.should_stop,
-        loss, metrics, averaged,
+        loss, metrics, averaged, schedule,
     )  # fmt: skip
     try:
         fit(training, state)
@@ -90,21 +99,14 @@ def train(run: Run) -> None:
         save_weights(directory.averaged_weights_file, averaged.module)
 
 
-def _resume(
-    directory: RunDirectory,
-    identity: dict[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    averaged: AveragedModel | None,
-) -> State:
-    """Put the latest sound checkpoint into model and optimizer; return the state to go on from."""
+def _resume(directory: RunDirectory, identity: dict[str, Any], parts: Mapping[str, Any]) -> State:
+    """Put the latest sound checkpoint into `parts`; return the state to go on from."""
     checkpoint = load_checkpoint(directory, identity)
     if checkpoint is None:
         return State()
-    model.load_state_dict(checkpoint["model"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
-    if averaged:
-        averaged.load_state_dict(checkpoint["averaged"])
+    for name, part in parts.items():
+        if part is not None:
+            part.load_state_dict(checkpoint[name])
     state = State(**checkpoint["state"])
     log.info("resuming in epoch %d after step %d", state.epoch, state.step)
     return state

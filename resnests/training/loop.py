@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from resnests.config.schema import Config, Trainer
@@ -39,6 +40,7 @@ class State:
     step: int = 0  # steps of it that are done
     # its summed loss and correct predictions
     totals: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    lr: float = 0.0  # of its latest step, of the first group of parameters
     epoch_seconds: float = 0.0  # its training so far
     train_seconds: float = 0.0  # training of the epochs before it, without evaluation
     # a row of history.HISTORY for each epoch before it
@@ -62,9 +64,12 @@ class Training:
     loss: Criterion = F.cross_entropy
     metrics: Mapping[str, Measure] = field(default_factory=dict)  # of evaluations
     averaged: AveragedModel | None = None  # of the weights, evaluated beside them
+    schedule: LRScheduler | None = None  # of the user's, which sets the rates by itself
 
     def rate(self, state: State, step: int) -> float:
         """Return the learning rate of `step` in the epoch of `state`."""
+        if self.schedule is not None:
+            return state.lr
         place = (state.epoch, self.config.trainer.epochs, step, self.pipeline.steps)
         return learning_rate(self.config.optimizer, *place)
 
@@ -85,6 +90,8 @@ def fit(training: Training, state: State) -> None:
             "train_loss": state.totals[0] / pipeline.count,
             "train_accuracy": 100 * state.totals[1] / pipeline.count,
         }
+        if training.schedule and not training.config.optimizer.is_per_step:
+            training.schedule.step()
         _require_finite(row["train_loss"], "train loss", state.epoch)
         started = time.perf_counter()
         if state.epoch % trainer.eval_every == 0 or state.epoch == trainer.epochs:
@@ -118,13 +125,17 @@ def _train_epoch(training: Training, step: Step, state: State, progress: _Progre
     step.totals.copy_(torch.tensor(state.totals, dtype=step.totals.dtype))
     model.train()
     for images, labels in _remaining_batches(pipeline, state, step.device):
-        set_learning_rate(optimizer, training.rate(state, state.step))
+        if training.schedule is None:
+            set_learning_rate(optimizer, training.rate(state, state.step))
+        state.lr = optimizer.param_groups[0]["lr"]
         step(images, labels)  # loss.backward()
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         optimizer.step()
         if training.averaged:
             training.averaged.update_parameters(model)
+        if training.schedule and training.config.optimizer.is_per_step:
+            training.schedule.step()
         state.step += 1
         if progress.is_due():
             state.totals = step.totals.tolist()

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resnests.config.parts import Optimizer
 from resnests.config.schedule import milestone_epochs
+from resnests.config.schema import Config
 from resnests.config.targets import accepts, build
 from resnests.errors import UserError, require
 
@@ -73,6 +75,24 @@ def averaged_model(model: nn.Module, decay: float | None) -> AveragedModel | Non
     if decay is None:
         return None
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def build_schedule(
+    config: Config, optimizer: torch.optim.Optimizer, steps: int
+) -> LRScheduler | None:
+    """Return what sets the rates of an epoch of `steps`, None where learning_rate() does; raise a
+    UserError.
+    """
+    part = config.optimizer.schedule_part()
+    if part is None:
+        return None
+    named = {"epochs": config.trainer.epochs, "steps_per_epoch": steps}
+    named = {key: value for key, value in named.items() if key not in part.args}
+    built = build("optimizer.schedule", part, optimizer, named=named)
+    ok = isinstance(built, LRScheduler) and not isinstance(built, ReduceLROnPlateau)
+    expected = "a scheduler of torch.optim.lr_scheduler that needs no metric"
+    require(ok, "optimizer.schedule._target_", part.target, expected)
+    return built
 
 
 def learning_rate(

@@ -19,6 +19,9 @@ from resnests.training.loop import State, is_exhausted
 from resnests.training.optim import build_optimizer, parameter_groups, set_learning_rate
 from resnests.training.warm_start import warm_start
 
+ONE_CYCLE = "{_target_:torch.optim.lr_scheduler.OneCycleLR,per:step,max_lr:0.1}"
+EXPONENTIAL = "{_target_:torch.optim.lr_scheduler.ExponentialLR,per:epoch,gamma:0.5}"
+SCHEDULE = (f"optimizer.schedule={EXPONENTIAL}",)
 CPU = torch.device("cpu")
 
 
@@ -114,6 +117,15 @@ def test_published_weights_by_their_name(monkeypatch):
         (["optimizer.groups=[{lr:0.1}]"], "expected {match: pattern, and lr, weight_decay or"),
         (["optimizer.groups=[{match:'*',betas:1}]"], "optimizer.groups.betas=1: expected a key of"),
         (["optimizer.groups=[{match:'*',lr:-1}]"], "optimizer.groups.lr=-1: expected a positive n"),
+        (
+            ["optimizer.schedule={per:step}"],
+            "optimizer.schedule={'per': 'step'}: expected {_target_",
+        ),
+        ([*SCHEDULE], r"optimizer.milestones=.*: expected \[\] beside optimizer.schedule"),
+        (
+            ["optimizer.milestones=[]", "optimizer.schedule={_target_:torch.nn.ReLU,per:step}"],
+            "optimizer.schedule._target_=torch.nn.ReLU: expected a scheduler of torch.optim",
+        ),
         (["trainer.patience=2"], "trainer.patience=2: expected null without dataset.val_fraction"),
         (["trainer.ema=1"], "trainer.ema=1.0: expected above 0 and below 1"),
     ],
@@ -182,3 +194,21 @@ def test_patience_ends_a_training(tmp_path):
     run = trained(*more, "optimizer.lr=1e-12", f"runs_dir={tmp_path}")
     assert run.read_record().epochs == len(history(run.path)) == 2
     assert run.weights_file.is_file()
+
+
+@pytest.mark.parametrize("schedule", [ONE_CYCLE, EXPONENTIAL])
+def test_a_schedule_of_ones_own_is_stepped_saved_and_resumed(tmp_path, schedule):
+    options = ("optimizer.milestones=[]", f"optimizer.schedule={schedule}", "optimizer.lr=0.1")
+    options = (*options, "trainer.epochs=2")
+    whole = trained(*options, f"runs_dir={tmp_path / 'whole'}")
+    rates = [float(row["lr"]) for row in history(whole.path)]
+    if schedule == EXPONENTIAL:
+        assert rates == [0.1, 0.05]
+    else:
+        assert rates[1] == pytest.approx(0.1 / 25 / 1e4)
+    mine = tiny(*options, f"runs_dir={tmp_path / 'halted'}")
+    asked = iter(range(100))
+    assert run_experiment(mine, should_stop=lambda: next(asked) == 1) == "interrupted"
+    assert run_experiment(mine) == "complete"
+    assert history(RunDirectory.of(mine).path) == history(whole.path)
+    assert recipe_values(mine)["optimizer.schedule"]["per"] in ("step", "epoch")
