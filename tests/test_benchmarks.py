@@ -3,6 +3,8 @@ noise.
 """
 
 import argparse
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, subjects
+from benchmarks import gpu, gpu_parts, gpu_session, subjects
+from benchmarks.gpu_report import report
 from benchmarks.process import ratio, table
 from benchmarks.subjects import Spec
 
@@ -79,6 +82,41 @@ def test_the_gpu_report_has_every_mode(monkeypatch, capsys):
     assert {f"bf16, {mode}" for mode in gpu.MODES} <= set(names)
     assert "failed" not in "".join(lines)
     assert {"resnet8", "all", "1"} <= set(names)
+
+
+@pytest.fixture
+def session(tmp_path) -> gpu_session.Session:
+    return gpu_session.Session(argparse.Namespace(smoke=True, output=tmp_path, minutes=1))
+
+
+def test_a_session_goes_on_after_what_fails_or_hangs(session, tmp_path):
+    assert session.python("sound", "-c", "print('fine')")
+    assert not session.python("failing", "-c", "import sys; sys.exit('no such card')")
+    assert not session.python("hanging", "-c", "import time; time.sleep(60)", limit=0.2)
+    session.measure("unknown", arch="nonsense")
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert rows == session.rows
+    assert [row.get("code") for row in rows] == [0, 1, -9, None]
+    assert [row["tail"][-1:] for row in rows[:3]] == [["fine"], ["no such card"], []]
+    assert rows[3]["failed"].startswith("statuses [1]")
+    page = report(rows)
+    assert "- hanging: status -9" in page
+    assert "- unknown: statuses [1]" in page
+
+
+@pytest.mark.slow
+def test_a_session_measures_processes_that_begin_together(session):
+    gpu_parts.share(session)
+    (row,) = session.rows
+    assert (row["count"], row["mode"], row["arch"]) == (2, "graph", "resnet8")
+    assert row["images_s"] > 0
+    assert "| share: processes | bf16 | graph |" in report(session.rows)
+
+
+def test_a_session_has_what_the_documents_name():
+    named = re.findall(r"--parts ([a-z ]+)", (REPOSITORY / "docs" / "speed.md").read_text())
+    assert named
+    assert {part for words in named for part in words.split()} <= gpu_parts.PARTS.keys()
 
 
 def test_ratios_compare_within_a_round():

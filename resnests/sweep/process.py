@@ -46,8 +46,8 @@ def run_on_host(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Sto
         code = USER_ERROR
     if code == BUSY:
         return "busy"
-    if code == DEVICE:
-        return "refused"
+    if code == DEVICE:  # on a cluster another node may have better ones
+        return "refused" if shared else "interrupted"
     status = run.status()
     if code == USER_ERROR and status != "failed":
         return "refused"

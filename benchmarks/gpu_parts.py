@@ -1,0 +1,141 @@
+"""What benchmarks.gpu_session runs and measures, by its parts."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_session import Session
+
+STARTS = "import torch; from resnests.sweep.cards import visible_cards; print(visible_cards()); "
+STARTS += "print(torch.__version__, torch.cuda.is_available(), torch.cuda.device_count())"
+SAME = """
+import sys, torch
+from pathlib import Path
+files = [next(Path(folder).glob("*/*/*/*/seed=70/model.pt")) for folder in sys.argv[1:]]
+one, other = (torch.load(file, weights_only=True) for file in files)
+sys.exit(any(not torch.equal(one[name], other[name]) for name in one))
+"""
+
+
+def run_options(session: Session, folder: str = "runs") -> list[str]:
+    """Return the words of a small training on the device of the session."""
+    tiny = ["dataset.train_limit=64", "dataset.test_limit=32", "arch=resnet8"]
+    words = [
+        "dataset=digits",
+        "arch=resnet20",
+        "trainer.epochs=2",
+        f"runs_dir={session.out / folder}",
+    ]
+    return [*words, f"trainer.device={session.device}", *(tiny if session.smoke else [])]
+
+
+def what(session: Session) -> None:
+    """Which card, driver and torch this is, and whether NVML and torch agree."""
+    if not session.smoke:
+        columns = "name,uuid,driver_version,compute_mode,mig.mode.current,memory.used"
+        session.command("what: card", ["nvidia-smi", f"--query-gpu={columns}", "--format=csv"], 30)
+    session.python("what: torch and NVML", "-c", STARTS, limit=60)
+
+
+def sweep(session: Session) -> None:
+    """Whether the product works at all: the first lines that ever ran on a GPU."""
+    words = run_options(session)
+    share = [] if session.smoke else ["devices.runs_per_gpu=4"]
+    many = "seed=0,1" if session.smoke else "seed=range(8)"
+    session.python("sweep: one run", "run.py", *words, "seed=90")
+    session.python("sweep: several runs, forked", "run.py", "-m", *words, many, *share)
+    heads = (
+        "variant=standard,a_resnest"
+        if session.smoke
+        else "variant=standard,resnest,bn_resnest,a_resnest"
+    )
+    session.python("sweep: bf16", "run.py", "-m", *words, "trainer.precision=bf16", heads, *share)
+    session.python("sweep: analysis", "run.py", "-m", *words, "task=analyze", "seed=0")
+    if session.smoke:
+        return
+    dense = ["arch=densenest40_12", "variant=densenest", "optimizer=adamw", "optimizer.clip_norm=1"]
+    session.python("sweep: densenest, adamw", "run.py", *words, *dense, "trainer.epochs=1")
+    session.python("sweep: compiled", "run.py", *words, "seed=91", "trainer.compile=true")
+
+
+def tests(session: Session) -> None:
+    """The tests that need a GPU; with --smoke they are collected."""
+    more = ["--collect-only"] if session.smoke else []
+    files = ["tests/training/test_step.py", "tests/training/test_numerics.py"]
+    session.python("tests: of a GPU", "-m", "pytest", "-q", "-m", "gpu", *files, *more, limit=240)
+
+
+def steps(session: Session) -> None:
+    """Steps of the four networks, in every way that a default could choose."""
+    for arch in session.archs:  # the order of what decides most
+        session.measure(f"steps: {arch}", arch=arch, extras=True)
+    for arch in session.archs[:2]:
+        session.measure(f"plain: {arch}", arch=arch, mode="plain", steps=50)
+        session.measure(f"layout: {arch}", arch=arch, channels_last=False)
+        for precision in () if session.smoke else ("fp32", "tf32"):
+            for layout in (True, False):
+                spec = {"precision": precision, "channels_last": layout, "steps": 40}
+                session.measure(f"layout: {arch}", arch=arch, **spec)
+
+
+def share(session: Session) -> None:
+    """Several runs on a card: by turns, and at the same time under MPS."""
+    for count in (2,) if session.smoke else (4, 8):
+        session.measure("share: processes", count, arch=session.archs[0])
+    if session.smoke or not shutil.which("nvidia-cuda-mps-control"):
+        return
+    folder, before = session.out / "mps", session.environment
+    folder.mkdir(exist_ok=True)
+    mps = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
+    session.environment = before | mps
+    try:
+        if session.command("share: MPS starts", ["nvidia-cuda-mps-control", "-d"], 20):
+            for arch in session.archs[:2]:
+                for count in (4, 8):
+                    session.measure("share: processes under MPS", count, arch=arch)
+            words = [*run_options(session), "seed=range(20,28)", "devices.runs_per_gpu=8"]
+            session.python("share: a sweep under MPS", "run.py", "-m", *words)
+    finally:
+        session.command("share: MPS stops", ["sh", "-c", "echo quit | nvidia-cuda-mps-control"], 20)
+        session.environment = before
+
+
+def compiled(session: Session) -> None:
+    """What torch.compile gains, and what it takes until the first step."""
+    for arch in session.archs[:3]:
+        session.measure(f"compile: {arch}", limit=200, arch=arch, compile=True)
+
+
+def bits(session: Session) -> None:
+    """Whether a deterministic run that was stopped and resumed has the bits of one that was not."""
+    epochs = "trainer.epochs=2" if session.smoke else "trainer.epochs=40"
+    more = ["seed=70", "trainer.deterministic=true", epochs]
+    whole, resumed = (run_options(session, name) + more for name in ("bits-whole", "bits-resumed"))
+    session.python("bits: whole", "run.py", *whole)
+    stop = [
+        "timeout",
+        "--signal=INT",
+        "2" if session.smoke else "12",
+        sys.executable,
+        "run.py",
+        *resumed,
+    ]
+    session.command("bits: stopped", ["sh", "-c", '"$@"; true', "sh", *stop])
+    session.python("bits: resumed", "run.py", *resumed)
+    folders = [str(session.out / name) for name in ("bits-whole", "bits-resumed")]
+    session.python("bits: the same", "-c", SAME, *folders)
+
+
+PARTS: dict[str, Callable[[Session], None]] = {
+    "what": what,
+    "sweep": sweep,
+    "tests": tests,
+    "steps": steps,
+    "share": share,
+    "compile": compiled,
+    "bits": bits,
+}

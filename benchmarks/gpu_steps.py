@@ -1,0 +1,173 @@
+"""Times training steps of one network on random images, in a process of its own.
+
+    python -m benchmarks.gpu_steps '{"arch": "resnet20", "precision": "bf16"}'
+
+It prints a line once it is ready, waits for a line, and prints its figures as one line of JSON, so
+that several processes can begin at the same instant.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.subjects import read_conf, train_steps
+from resnests.config.parts import Dataset, Optimizer
+from resnests.config.schema import Trainer
+from resnests.data.arrays import Split
+from resnests.data.pipelines import Images, TensorPipeline, memory_format
+from resnests.models.resnet import build_model
+from resnests.training.loop import evaluate
+from resnests.training.numerics import move, set_numerics
+from resnests.training.optim import build_optimizer
+from resnests.training.step import Step
+
+
+@dataclass
+class Spec:
+    """Says what is timed; the defaults are those of a run on a GPU."""
+
+    arch: str
+    precision: str = "bf16"
+    mode: str = "graph"  # or plain: operation by operation
+    device: str = "cuda"
+    channels_last: bool | None = None
+    compile: bool = False
+    extras: bool = False  # evaluation, a smaller last batch, kernels
+    batch: int = 128
+    images: int = 50_000
+    tested: int = 10_000
+    steps: int = 100
+    rounds: int = 3
+
+
+class Steps:
+    """Holds a network in training."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec, self.device = spec, torch.device(spec.device)
+        self.trainer = Trainer(
+            batch_size=spec.batch,
+            precision=spec.precision,
+            channels_last=spec.channels_last,
+            compile=spec.compile,
+            cuda_graph=False if spec.mode == "plain" else None,
+        )
+        set_numerics(self.trainer)
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (spec.images, 32, 32, 3), dtype=np.uint8)
+        self.split = Split(images, rng.integers(0, 10, spec.images))
+        self.dataset = read_conf("dataset", "cifar10", Dataset)
+        layout = memory_format(self.trainer, self.device)
+        values = (self.dataset, 4, spec.batch, 0, self.device, layout)
+        self.pipeline = TensorPipeline(self.split, *values)
+        self.model = build_model(spec.arch)
+        move(self.model, self.device, self.trainer)
+        self.take = self._stepwise()
+
+    def _stepwise(self) -> Callable[[int], object]:
+        """Return what takes so many steps as loop.py does, with full batches."""
+        optimizer = build_optimizer(
+            read_conf("optimizer", "sgd", Optimizer), self.model.parameters()
+        )
+        batches = itertools.chain.from_iterable(
+            self.pipeline.batches(epoch) for epoch in itertools.count(1)
+        )
+        full = (batch for batch in batches if len(batch[1]) == self.spec.batch)
+        steps = train_steps(Step(self.model, self.trainer), optimizer, full)
+        return lambda count: list(itertools.islice(steps, count))
+
+    def wait(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def timed(self, work: Callable[[], object]) -> tuple[float, float]:
+        """Return the seconds until the host is through with `work`, and until the device is."""
+        self.wait()
+        started = time.perf_counter()
+        work()
+        host = time.perf_counter() - started
+        self.wait()
+        return host, time.perf_counter() - started
+
+    def measure(self) -> dict[str, Any]:
+        """Return the figures of the steps."""
+        steps = self.spec.steps
+        self.take(max(2, steps // 5))
+        times = [self.timed(lambda: self.take(steps)) for _ in range(self.spec.rounds)]
+        hosts, walls = zip(*times, strict=True)
+        wall = statistics.median(walls)
+        figures: dict[str, Any] = {
+            "ms_step": wall / steps * 1e3,
+            "host_ms_step": statistics.median(hosts) / steps * 1e3,
+            "images_s": self.spec.batch * steps / wall,
+            "spread": max(walls) / min(walls),
+        }
+        if self.device.type == "cuda":
+            figures["reserved_GiB"] = torch.cuda.max_memory_reserved() / 2**30
+        return figures | (self.extras() if self.spec.extras else {})
+
+    def extras(self) -> dict[str, Any]:
+        """Return the seconds of an evaluation, the time of a last batch, and what ran most."""
+        test = Images(self.split.take(slice(self.spec.tested)), self.dataset, self.device)
+        evaluations = [
+            self.timed(lambda: evaluate(self.model, test, self.spec.precision))[1] for _ in range(2)
+        ]
+        self.model.train()
+        step = Step(self.model, self.trainer)
+        step.captures = False
+        images, labels = next(self.pipeline.batches(1))
+        last = images[: self.spec.batch * 5 // 8], labels[: self.spec.batch * 5 // 8]
+        seconds = [self.timed(lambda: step(*last))[1] for _ in range(4)]
+        found = {"evaluation_s": evaluations[-1], "last_batch_ms": seconds[-1] * 1e3}
+        return found | (self.kernels() if self.device.type == "cuda" else {})
+
+    def kernels(self, steps: int = 5) -> dict[str, Any]:
+        """Return how long kernels take of a step, how many they are, and the costliest."""
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            self.take(steps)
+            self.wait()
+        rows = sorted(seen.key_averages(), key=lambda row: -row.self_device_time_total)
+        total = sum(row.self_device_time_total for row in rows)
+        top = [
+            [row.key[:70], round(row.self_device_time_total / total, 3), row.count // steps]
+            for row in rows[:14]
+        ]
+        return {
+            "device_ms_step": total / steps / 1e3,
+            "kernels_step": sum(row.count for row in rows) / steps,
+            "top_kernels": top,
+        }
+
+
+def main() -> None:
+    """Time what the command line asks for."""
+    started = time.perf_counter()
+    spec = Spec(**json.loads(sys.argv[1]))
+    if spec.device == "cpu":
+        torch.set_num_threads(1)
+    steps = Steps(spec)
+    steps.take(1)
+    steps.wait()
+    first = time.perf_counter() - started
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(json.dumps(asdict(spec) | steps.measure() | {"first_step_s": first}), flush=True)
+    os._exit(0)  # an orderly end may wait for the device
+
+
+if __name__ == "__main__":
+    main()
