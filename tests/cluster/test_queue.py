@@ -211,6 +211,7 @@ def refuse(job) -> None:
 
 
 def test_a_node_that_refuses_what_others_train_is_avoided_and_its_runs_go_on(slurm, runs):
+    runs[0].config.cluster.options = ["-x", "n[7-9]"]  # which stay excluded
     mine, said = executor(runs)
     jobs = mine.submit(runs[:3], [], 0)
     show(slurm, jobs, "RUNNING n1", "FAILED n2", "PENDING")
@@ -222,16 +223,16 @@ def test_a_node_that_refuses_what_others_train_is_avoided_and_its_runs_go_on(slu
     mine.poll(jobs)
     assert (jobs[1].state, jobs[1].outcomes) == (State.OVER, {})
     assert said[-1] == "node n2 refuses what others train: it gets no more jobs"
-    assert slurm.words("scontrol").splitlines()[-1] == "update jobid=17 excnodelist=n2"
+    assert slurm.words("scontrol").splitlines()[-1] == "update jobid=17 excnodelist=n[7-9],n2"
     (again,) = mine.submit(runs[1:2], [], 2)
-    assert "--exclude=n2" in slurm.words("sbatch").splitlines()[-1]
-    jobs = [jobs[0], again]
-    show(slurm, jobs, "COMPLETED n1", "FAILED n1")
+    assert slurm.words("sbatch").splitlines()[-1].endswith(" -x n[7-9] --exclude=n[7-9],n2")
+    waits, jobs = jobs[2], [jobs[0], again]
+    show(slurm, [*jobs, waits], "COMPLETED n1", "FAILED n1", "PENDING")
     jobs[0].submission.specs.end(0, "complete")
     refuse(again)
-    mine.poll(jobs)
+    mine.poll([*jobs, waits])
     assert again.outcomes == {runs[1]: REFUSED}  # so that it was no fault of n2
-    assert mine.nodes.avoided == set()
+    assert slurm.words("scontrol").splitlines()[-1] == "update jobid=17 excnodelist=n[7-9]"
 
 
 def test_what_no_node_trains_is_refused_at_once(slurm, runs):

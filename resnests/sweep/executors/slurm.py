@@ -59,7 +59,7 @@ class SlurmExecutor:
         self.refusal = ""
         self.reasons: set[str] = set()  # why jobs wait, as last reported
         self.took = 0.0  # seconds of the last poll
-        self.nodes = Nodes(lambda line: self.report(line))
+        self.nodes = Nodes(self.cluster.options or [], lambda line: self.report(line))
 
     @cached_property
     def limits(self) -> tuple[int, int]:
@@ -190,13 +190,14 @@ class SlurmExecutor:
             "partition": c.partition,
             "account": c.account,
             "qos": c.qos,
-            "exclude": ",".join(sorted(self.nodes.avoided)) or None,
         }
         if not self.limits[0]:
             options |= {"array": None, "output": f"{submission.folder}/0.log"}
         words = [f"--{key}={value}" for key, value in options.items() if value is not None]
+        words += c.options or []
+        words += [f"--exclude={self.nodes.excluded}"] if self.nodes.excluded else []
         given = job_script(submission, c.setup or [])
-        answer = ask("sbatch", "--parsable", "--requeue", *words, *(c.options or []), given=given)
+        answer = ask("sbatch", "--parsable", "--requeue", *words, given=given)
         number = answer.strip().partition(";")[0]
         if not number.isdecimal():
             said = answer.strip() or "nothing"

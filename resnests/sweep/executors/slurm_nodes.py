@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 from collections.abc import Callable, Sequence
 
@@ -21,11 +22,20 @@ class Nodes:
     there, too, was no fault of the node, which gets jobs again.
     """
 
-    def __init__(self, report: Callable[[str], None]) -> None:
+    def __init__(self, options: Sequence[str], report: Callable[[str], None]) -> None:
+        """Begin with the nodes that sbatch's `options` exclude themselves."""
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        parser.add_argument("-x", "--exclude", default="")
+        self.given = parser.parse_known_args(options)[0].exclude
         self.report = report
         self.good: set[str] = set()
         self.avoided: set[str] = set()
         self.moved: dict[Run, str] = {}  # from which node
+
+    @property
+    def excluded(self) -> str:
+        """Return the nodes that get no jobs, as sbatch takes them."""
+        return ",".join(filter(None, [self.given, *sorted(self.avoided)]))
 
     def judge(self, jobs: Sequence[SlurmJob]) -> None:
         """Decide what becomes of the jobs among `jobs` that were refused."""
@@ -35,24 +45,25 @@ class Nodes:
             return
         self.good |= {job.node for job in jobs if job.is_active and job.trains()}
         active = {job.node for job in jobs if job.is_active}
+        before = self.excluded
         for job in refused:
             others = {*self.avoided, job.node}
             if job.node in self.good:  # it is the configuration
                 self.avoided -= {self.moved.get(run, "") for run in job.outcomes}
             elif self.good - others:
-                self._avoid(job, jobs)
+                self._avoid(job)
             elif active - others:
                 job.state = State.ENDING  # until the next poll
+        if self.excluded != before:
+            for array in {job.name.partition("_")[0] for job in jobs if job.state is State.QUEUED}:
+                command = ["scontrol", "update", f"jobid={array}", f"excnodelist={self.excluded}"]
+                subprocess.run(command, capture_output=True, env=environment())
 
-    def _avoid(self, job: SlurmJob, jobs: Sequence[SlurmJob]) -> None:
-        """Keep the jobs that wait off the node of `job`, and have its runs go on elsewhere."""
+    def _avoid(self, job: SlurmJob) -> None:
+        """Avoid the node of `job`, whose runs go on elsewhere."""
         if job.node not in self.avoided:
             self.avoided.add(job.node)
             self.report(f"node {job.node} refuses what others train: it gets no more jobs")
-            for array in {j.name.partition("_")[0] for j in jobs if j.state is State.QUEUED}:
-                nodes = f"excnodelist={','.join(sorted(self.avoided))}"
-                command = ["scontrol", "update", f"jobid={array}", nodes]
-                subprocess.run(command, capture_output=True, env=environment())
         for run, how in list(job.outcomes.items()):
             if how == REFUSED and run not in self.moved:
                 self.moved[run] = job.node
