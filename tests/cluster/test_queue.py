@@ -14,6 +14,8 @@ from queues import StandIn
 from resnests.commands.queue import queue_lines
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
+from resnests.runs.record import METRICS, Provenance, Record
+from resnests.sweep.drive import run_sweep
 from resnests.sweep.executors.slurm import SlurmExecutor
 from resnests.sweep.executors.slurm_commands import Seen
 from resnests.sweep.executors.slurm_script import job_script
@@ -283,6 +285,21 @@ def test_a_job_that_is_in_no_array_is_found_by_its_name(slurm, runs):
     assert "queued: " in queue_lines(runs[0].config.runs_dir)[1]
     mine.cancel(jobs, kill=True)
     assert slurm.words("scancel").split()[-2:] == ["17", "18"]
+
+
+def test_where_nothing_is_to_do_what_detached_jobs_left_is_removed(slurm, runs, capsys):
+    mine, _ = executor(runs)
+    jobs = mine.submit(runs[:2], [], 0)
+    for run in runs[:2]:
+        run.directory.write_config(run.config)
+        values = dict.fromkeys(METRICS, 1.0) | {"parameters": 7}
+        record = Record.of(run.config, Provenance())
+        run.directory.write_record(replace(record, status="complete", **values))
+    for state, is_left in (("RUNNING n1", True), ("COMPLETED n1", False)):
+        show(slurm, jobs, state, state)
+        assert run_sweep([run.config for run in runs[:2]], pytest.fail) == 0
+        assert jobs[0].submission.folder.exists() == is_left
+    assert capsys.readouterr().out.count("nothing to do") == 2
 
 
 def processor_time() -> float:
