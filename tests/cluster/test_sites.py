@@ -3,6 +3,7 @@
 python -m pytest -m cluster tests/cluster/test_sites.py
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from clusters import (
     sweep,
     until,
 )
+from faults import AS_OTHER_USER
 from helpers import REPOSITORY, TINY
 from slurm import ACCOUNTANTS, Slurm, missing
 
@@ -192,3 +194,18 @@ def test_a_preempted_job_goes_on_where_it_was(tmp_path, undisturbed):
         assert re.search("Restarts=[1-9]", slurm.ask("scontrol", "show", "jobs"))
     assert_same_results(tmp_path, undisturbed)
     assert log(tmp_path).count("submitted") == 1
+
+
+def test_a_user_who_is_not_root_is_shown_what_a_hidden_partition_has(tmp_path):
+    program = "from resnests.sweep.executors.slurm_commands import query_queue as ask"
+    program += "; print([seen.state.value for seen in ask(['mine'])['mine'].values()])"
+    with Slurm(nodes=1, more="PartitionName=hid Nodes=ALL Hidden=YES") as slurm:
+        shell = os.environ | {"SQUEUE_PARTITION": "main", "SQUEUE_USERS": "nobody"}
+        where = ("--partition=hid", "--hold", "--job-name=mine", "--array=0-1", "--chdir=/")
+        slurm.ask("sbatch", *where, "--wrap=true")
+        slurm.ask("sbatch", "--hold", "--job-name=mine", "--chdir=/", "--wrap=true")
+        plain = slurm.ask(*AS_OTHER_USER, "squeue", "--noheader", "--format=%P", "--name=mine")
+        command = [*AS_OTHER_USER, sys.executable, "-c", program]
+        done = subprocess.run(command, cwd=REPOSITORY, env=shell, capture_output=True, text=True)
+    assert plain == "main"  # by itself squeue is silent on the others
+    assert done.stdout == "['queued', 'queued', 'queued']\n", done.stderr
