@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 PART = 1 << 27  # bytes that are worked on at a time
-CACHED = 1 << 23  # bytes that are read twice on a CPU before they leave its cache
+CACHED = 1 << 21  # bytes that are read twice on a CPU before they leave its cache
 
 
 @dataclass
