@@ -32,6 +32,7 @@ EXAMPLES = """examples:
   python aggregate.py --show arch=resnet20 variant=standard seed=0    one run, whole
   python aggregate.py --best 3               the best runs on held-out images
   python aggregate.py --delete status=failed says which runs that would delete; --yes deletes them
+  python aggregate.py --serve                the page alive, on http://127.0.0.1:8642
   python aggregate.py --status --watch       how far a sweep is, seen from another terminal
 """
 
@@ -60,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
     add("--analysis", action="store_true", help="tables of what task=analyze measured instead")
     add("--trials", action="store_true", help="with the trials of searches, which are no results")
     add("--status", action="store_true", help="instead of tables, how far every cell is")
+    alive = "instead of tables, serve the page alive on 127.0.0.1, at this port (default: 8642)"
+    add("--serve", metavar="PORT", type=int, nargs="?", const=8642, help=alive)
+    other = "with --serve: another address of this machine; who knows the printed token may look"
+    add("--host", metavar="HOST", help=other)
     add("--list", action="store_true", help="instead of tables, the directories of the runs")
     whole = "instead of tables, the one run that is meant: values, numbers, the end of its log"
     add("--show", action="store_true", help=whole)
@@ -83,14 +88,14 @@ def _aggregate() -> None:
     arguments.output = arguments.output and os.path.expanduser(arguments.output)
     root, query = _runs_and_query(arguments.words)
     if arguments.to:
-        from resnests.commands.queue import queue_lines
+        from resnests.commands.queue import is_queued
         from resnests.commands.track import export
 
         alone = parser().parse_intermixed_args(arguments.words)
         alone.to, alone.watch = arguments.to, arguments.watch
         if arguments != alone:
             raise UserError("--to goes with no other option but --watch")
-        return export(root, arguments.to, arguments.watch, lambda: bool(queue_lines(root)), query)
+        return export(root, arguments.to, arguments.watch, lambda: is_queued(root), query)
     if arguments.watch and not arguments.status:
         raise UserError("--watch goes with --status or --to")
     if arguments.by == "test" and arguments.best is None:
@@ -101,12 +106,17 @@ def _aggregate() -> None:
         from resnests.commands.status import show
 
         return show(root, arguments.watch, arguments.trials, query)
+    if arguments.host is not None and arguments.serve is None:
+        raise UserError("--host goes with --serve")
+    if arguments.serve is not None:
+        return _serve(root, query, arguments)
     plan = output.plan(
         arguments.output, arguments.format, arguments.statistic, arguments.compare, arguments.epoch
     )
-    runs, warnings = read_runs(root, arguments.trials)
+    single = arguments.list or arguments.show or arguments.delete or arguments.best is not None
+    runs, warnings = read_runs(root, arguments.trials, planned=not single and plan.format != "csv")
     runs = select(runs, query)
-    if arguments.list or arguments.show or arguments.delete or arguments.best is not None:
+    if single:
         return _single_runs(runs, query, arguments)
     if arguments.epoch == "best":
         runs = at_best_epoch(runs)
@@ -115,6 +125,23 @@ def _aggregate() -> None:
     output.write(result)
     for line in result.problems:
         print(f"aggregate.py: warning: {line}", file=sys.stderr)
+
+
+def _serve(root: str, query: list[str], arguments: argparse.Namespace) -> None:
+    """Serve the page, which has words of its own; raise a UserError."""
+    from resnests.commands.serve import serve
+
+    alone = parser().parse_intermixed_args(arguments.words)
+    for name in ("serve", "host", "statistic", "compare", "epoch"):
+        setattr(alone, name, getattr(arguments, name))
+    if arguments != alone or query:
+        allowed = "--host, --statistic, --compare and --epoch"
+        raise UserError(f"--serve goes with {allowed}; the page itself chooses runs")
+    if not os.path.isdir(root):
+        expected = "expected one with runs, which run.py makes (default: runs)"
+        raise UserError(f"{root}: no such directory; {expected}")
+    plan = output.plan(None, "html", arguments.statistic, arguments.compare, arguments.epoch)
+    serve(root, arguments.serve, arguments.host, plan)
 
 
 def _runs_and_query(words: list[str]) -> tuple[str, list[str]]:

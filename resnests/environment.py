@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 SWEEP = "RESNESTS_SWEEP"  # the folder of the sweep that a job works for, see sweep/protocol.py
@@ -16,6 +18,13 @@ DRY_RUN = "RESNESTS_DRY_RUN"  # set where nothing may be written, not even to a 
 def command_line() -> str:
     """Return what the user typed."""
     return os.environ.get(COMMAND, " ".join(sys.argv))
+
+
+def shell_line(words: Sequence[str]) -> str:
+    """Return the command of this process, with `words` behind it, as one types it in a shell."""
+    module = Path(__file__).with_name("run.py")
+    here = Path(sys.argv[0]).resolve() == module
+    return shlex.join(["python", *(["-m", "resnests.run"] if here else [sys.argv[0]]), *words])
 
 
 def python_path() -> str:

@@ -79,6 +79,11 @@ def epoch_line(row: dict[str, float], epochs: int) -> str:
     )
 
 
+def printable(text: str) -> str:
+    """Return `text` without what would tell a terminal more than to show it."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def duration(seconds: float) -> str:
     """Return `seconds` as people say them: 1.2 s, 3:05 min or 26:00 h."""
     if seconds < 60:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pandas as pd
 from filelock import Timeout
@@ -17,7 +19,7 @@ from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import METRICS
 from resnests.text import as_typed, duration
 
-LOG = 10  # lines of it that are shown
+LOG, LOG_BYTES = 10, 20_000  # lines of it that are shown, and where in it they are looked for
 
 
 def print_paths(runs: pd.DataFrame) -> None:
@@ -32,10 +34,22 @@ def print_run(runs: pd.DataFrame) -> None:
         some = ", ".join(runs["path"].iloc[:3])
         raise UserError(f"--show: expected words that fit one run, not {len(runs)}, as {some}")
     run = runs.iloc[0]
+    lines = run_facts(run)
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:{width}}  {value}")
+    log = RunDirectory(run["path"]).log_file
+    end = log_end(log)
+    if end:
+        print(f"\nthe end of {log}:", *end, sep="\n")
+
+
+def run_facts(run: pd.Series) -> dict[str, object]:
+    """Return all that is to say of a run: how it ended, its numbers, what differs, its values."""
     directory = RunDirectory(run["path"])
     recipe = json.loads(run["recipe_values"])
     measured = {name: run[name] for name in (*METRICS, "val_accuracy") if name in run}
-    lines = {
+    lines: dict[str, object] = {
         "directory": run["path"],
         "status": run["status"] if pd.isna(run["error"]) else f"{run['status']}: {run['error']}",
         "epochs": run["epochs"],
@@ -46,15 +60,19 @@ def print_run(runs: pd.DataFrame) -> None:
     }
     lines |= {key: as_typed(value) for key, value in sorted(without_implied(recipe).items())}
     shown = run[[name for name in run.index if name.startswith("provenance.")]].dropna()
-    lines |= shown.to_dict()
-    width = max(map(len, lines))
-    for name, value in lines.items():
-        print(f"{name:{width}}  {value}")
+    return lines | shown.to_dict()
+
+
+def log_end(log: Path) -> list[str]:
+    """Return the last lines of a run's log, [] where there is none; a link is not followed."""
     try:
-        log = directory.log_file.read_text(errors="replace").splitlines()
+        with open(os.open(log, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return []
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-LOG:]
     except OSError:
-        return
-    print(f"\nthe end of {directory.log_file}:", *log[-LOG:], sep="\n")
+        return []
 
 
 def print_best(runs: pd.DataFrame, count: int, by: str) -> None:

@@ -17,6 +17,7 @@ import pandas as pd
 from resnests.config.recipe import IMAGES, distinguishing_keys
 from resnests.config.schedule import MOVED
 from resnests.paper import ARCHS, VARIANTS, arch_label, learning_rate, variant_label
+from resnests.results.columns import PLANNED
 from resnests.text import as_typed
 
 
@@ -81,12 +82,13 @@ def drop_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     line per one left out.
 
     Of two runs with one seed (two trees that were read as one, say) a complete one is kept, and of
-    those the later.
+    those the later; one that has not begun goes before any.
     """
     started = runs.get("provenance.started", pd.Series("", runs.index)).astype(str)
-    best_first = pd.DataFrame({"complete": runs["status"] == "complete", "started": started})
-    best_first = best_first.sort_values(["complete", "started"], ascending=False, kind="stable")
-    left = runs.loc[best_first.index, [*CELL, "seed", "weights_sha256", "path"]]
+    status = runs["status"]
+    ranks = {"complete": status == "complete", "begun": status != PLANNED, "started": started}
+    best_first = pd.DataFrame(ranks).sort_values([*ranks], ascending=False, kind="stable")
+    left = runs.loc[best_first.index, [*CELL, "seed", "weights_sha256", "path", "status"]]
     lines = []
     for key, what in (("seed", "seed"), ("weights_sha256", "weights")):
         known = left[left[key].notna()]
@@ -95,9 +97,10 @@ def drop_copies(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         lines += [
             f"{path}: left out, the same {what} of the same cell as {kept[index]}"
             for index, path in copies.items()
+            if left.at[index, "status"] != PLANNED
         ]
         left = left.drop(copies.index)
-    return (runs.loc[left.index.sort_values()] if lines else runs), lines
+    return (runs.loc[left.index.sort_values()] if len(left) < len(runs) else runs), lines
 
 
 def row_name(arch: str, row: str) -> str:

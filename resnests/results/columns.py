@@ -34,8 +34,10 @@ COLUMNS = (
     "parameters", "epochs", "epoch", *METRICS, "seconds", "images_per_second", "error",
     "recipe_values",
 )  # fmt: skip
+PLANNED = "planned"  # the status of a run that a sweep was asked for, and that has not begun
 # Keys of the configuration that are columns already.
 _LABELS = ("dataset.name", "arch.name", "variant.name", "seed", "task", "weights")
+_NOT_PLANNED = ("provenance.", "analysis.")  # columns of what runs did
 _PROVENANCE = [item.name for item in dataclasses.fields(Provenance)]
 _OWN = ("job", "pid", "process_started", "started", "ended")  # of one run's provenance alone
 _SHARED = [name for name in _PROVENANCE if name not in _OWN]
@@ -112,6 +114,21 @@ class Columns:
         own += [getattr(record.provenance, name) for name in _OWN]
         return Row(tuple(own), self._place(record), more)
 
+    def planned(self, given: dict[str, Any], config: dict[str, Any]) -> list[Row]:
+        """Return the rows of runs that have not begun: `given` has a list of paths and one of
+        seeds, and what else is given they share.
+        """
+        place = len(self.shared)
+        known = {k: v for k, v in config.items() if "." in k and not k.startswith(_NOT_PLANNED)}
+        self.shared.append({k: v for k, v in known.items() if k not in _LABELS})
+        rest = {"status": PLANNED, "epochs": 0, "epoch": 0, "seconds": 0.0} | given
+        rows = []
+        for path, seed in zip(given["path"], given["seed"], strict=True):
+            own = rest | {"path": path, "seed": seed}
+            values = [own.get(name) for name in COLUMNS] + [None] * len(_OWN)
+            rows.append(Row(tuple(values), place, {}))
+        return rows
+
     def config(self, row: Row) -> dict[str, Any]:
         """Return the configuration of a run and what it shares of its provenance, flattened."""
         return self.shared[row.place]
@@ -121,7 +138,10 @@ class Columns:
         names = [*COLUMNS, *(f"provenance.{name}" for name in _OWN)]
         values = zip(*(row.own for row in rows), strict=True)
         own = pd.DataFrame(dict(zip(names, values, strict=True)))
-        shared = pd.DataFrame(self.shared).take([row.place for row in rows])
+        # Those of rows alone: others may lack keys, and a whole number beside nothing is a float.
+        used = {place: i for i, place in enumerate(dict.fromkeys(row.place for row in rows))}
+        shared = pd.DataFrame([self.shared[place] for place in used])
+        shared = shared.take([used[row.place] for row in rows])
         more = pd.DataFrame([row.more for row in rows])
         frame = pd.concat([own, shared.reset_index(drop=True), more], axis=1)
         config = [name for name in shared if not name.startswith("provenance.")]

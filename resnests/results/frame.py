@@ -4,6 +4,7 @@ torch.
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from resnests.results.columns import Columns, Row, decode
 from resnests.results.select import select
 from resnests.runs.directory import ANALYSIS, RunDirectory, find_runs
 from resnests.runs.record import BrokenRecord, Record
+from resnests.runs.sweeps import Asked, find_asked, read_asked
 
 _Stamp = tuple[tuple[int, ...] | None, ...]
 
@@ -68,18 +70,24 @@ def load_runs(
     return select(frame, query.split() if isinstance(query, str) else query)
 
 
-def read_runs(root: Path | str, trials: bool = False) -> tuple[pd.DataFrame, list[str]]:
-    """Return the frame of load_runs, and one line for each record that could not be used."""
-    return Reader(root, trials).read()
+def read_runs(
+    root: Path | str, trials: bool = False, planned: bool = False
+) -> tuple[pd.DataFrame, list[str]]:
+    """Return the frame of load_runs, and one line for each record that could not be used.
+
+    With `planned` it has runs, too, that sweeps were asked for and that have not begun.
+    """
+    return Reader(root, trials, planned).read()
 
 
 class Reader:
     """Reads the runs below `root`, again and again: only records that have changed are opened."""
 
-    def __init__(self, root: Path | str, trials: bool = False) -> None:
-        self.root, self.trials = root, trials
+    def __init__(self, root: Path | str, trials: bool = False, planned: bool = False) -> None:
+        self.root, self.trials, self.planned = root, trials, planned
         self.columns = Columns()
         self.known: dict[str, tuple[_Stamp, Row]] = {}
+        self.sweeps: dict[Path, tuple[_Stamp, Asked, list[Row]]] = {}  # by their files
         self.rows: list[Row] = []
         self.frame = pd.DataFrame()
 
@@ -97,6 +105,8 @@ class Reader:
                 continue
             except (BrokenRecord, OSError) as error:
                 broken.append(f"{run.record_file}: left out, {error}")
+        if self.planned:
+            rows += self._planned([row.own[0] for row in rows], broken)
         if not rows:
             found = f"none of {len(broken)} records can be read" if broken else "no run in it"
             if not broken and next(find_runs(root, trials=True), None):
@@ -106,6 +116,51 @@ class Reader:
         if rows != self.rows:
             self.rows, self.frame = rows, self.columns.frame(rows)
         return self.frame, broken
+
+    def _planned(self, there: list[str], broken: list[str]) -> list[Row]:
+        """Return the rows of runs that sweeps were asked for and that are not `there`; add a line
+        to `broken` for each file that is no sweep's.
+
+        A tree may be several that were put side by side: the files are where runs say that their
+        runs_dir is, which may be above the root, too.
+        """
+        homes = {str(Path(self.root))}
+        homes |= {p.rsplit("/", 5)[0] or "/" if p.count("/") >= 5 else "." for p in there}
+        before, self.sweeps = self.sweeps, {}
+        for file in [file for home in sorted(homes) for file in find_asked(home)]:
+            try:
+                stamp = (_stamp(str(file)),)
+                known = before.get(file)
+                if known is None or known[0] != stamp:
+                    asked = read_asked(file)
+                    known = stamp, asked, self._rows_of(asked, str(file.parent))
+                self.sweeps[file] = known
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                broken.append(f"{file}: passed over, {error}")
+        root, taken = os.path.join(Path(self.root), ""), {*there}
+        rows = []
+        for _, _, planned in self.sweeps.values():
+            for row in planned:
+                path = row.own[0]
+                if path not in taken and (path.startswith(root) or root == "./"):
+                    taken.add(path)
+                    rows.append(row)
+        return rows
+
+    def _rows_of(self, asked: Asked, home: str) -> list[Row]:
+        """Return the rows of a sweep whose file is in `home`, as if none of its runs was there."""
+        rows: list[Row] = []
+        for cell in asked.cells:
+            names = ("dataset", "arch", "variant", "recipe")
+            given: dict[str, Any] = dict(zip(names, cell.place.split("/"), strict=True))
+            paths = [str(Path(home, cell.place, f"seed={seed}")) for seed in cell.seeds]
+            recipe = json.dumps(asked.recipe | cell.recipe, sort_keys=True)
+            more = {"path": paths, "seed": cell.seeds, "weights": cell.weights}
+            given |= more | {"recipe_values": recipe}
+            rows += self.columns.planned(given, asked.config | cell.config)
+        return rows
 
     def _row(self, run: RunDirectory) -> Row:
         """Return the row of `run`, that of the last time where nothing has changed since."""

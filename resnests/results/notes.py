@@ -9,11 +9,15 @@ from pandas.api.typing import DataFrameGroupBy
 
 from resnests.paper import variant_label
 from resnests.results.cells import CELL, NO_DIGEST, Cell, common_recipe, row_name
+from resnests.results.columns import PLANNED
 from resnests.results.stats import LEVEL, POWER, t_quantile
 
 # Statuses in the order in which a cell and the list below the table name them; complete runs need
 # no word.
-UNFINISHED = ("running", "diverged", "failed", "killed", "interrupted", "missing")
+QUEUED = "queued"  # planned, and known to wait in a queue or for a device
+UNFINISHED = (
+    "running", "diverged", "failed", "killed", "interrupted", QUEUED, PLANNED, "missing",
+)  # fmt: skip
 Troubles = dict[str, dict[int, str]]  # status -> seed -> why, "" where nothing is on record
 
 
@@ -30,7 +34,8 @@ def troubles(runs: pd.DataFrame) -> dict[Cell, Troubles]:
         missing = sorted(expected[cell.dataset, cell.row] - present)
         if missing:
             found[cell] = {"missing": dict.fromkeys(missing, "")}
-    for run in runs[runs["status"] != "complete"].sort_values("seed").to_dict("records"):
+    unfinished = runs.loc[runs["status"] != "complete", [*CELL, "seed", "status", "error"]]
+    for run in unfinished.sort_values("seed").to_dict("records"):
         cell = Cell(*(run[name] for name in CELL))
         why = "" if pd.isna(run["error"]) else str(run["error"]).strip().splitlines()[-1:]
         found.setdefault(cell, {}).setdefault(run["status"], {})[run["seed"]] = "".join(why)

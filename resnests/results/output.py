@@ -18,6 +18,7 @@ from resnests.errors import UserError
 from resnests.results import render
 from resnests.results.analyses import Analyses, read_analyses
 from resnests.results.analysis import analysis_tables
+from resnests.results.columns import PLANNED
 from resnests.results.stats import against_baseline, against_paper, cell_statistics, with_interval
 from resnests.results.tables import Table, accuracy_tables, comparison_table, paper_table
 from resnests.runs.directory import write_atomic
@@ -73,7 +74,8 @@ class Results:
 
     @cached_property
     def analyses(self) -> Analyses:
-        return read_analyses(self.runs)
+        analysed = "analysis.status" in self.runs
+        return read_analyses(self.runs if analysed else self.runs.iloc[:0])
 
     def _require_analyses(self) -> Analyses:
         if self.analyses.empty:
@@ -91,7 +93,8 @@ class Results:
         yield from analysis_plots.drawings(self.analyses)
 
     def csv(self) -> str:
-        runs = self._require_analyses().solves if self.analysis_only else self.runs
+        there = self.runs[self.runs["status"] != PLANNED]
+        runs = self._require_analyses().solves if self.analysis_only else there
         return runs.to_csv(index=False, lineterminator="\n")
 
 

@@ -1,11 +1,14 @@
-"""Make one page with tables, figures, and runs with configuration and provenance. It needs no
-network and no script.
+"""Make one page with tables, figures, and runs with configuration and provenance. Frozen it needs
+no network and no script; alive, a server shows the same template.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import time
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import jinja2
@@ -36,9 +39,30 @@ _TIMES = ("provenance.started", "provenance.ended", "provenance.process_started"
 def page(
     runs: pd.DataFrame, tables: list[Table], figures: list[tuple[str, bytes]], warnings: list[str]
 ) -> str:
-    """Return the page of labelled `runs`; `figures` are pairs of caption and PNG."""
+    """Return the frozen page of labelled `runs`; `figures` are pairs of caption and PNG."""
     counts = runs["status"].value_counts()
     summary = ", ".join(f"{count} {status}" for status, count in counts.items())
+    cells = [cell_of(Cell(*key), mine) for key, mine in runs.groupby(CELL, observed=True)]
+    return render(
+        summary=f"{len(runs)} runs: {summary}.",
+        tables=tables,
+        figures=[(caption, base64.b64encode(png).decode()) for caption, png in figures],
+        warnings=warnings,
+        cells=cells,
+    )
+
+
+def render(**parts: Any) -> str:
+    """Return the page of the one template. Text of any kind is escaped; what is `live` is only on
+    the page that aggregate.py --serve shows (commands/serve.py).
+    """
+    return _template().render(
+        long=_LONG, style=Markup(resource("page.css")), script=Markup(resource("page.js")), **parts
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("resnests.results"),
         autoescape=True,
@@ -47,22 +71,34 @@ def page(
         keep_trailing_newline=True,
     )
     environment.filters["lines"] = lambda cell: Markup("<br>").join(pieces(cell))
-    return environment.get_template("report.html.jinja").render(
-        summary=f"{len(runs)} runs: {summary}.",
-        tables=tables,
-        figures=[(caption, base64.b64encode(png).decode()) for caption, png in figures],
-        warnings=warnings,
-        cells=[_cell(Cell(*key), mine) for key, mine in runs.groupby(CELL, observed=True)],
-        long=_LONG,
-    )
+    environment.filters["key"] = cell_key
+    return environment.get_template("report.html.jinja")
 
 
-def _cell(cell: Cell, runs: pd.DataFrame) -> dict[str, Any]:
+@cache
+def resource(name: str) -> str:
+    """Return the text of a file beside the template."""
+    return files("resnests.results").joinpath("templates", name).read_text()
+
+
+def cell_key(cell: Cell) -> str:
+    """Return what names a cell in addresses of the page."""
+    return "c" + hashlib.sha256(repr(tuple(cell)).encode()).hexdigest()[:10]
+
+
+def title(cell: Cell) -> str:
+    """Return the name of a cell where no data set is named beside it."""
+    return f"{dataset_label(cell.dataset)}, {cell_name(cell)}"
+
+
+def cell_of(cell: Cell, runs: pd.DataFrame) -> dict[str, Any]:
     """Return the runs of a cell by seed, and what their configuration and provenance share."""
     known = runs.columns[runs.notna().any()]
     columns = {name: column for name, column in _RUN.items() if column in known}
     return {
-        "name": f"{dataset_label(cell.dataset)}, {cell_name(cell)}",
+        "id": cell_key(cell),
+        "count": len(runs),
+        "name": title(cell),
         "columns": list(columns),
         "runs": [
             {name: _text(run[column], column) for name, column in columns.items()}

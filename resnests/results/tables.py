@@ -46,6 +46,7 @@ class Table:
     header: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
+    cells: dict[tuple[int, int], Cell] = field(default_factory=dict)  # what rows, columns show
 
 
 def accuracy_tables(
@@ -77,7 +78,8 @@ def comparison_table(runs: pd.DataFrame, epoch: str = "last") -> Table:
         f"the number of tests here, {differences['p'].notna().sum()} (Holm)."
     )
     title = "Differences to Standard"
-    return Table("differences", title, caption, header, rows, notes.power(differences))
+    cells = _variants(differences)
+    return Table("differences", title, caption, header, rows, notes.power(differences), cells)
 
 
 def paper_table(runs: pd.DataFrame, epoch: str = "last") -> Table:
@@ -112,7 +114,7 @@ def paper_table(runs: pd.DataFrame, epoch: str = "last") -> Table:
     absent = [dataset_label(name) for name in names(runs["dataset"]) if name not in published]
     lines = [f"The paper has no table for {', '.join(absent)}."] if absent else []
     lines += [*notes.deviations(cells), *notes.intervals(cells)]
-    return Table("paper", "Beside the paper", caption, header, rows, lines)
+    return Table("paper", "Beside the paper", caption, header, rows, lines, _variants(cells))
 
 
 def _accuracy_table(dataset: str, runs: pd.DataFrame, statistic: str, epoch: str) -> Table:
@@ -133,10 +135,10 @@ def _accuracy_table(dataset: str, runs: pd.DataFrame, statistic: str, epoch: str
         marks = "†" * (cell in given) + "‡" * (cell in mixed)
         return texts.get(cell, NONE) + marks + notes.marker(troubles.get(cell, {}))
 
-    rows = [
-        [row_name(arch, row), *(shown(Cell(dataset, arch, row, v)) for v in variants)]
-        for (_, arch, row), _ in runs.groupby(ROW, observed=True)
-    ]
+    places = [(arch, row) for (_, arch, row), _ in runs.groupby(ROW, observed=True)]
+    grid = [[Cell(dataset, arch, row, v) for v in variants] for arch, row in places]
+    rows = [[row_name(*place), *map(shown, line)] for place, line in zip(places, grid, strict=True)]
+    there = {Cell(*key) for key, _ in runs.groupby(CELL, observed=True)}
     caption = (
         f"{dataset_label(dataset)}: test accuracy {notes.of_epoch(epoch)}, "
         f"{_seeds(cells, statistic)} (number of parameters)."
@@ -144,7 +146,20 @@ def _accuracy_table(dataset: str, runs: pd.DataFrame, statistic: str, epoch: str
     lines = notes.lines(runs, troubles, mixed)
     lines += notes.intervals(cells) if statistic == "ci" else []
     header = ["Architecture", *map(variant_label, variants)]
-    return Table(f"accuracy_{dataset}", dataset_label(dataset), caption, header, rows, lines)
+    linked = {
+        (y, x): cell
+        for y, line in enumerate(grid)
+        for x, cell in enumerate(line, start=1)
+        if cell in there
+    }
+    return Table(
+        f"accuracy_{dataset}", dataset_label(dataset), caption, header, rows, lines, linked
+    )
+
+
+def _variants(frame: pd.DataFrame) -> dict[tuple[int, int], Cell]:
+    """Return the cells of a table whose rows are one each, and whose third column names it."""
+    return {(y, 2): Cell(*key) for y, key in enumerate(frame[CELL].itertuples(index=False))}
 
 
 def _seeds(cells: pd.DataFrame, statistic: str) -> str:

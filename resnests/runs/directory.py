@@ -45,7 +45,14 @@ from resnests.runs import history
 from resnests.runs.analysis import Analysis
 from resnests.runs.files import write_atomic as write_atomic
 from resnests.runs.lock import RunLock, is_flocked
-from resnests.runs.record import BrokenRecord, Record, UnreadableRun, is_recent, owner
+from resnests.runs.record import (
+    BrokenRecord,
+    Record,
+    UnreadableRun,
+    is_heartbeat,
+    is_recent,
+    owner,
+)
 
 ANALYSIS = "analysis"  # the folder of a run's analysis
 STUDY = "study.db"  # what a folder holds whose runs are the trials of a search
@@ -211,14 +218,14 @@ class RunDirectory:
         write_atomic(self.progress_file, json.dumps(heartbeat).encode())
 
     def read_progress(self) -> dict[str, Any]:
-        """Return the latest heartbeat ({} where there is none): state, device, epoch, loss, ...,
-        time (Unix seconds), host.
+        """Return the latest heartbeat ({} where there is no sound one): state, device, epoch, loss,
+        ..., time (Unix seconds), host.
         """
         try:
             progress = json.loads(self.progress_file.read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
-        return progress if isinstance(progress, dict) else {}
+        return progress if isinstance(progress, dict) and is_heartbeat(progress) else {}
 
     def kept_weights_file(self, epoch: int) -> Path:
         """Return where the weights after `epoch` are, if trainer.keep_epochs has it."""

@@ -173,16 +173,21 @@ class Record(Document):
         """
         if self.provenance.host != socket.gethostname():
             return is_recent(progress)
-        import psutil
+        return is_process(self.provenance.pid, self.provenance.process_started)
 
-        if self.provenance.pid is None or self.provenance.process_started is None:
-            return False
-        try:
-            process = psutil.Process(self.provenance.pid)
-            same = abs(process.create_time() - self.provenance.process_started) < 2
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except (psutil.Error, ValueError, OverflowError):  # no process can have such a number
-            return False
+
+def is_process(pid: int | None, started: float | None) -> bool:
+    """Return whether the process of this number, which started then, lives on this host."""
+    import psutil
+
+    if pid is None or started is None:
+        return False
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started) < 2
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, ValueError, OverflowError):  # no process can have such a number
+        return False
 
 
 def require_sound(record: Any) -> None:
@@ -201,6 +206,24 @@ def require_sound(record: Any) -> None:
 
 # Finding them takes longer than all else of reading a record.
 _hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
+
+
+def is_heartbeat(progress: dict[str, Any]) -> bool:
+    """Return whether a heartbeat, which anybody may have written, can be shown: where it has an
+    epoch it has all numbers, and they are finite, but for the loss.
+    """
+    names = ("epoch", "epochs", "step", "steps", "accuracy", "images_per_second")
+    values = [progress.get(name) for name in names if "epoch" in progress]
+    values += [progress.get("seconds_left") or 0, progress.get("time", 0)]
+    numbers = all(isinstance(value, int | float) and abs(value) < 1e15 for value in values)
+    texts = [progress.get(name) or "" for name in ("state", "device", "host", "job")]
+    if not numbers or not all(isinstance(text, str) for text in texts):
+        return False
+    if "epoch" not in progress:
+        return True
+    return (
+        isinstance(progress.get("loss"), float) and min(progress["epochs"], progress["steps"]) > 0
+    )
 
 
 def is_recent(progress: dict[str, Any], stale: float = 60.0) -> bool:

@@ -17,6 +17,7 @@ from optuna.trial import TrialState
 from resnests.config.schema import Config
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory, study_folder
+from resnests.runs.sweeps import write_search
 from resnests.search.results import show_results
 from resnests.search.space import Space, trial_configs
 from resnests.search.study import Study, storage_errors
@@ -77,16 +78,19 @@ class Search:
         self.news = News(Aside(allocation.aside), allocation.devices)
         self.active: dict[TrialAtWork, Future[None]] = {}
         self.runs: list[Run] = []  # of all trials that were
-        self.started = time.monotonic()
+        self.started, self.ended = time.monotonic(), 0  # the latter: of our trials
 
     def run(self) -> None:
         """Work until no trial is left, here or in other processes, or it is to stop."""
         threads = self.allocation.concurrent
+        self._note()
         with self.stop, ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(threads) as trials:
             try:
                 while True:
                     for ended in [one for one, thread in self.active.items() if thread.done()]:
                         self.active.pop(ended).result()  # raises what its thread raised
+                        self.ended += 1
+                        self._note()
                     for line in self.news.lines():
                         print(line, flush=True)
                     if self.news.is_nothing_left():
@@ -99,6 +103,12 @@ class Search:
                         time.sleep(POLL_SECONDS)
             finally:
                 self.stop.ask()
+
+    def _note(self) -> None:
+        """Leave beside the runs how far the study is, for those who look."""
+        ended = len(self.study.trials(TrialState.COMPLETE, TrialState.PRUNED))
+        pace = (time.monotonic() - self.started) / self.ended if self.ended else None
+        write_search(self.study.space.first, ended, pace)
 
     def _is_closing(self) -> bool:
         hours = self.study.tune.hours

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -18,7 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from resnests.runs.record import FINAL, BrokenRecord, Record
-from resnests.text import accuracy, duration, epoch_line
+from resnests.runs.sweeps import seconds_left
+from resnests.text import accuracy, duration, epoch_line, printable
 
 if TYPE_CHECKING:
     from resnests.sweep.plan import Run
@@ -108,6 +110,7 @@ class Display:
         # A dumb one (TERM=dumb) cannot draw a table over the one before
         can_draw = self.console.is_terminal and not self.console.is_dumb_terminal
         self.live = Live(console=self.console, auto_refresh=False) if can_draw else None
+        self.console.soft_wrap = not can_draw  # lines above a table break between words
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -126,7 +129,7 @@ class Display:
 
     def print(self, line: str) -> None:
         """Print a line, above the live table where there is one."""
-        self.console.print(line)
+        self.console.print(printable(line))
 
     def update(self, jobs: Sequence[Job]) -> None:
         """Take note of the open jobs of the sweep."""
@@ -213,19 +216,12 @@ class Display:
         tail = f"; {duration(time.time() - self.started)} so far" + (
             f", about {duration(left)} left" if left else ""
         )
-        table = Table(box=None, pad_edge=False, header_style="dim", expand=False)
-        for name in ("run", "device", "", "epoch", "loss", "accuracy", "images/s", "left"):
-            table.add_column(
-                name, justify="left" if name in ("run", "device", "") else "right", no_wrap=True
-            )
-        room = max(1, self.console.height - 4)  # a page
-        for view in running[:room]:
-            table.add_row(*_cells(view, self._device(view)))
-        if len(running) > room:
-            table.add_row(f"and {len(running) - room} more")
-        return Group(
-            *([Text(headline + tail)] if self.total > 1 else []), *([table] if running else [])
-        )
+        head = Text(headline + tail)
+        room = max(1, self.console.height - 3 - len(head.wrap(self.console, self.console.width)))
+        rows = [_cells(view, self._device(view)) for view in running[:room]]
+        table = _table(rows, self.console.width)
+        more = [Text(f"and {len(running) - room} more")] if len(running) > room else []
+        return Group(*([head] if self.total > 1 else []), *([table] if running else []), *more)
 
     def _device(self, view: View) -> str:
         """Return the device of a run, and where that is elsewhere its host."""
@@ -235,44 +231,70 @@ class Display:
         return " ".join(filter(None, (node or elsewhere, view.progress.get("device"))))
 
     def _seconds_left(self, running: list[View]) -> float | None:
-        """Pending runs are taken to last as long as those of their architecture, or else as
-        those known.
-        """
-        known: dict[str, list[float]] = {}
+        """Return how long the sweep takes yet, as measured; None where nothing was."""
+        rates: list[tuple[Any, float]] = []
+        waiting: Counter[Any] = Counter()
         for view in self.views:
-            if view.status not in ("complete", RUNNING):
-                continue
-            seconds = view.record.seconds if view.record and view.status == "complete" else None
-            if view.status == RUNNING and view.progress.get("seconds_left") is not None:
-                started = view.record and view.record.provenance.started
-                elapsed = view.progress["time"] - (started or self.started)
-                seconds = elapsed + view.progress["seconds_left"]
-            if seconds:
-                known.setdefault(view.run.config.arch.name, []).append(seconds)
-        everything = [seconds for some in known.values() for seconds in some]
-        if not everything:
-            return None
-        left = sum(view.progress.get("seconds_left") or 0 for view in running)
-        waiting = (view for view in self.views if view.status in (PENDING, WAITING))
-        for arch, count in Counter(view.run.config.arch.name for view in waiting).items():
-            some = known.get(arch, everything)
-            left += count * sum(some) / len(some)
-        return left / max(1, len(running))
+            config, beat = view.run.config, view.progress
+            kind, trains = (config.dataset.name, config.arch.name), config.task == "train"
+            if view.status == "complete" and view.record:
+                rates.append((kind, view.record.seconds / ((trains and view.record.epochs) or 1)))
+            elif view.status == RUNNING and beat.get("seconds_left") is not None:
+                rates.append((kind, beat["seconds_left"] / max(_epochs_left(beat), 1e-6)))
+            elif view.status in (PENDING, WAITING):
+                waiting[kind] += config.trainer.epochs if trains else 1
+        left = [view.progress.get("seconds_left") or 0.0 for view in running]
+        return seconds_left(rates, left, waiting) if rates else None
 
 
-def _cells(view: View, device: str) -> list[Any]:
-    p, label = view.progress, view.run.label
+# Columns of the table, and the order in which a narrow terminal loses them.
+_COLUMNS = ("run", "device", "", "epoch", "loss", "accuracy", "images/s", "left")
+_LEFT = ("run", "device", "")  # aligned there
+_SPARED = ("images/s", "loss", "", "device", "accuracy")
+_BAR = 20
+
+
+def _cells(view: View, device: str) -> dict[str, Any]:
+    """Return what the table shows of a running run, by column."""
+    p, known = view.progress, {"run": view.run.label, "device": device}
     if "epoch" not in p:
-        return [label, device, p.get("state", ""), "", "", "", "", ""]
-    done = p["epoch"] - 1 + p["step"] / p["steps"]
-    left = p["seconds_left"]
-    return [
-        label,
-        device,
-        ProgressBar(total=p["epochs"], completed=done, width=20),
-        f"{p['epoch']}/{p['epochs']}",
-        f"{p['loss']:.4f}",
-        f"{p['accuracy']:.2f}%",
-        f"{p['images_per_second']:.0f}",
-        duration(left) if left is not None else "",
-    ]
+        return dict.fromkeys(_COLUMNS, "") | known | {"epoch": p.get("state") or ""}
+    return known | {
+        "": ProgressBar(total=p["epochs"], completed=p["epochs"] - _epochs_left(p), width=_BAR),
+        "epoch": f"{p['epoch']}/{p['epochs']}",
+        "loss": f"{p['loss']:.4f}",
+        "accuracy": f"{p['accuracy']:.2f}%",
+        "images/s": f"{p['images_per_second']:.0f}",
+        "left": duration(p["seconds_left"]) if p["seconds_left"] is not None else "",
+    }
+
+
+def _epochs_left(progress: dict[str, Any]) -> float:
+    return progress["epochs"] - progress["epoch"] + 1 - progress["step"] / progress["steps"]
+
+
+def _table(rows: list[dict[str, Any]], width: int) -> Table:
+    """Return `rows` as a table with as many columns as fit into `width`.
+
+    Names, epochs and the time left are never cut: where they do not fit either, a name has a line
+    of its own.
+    """
+
+    def size(cell: Any) -> int:
+        return cell_len(cell) if isinstance(cell, str) else _BAR
+
+    sizes = {name: max([len(name), *(size(row[name]) for row in rows)]) for name in _COLUMNS}
+    columns = list(_COLUMNS)
+    for name in _SPARED:
+        if sum(sizes[name] + 2 for name in columns) - 2 > width:
+            columns.remove(name)
+    wide = sum(sizes[name] + 2 for name in columns) - 2 <= width
+    shown = columns if wide else ["run"]
+    table = Table(box=None, pad_edge=False, header_style="dim", expand=False, show_header=wide)
+    for name in shown:
+        table.add_column(name, justify="left" if name in _LEFT else "right", no_wrap=wide)
+    for row in rows:
+        table.add_row(*(row[name] for name in shown))
+        if not wide:
+            table.add_row(f"  epoch {row['epoch']}, {row['left'] or '?'} left")
+    return table

@@ -7,6 +7,7 @@ import traceback
 
 from resnests.config.schema import config_from
 from resnests.runs.directory import RunDirectory
+from resnests.runs.sweeps import remove_done
 from resnests.sweep.plan import Run
 from resnests.sweep.process import log_line, run_on_host
 from resnests.sweep.protocol import SweepFolder
@@ -39,4 +40,6 @@ def run_job(number: int, at_once: int = 1) -> str | None:
                 reason = f"{type(error).__name__}: {error}"
                 print(f"failed: {run.label}: {reason}", file=sys.stderr, flush=True)
         folder.end(number, outcome)
+    if not spec.local:  # its sweep may be gone by now
+        remove_done(config.runs_dir)
     return outcome

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from resnests.runs.sweeps import remove_done
 from resnests.sweep.plan import Run
 from resnests.sweep.process import last_log_line
 from resnests.sweep.protocol import INTERRUPTED
@@ -27,6 +28,8 @@ def print_summary(runs: Sequence[Run], interrupted: bool, barred: int = 0) -> in
     `barred` is how many more runs this user may not read or write.
     """
     print_unsent(runs)
+    for runs_dir in {run.config.runs_dir for run in runs}:
+        remove_done(runs_dir)
     incomplete = [run for run in runs if run.status() != "complete"]
     for run in incomplete:
         print(_failure_line(run), file=sys.stderr)

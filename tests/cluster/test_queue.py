@@ -11,7 +11,7 @@ import pytest
 from helpers import tiny
 from queues import StandIn
 
-from resnests.commands.queue import queue_lines
+from resnests.commands.queue import queue_lines, queued_runs
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import METRICS, Provenance, Record
@@ -221,7 +221,9 @@ def test_a_node_that_refuses_what_others_train_is_avoided_and_its_runs_go_on(slu
     mine.poll(jobs)
     assert jobs[1].state is State.ENDING  # nobody knows yet whether n1 does better
     runs[0].directory.path.mkdir(parents=True)
-    runs[0].directory.write_progress({"job": "17_0", "epoch": 1})
+    counts = dict.fromkeys(("epoch", "epochs", "step", "steps"), 1)
+    values = dict.fromkeys(("loss", "accuracy", "images_per_second"), 1.0)
+    runs[0].directory.write_progress({"job": "17_0"} | counts | values)
     mine.poll(jobs)
     assert (jobs[1].state, jobs[1].outcomes) == (State.OVER, {})
     assert said[-1] == "node n2 refuses what others train: it gets no more jobs"
@@ -282,7 +284,7 @@ def test_a_job_that_is_in_no_array_is_found_by_its_name(slurm, runs):
     assert [(job.name, job.state) for job in jobs] == [("17", State.RUNNING), ("18", State.QUEUED)]
     found = executor(runs)[0].submit(runs[:2], [], 0)
     assert {job.name for job in found} == {"17", "18"}
-    assert "queued: " in queue_lines(runs[0].config.runs_dir)[1]
+    assert "queued: " in queue_lines(queued_runs(runs[0].config.runs_dir))[1]
     mine.cancel(jobs, kill=True)
     assert slurm.words("scancel").split()[-2:] == ["17", "18"]
 

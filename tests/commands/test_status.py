@@ -65,7 +65,7 @@ def test_status_counts_every_cell_and_names_what_is_not_done(grid):
     done = run_command("--status", script="aggregate.py", cwd=grid)
     assert done.returncode == 0, done.stderr
     first, header, row, *lines = done.stdout.splitlines()
-    assert first == "4 of 9 done, 1 running, 1 failed, 1 killed, 2 missing"
+    assert first == "4 of 9 done, 1 running, 1 failed, 1 killed, 2 missing; about 1:30 min left"
     assert header.split() == ["Standard", "ResNEst", "A-ResNEst"]
     assert "3 done" in row
     assert "1 done, 1 running, 1 missing" in row

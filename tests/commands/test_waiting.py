@@ -6,7 +6,7 @@ import pytest
 from cluster.queues import StandIn
 from helpers import tiny
 
-from resnests.commands.queue import queue_lines
+from resnests.commands.queue import queue_lines, queued_runs
 from resnests.commands.status import Status
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
@@ -22,21 +22,21 @@ def test_jobs_and_why_they_wait_are_listed_before_any_run_is_on_record(tmp_path,
     root = tmp_path / "runs"
     root.mkdir()
     with pytest.raises(UserError, match="no run in it"):
-        Status(str(root)).look()
+        Status(str(root)).poll()
     config = tiny(f"runs_dir={root}")
     configs = [replace(config, seed=seed) for seed in range(25)]
     runs = [Run(config, RunDirectory.of(config), i) for i, config in enumerate(configs)]
     submission = Submission.write([[run] for run in runs])
     first = f"{submission.name}|17|0|RUNNING|n1|None"
     slurm.show(first, *(f"{submission.name}|17|{i}|PENDING||Resources" for i in range(1, 25)))
-    lines = queue_lines(str(root))
+    lines = queue_lines(queued_runs(str(root)))
     assert lines[0] == "24 queued (24 Resources)"
-    assert lines[1] == f"queued: {submission.batches[1][0]}, job 17_1 (Resources)"
+    assert lines[1] == f"queued: {root}/{submission.batches[1][0]}, job 17_1 (Resources)"
     assert lines[21:] == [
         "and 4 more",
-        f"not yet on record: {submission.batches[0][0]}, job 17_0 on n1",
+        f"not yet on record: {root}/{submission.batches[0][0]}, job 17_0 on n1",
     ]
-    assert Status(str(root)).look().renderables == [f"no run in {root} yet", *lines]
+    assert Status(str(root)).poll().renderables == [*lines, f"no run in {root} yet"]
     runs[0].directory.path.mkdir(parents=True)
     runs[0].directory.record_file.touch()
-    assert queue_lines(str(root)) == lines[:-1]
+    assert queue_lines(queued_runs(str(root))) == lines[:-1]

@@ -67,10 +67,18 @@ def test_it_needs_neither_network_nor_scripts(page):
     reader = Reader(page)
     assert not {"script", "link", "iframe"} & set(reader.tags)
     addresses = [value for name, value in reader.attributes if name in ("src", "href")]
-    assert len(addresses) == 1
-    assert addresses[0].startswith("data:image/png;base64,")
+    outside = [address for address in addresses if not address.startswith("#")]
+    assert len(outside) == 1
+    assert outside[0].startswith("data:image/png;base64,")
     assert "url(" not in page
     assert "@import" not in page
+
+
+def test_cells_of_tables_lead_to_their_runs(page):
+    reader = Reader(page)
+    cells = {value[1:] for name, value in reader.attributes if name == "href"}
+    assert cells <= {value for name, value in reader.attributes if name == "id"}
+    assert len(cells) == 1
 
 
 def test_what_stands_in_records_is_shown_not_run(page):

@@ -34,9 +34,9 @@ def runs_of(tmp_path, count: int) -> list[Run]:
     return [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]
 
 
-def shown(display: Display) -> str:
-    """The table as a terminal of 200 columns shows it."""
-    display.console.width = 200
+def shown(display: Display, width: int = 200) -> str:
+    """The table as a terminal shows it."""
+    display.console.width, display.console.soft_wrap = width, False  # as on a terminal
     with display.console.capture() as captured:
         display.console.print(display._table())
     return captured.get()
@@ -199,3 +199,42 @@ def test_of_jobs_on_a_cluster_it_tells_who_waits_for_what_and_which_node_trains(
     display._refresh(display._due())
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said] == ["interrupted", "start"]
+
+
+@pytest.mark.parametrize("width", [200, 100, 80, 60, 40])
+def test_what_matters_can_be_read_on_a_narrow_terminal_too(tmp_path, width):
+    runs = runs_of(tmp_path, 3)
+    display = Display(runs, runs)
+    display.started -= 1
+    for run in runs[:2]:
+        started(run)
+    display._refresh(display._due())
+    text = shown(display, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert text.count("3/10") == 2
+    assert text.count("1:30 min") == 2
+    for label in ("digits/tiny/standard seed=0", "digits/tiny/standard seed=1"):
+        assert label in text
+    assert ("0.5000" in text) == (width >= 100)
+
+
+def test_the_time_left_is_by_epochs_of_the_same_architecture(tmp_path):
+    runs = runs_of(tmp_path, 3)
+    measured = dict.fromkeys(("parameters", *METRICS), 1)
+    long = replace(runs[2].config, trainer=replace(runs[2].config.trainer, epochs=100))
+    runs[2] = Run(long, RunDirectory.of(long), 2)
+    display = Display(runs, runs)
+    display.started -= 1
+    started(runs[0], status="complete", seconds=20.0, epochs=10, **measured)
+    display._refresh(display._due())
+    assert "about 3:40 min left" in shown(display)  # 110 epochs of 2 s
+
+
+def test_a_line_cannot_move_the_cursor(tmp_path, capsys):
+    runs = runs_of(tmp_path, 2)
+    display = Display(runs, runs)
+    display.started -= 1
+    started(runs[0], status="failed", error="no \x1b[2J\x1b]0;title\x07 sweep")
+    display._refresh(display._due())
+    assert "\x1b" not in capsys.readouterr().out

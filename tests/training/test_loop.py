@@ -27,7 +27,8 @@ def test_a_loss_that_is_no_longer_finite_ends_an_epoch_at_the_next_report(tmp_pa
 
 
 def test_an_evaluation_that_is_not_finite_is_a_divergence(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "evaluate", lambda *_: (float("inf"), 10.0))
+    found = {"loss": float("inf"), "accuracy": 10.0}
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: found)
     config = tiny(f"runs_dir={tmp_path}")
     assert run_experiment(config) == "diverged"
     assert "test loss is inf in epoch 1" in RunDirectory.of(config).read_record().error

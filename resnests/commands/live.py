@@ -1,0 +1,355 @@
+"""What the live page shows: the runs below a folder as they are now, chosen, sorted and opened as
+an address says. A look at the files takes at most a twentieth of the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from typing import Any
+from urllib.parse import urlencode
+
+import pandas as pd
+
+from resnests.commands.runs import log_end, run_facts
+from resnests.commands.status import Status, run_progress
+from resnests.config.recipe import distinguishing_keys
+from resnests.errors import UserError
+from resnests.results import notes
+from resnests.results.cells import CELL, Cell, names
+from resnests.results.columns import PLANNED, Row
+from resnests.results.curves import Line, chart
+from resnests.results.frame import Reader
+from resnests.results.output import Plan, Results
+from resnests.results.report import cell_key, cell_of, render, title
+from resnests.results.stats import at_best_epoch
+from resnests.results.tables import Table
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import BrokenRecord
+from resnests.text import as_typed, printable
+
+SHARE = 0.04  # of the time that looking may take
+POLL_SECONDS = 1.5  # between two looks, at least
+VIEWS = 8  # choices of runs that are remembered
+MOST_RUNNING, MOST_FAILED, MOST_CELLS, MOST_CURVES, ROWS = 12, 20, 300, 8, 50
+COLUMNS = {
+    "Data set": "dataset", "Architecture": "arch", "Variant": "variant", "Recipe": "row",
+    "Seed": "seed", "Status": "status", "Validation, %": "val_accuracy",
+    "Test, %": "test_accuracy", "Train loss": "train_loss", "Epochs": "epochs",
+    "Seconds": "seconds", "Device": "provenance.device", "Host": "provenance.host",
+}  # fmt: skip
+
+
+class InsideReader(Reader):
+    """Reads the runs below a folder, none that links lead to elsewhere, and looks at them only as
+    often as that costs little.
+    """
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root, planned=True)
+        self.real = os.path.realpath(root)
+        self.due = 0.0
+        self.last: tuple[pd.DataFrame, list[str]] | UserError | None = None
+
+    def read(self) -> tuple[pd.DataFrame, list[str]]:
+        """Return what the last look found, or the next one where it is due."""
+        started = time.monotonic()
+        if self.last is None or started >= self.due:
+            try:
+                self.last = super().read()
+            except UserError as error:
+                self.last = error
+            now = time.monotonic()
+            self.due = now + max(POLL_SECONDS, (now - started) / SHARE)
+        if isinstance(self.last, UserError):
+            raise self.last
+        return self.last
+
+    def _read(self, run: RunDirectory, path: str, analysed: bool) -> Row:
+        with os.scandir(path) as entries:
+            leading_out = [e.name for e in entries if e.is_symlink() and not self.is_inside(e.path)]
+        if leading_out:
+            raise BrokenRecord(f"{leading_out[0]} is a link to what is not below {self.root}")
+        if not self.is_inside(path):
+            raise BrokenRecord(f"a link leads to it, which is not below {self.root}")
+        return super()._read(run, path, analysed)
+
+    def is_inside(self, path: str) -> bool:
+        """Return whether `path` is below the folder, whatever links are in it."""
+        return os.path.realpath(path).startswith(os.path.join(self.real, ""))
+
+
+class View:
+    """The runs that some words choose, and their tables."""
+
+    def __init__(self, reader: Reader, root: str, words: list[str], plan: Plan) -> None:
+        self.status, self.plan = Status(root, query=words, reader=reader), plan
+        self.seen: pd.DataFrame | None = None
+        self.tables: list[Table] = []
+        self.cells: dict[str, tuple[Cell, pd.DataFrame]] = {}
+        self.problems: list[str] = []
+
+    def look(self) -> None:
+        """Bring all up to date; raise a UserError where there is no such run."""
+        self.status.read()
+        runs = self.status.runs
+        if runs is self.seen:
+            return
+        shown = at_best_epoch(runs) if self.plan.epoch == "best" else runs
+        results = Results(shown, [], self.plan)
+        self.tables, self.problems = results.tables(), results.problems
+        self.cells = {
+            cell_key(Cell(*key)): (Cell(*key), mine)
+            for key, mine in runs.groupby(CELL, observed=True)
+        }
+        self.seen = runs
+
+
+class Live:
+    """Makes the page again and again."""
+
+    def __init__(self, root: str, plan: Plan) -> None:
+        self.root, self.plan = root, plan
+        self.reader = InsideReader(root)
+        self.views: dict[tuple[str, ...], View] = {}
+        self.lock = threading.Lock()
+
+    def warm_up(self) -> None:
+        """Look once before anybody asks."""
+        self.page({}, "")
+
+    def page(self, query: dict[str, list[str]], tag: str) -> tuple[str | None, str]:
+        """Return the page that `query` asks for, None where it is the one of `tag`; and its tag."""
+        if not self.lock.acquire(timeout=0.3):  # the first look at many runs takes seconds
+            return render(**self._empty("reading the runs ...")), ""
+        try:
+            return self._page(Address(query), tag)
+        finally:
+            self.lock.release()
+
+    def _page(self, address: Address, tag: str) -> tuple[str | None, str]:
+        try:
+            view = self._view(address.words)
+            view.look()
+        except UserError as error:
+            text = printable(str(error))
+            now = f'"{hashlib.sha256(text.encode()).hexdigest()[:20]}"'
+            return (None if tag == now else render(**self._empty(text, address))), now
+        running = [run for run in view.status.unfinished if run["status"] == "running"]
+        progress = [run_progress(run) for run in running[:MOST_RUNNING]]
+        sweeps = [sweep.lines() for sweep in view.status.sweeps]
+        state = [id(view.seen), view.status.headline(), progress, sweeps, view.status.warnings]
+        state += [view.status.queue, address.query]
+        now = f'"{hashlib.sha256(json.dumps(state, default=str).encode()).hexdigest()[:20]}"'
+        if tag == now:
+            return None, now
+        return render(**self._parts(view, address)), now
+
+    def _view(self, words: list[str]) -> View:
+        key = tuple(words)
+        view = self.views.pop(key, None) or View(self.reader, self.root, words, self.plan)
+        self.views[key] = view  # the latest is the last to go
+        while len(self.views) > VIEWS:
+            del self.views[next(iter(self.views))]
+        return view
+
+    def _empty(self, line: str, address: Address | None = None) -> dict[str, Any]:
+        address = address or Address({})
+        live = {
+            "axes": {},
+            "columns": {},
+            "words": address.words,
+            "free": address.words,
+            "sort": "",
+        }
+        return {"live": live, "here": address.link, "summary": line, "tables": [], "cells": []}
+
+    def _parts(self, view: View, address: Address) -> dict[str, Any]:
+        """Return what the template shows."""
+        status = view.status
+        runs = status.runs
+        axes = _axes(self.views.get((), view).status.runs)
+        known = {f"{axis}={value}" for axis, values in axes.items() for value in values}
+        opened = runs[runs["path"] == address.run]
+        unfinished = [run for run in status.unfinished if run["status"] != "running"]
+        rows, columns, more = _rows(runs, address)
+        live = {
+            "axes": axes,
+            "words": address.words,
+            "free": [word for word in address.words if word not in known],
+            "sort": address.sort,
+            "total": len(runs),
+            "done": int((runs["status"] == "complete").sum()),
+            "sweeps": [[printable(x.strip()) for x in one.lines()[:2]] for one in status.sweeps],
+            "running": [
+                self._running(run) for run in status.unfinished if run["status"] == "running"
+            ][:MOST_RUNNING],
+            "run": self._run(opened.iloc[0]) if len(opened) else None,
+            "failed": [self._failed(run) for run in unfinished[:MOST_FAILED]],
+            "failed_more": max(0, len(unfinished) - MOST_FAILED),
+            "columns": columns,
+            "rows": rows,
+            "more": more,
+            "cells_more": max(0, len(view.cells) - MOST_CELLS),
+        }
+        warnings = [*status.warnings, *status.queue, *status.copies, *view.problems]
+        return {
+            "live": live,
+            "here": address.link,
+            "summary": status.headline(),
+            "tables": view.tables,
+            "warnings": [*map(printable, warnings[:50])],
+            "cells": self._cells(view, address),
+        }
+
+    def _cells(self, view: View, address: Address) -> list[dict[str, Any]]:
+        """Return the cells, of which the one that is open has its runs."""
+        shown = []
+        for key, (cell, runs) in view.cells.items():
+            if key == address.cell:
+                some = runs[runs["status"] != PLANNED].sort_values("seed").head(MOST_CURVES)
+                named = [*zip("seed " + some["seed"].astype(str), some["path"], strict=True)]
+                shown.append(cell_of(cell, runs) | {"charts": self._charts(named)})
+            elif len(shown) < MOST_CELLS:
+                shown.append({"id": key, "name": title(cell), "count": len(runs)})
+        return shown
+
+    def _running(self, run: dict[str, Any]) -> dict[str, Any]:
+        beat = RunDirectory(run["path"]).read_progress()
+        fraction = None
+        if "epoch" in beat:
+            fraction = (beat["epoch"] - 1 + beat["step"] / beat["steps"]) / beat["epochs"]
+        charts = self._charts([("", run["path"])])
+        text = printable(", ".join(run_progress(run)))
+        return _named(run) | {
+            "text": text,
+            "fraction": fraction,
+            "chart": charts[-1] if charts else "",
+        }
+
+    def _failed(self, run: dict[str, Any]) -> dict[str, Any]:
+        reason = "" if pd.isna(run["error"]) else str(run["error"]).strip().splitlines()[-1:]
+        return _named(run) | {"reason": printable("".join(reason)), "log": self._log(run["path"])}
+
+    def _run(self, run: pd.Series) -> dict[str, Any]:
+        """Return all of the run that is open."""
+        if run["status"] == PLANNED or not self.reader.is_inside(run["path"]):
+            return _named(run.to_dict()) | {"lines": {"status": run["status"]}, "charts": []}
+        lines = {key: printable(str(value)) for key, value in run_facts(run).items()}
+        charts = self._charts([("", run["path"])])
+        return _named(run.to_dict()) | {
+            "lines": lines,
+            "charts": charts,
+            "log": self._log(run["path"]),
+        }
+
+    def _log(self, path: str) -> list[str]:
+        if not self.reader.is_inside(path):
+            return []
+        return [*map(printable, log_end(RunDirectory(path).log_file))]
+
+    def _charts(self, runs: list[tuple[str, str]]) -> list[Any]:
+        """Return charts of loss and accuracy of named runs."""
+        found = []
+        for what, metrics, unit in _CHARTS:
+            lines = []
+            for name, path in runs:
+                rows = RunDirectory(path).history_rows() if self.reader.is_inside(path) else []
+                for metric, label in metrics.items():
+                    values = [row[metric] for row in rows]
+                    one = Line(f"{name} {label}".strip(), [row["epoch"] for row in rows], values)
+                    lines += [one] if one.points() else []
+            if len(runs) > 1:  # one curve a seed: on held-out images where there are some
+                preferred = [line for line in lines if line.name.endswith("validation")]
+                lines = (
+                    preferred
+                    or [line for line in lines if not line.name.endswith("train")]
+                    or lines
+                )
+            found.append(chart(what, lines, unit))
+        return [one for one in found if one]
+
+
+_ENDS = ("validation", "test", "train")
+_CHARTS = (
+    ("Loss", {"train_loss": "train", "val_loss": "validation", "test_loss": "test"}, ""),
+    (
+        "Accuracy",
+        {"train_accuracy": "train", "val_accuracy": "validation", "test_accuracy": "test"},
+        "%",
+    ),
+)
+
+
+class Address:
+    """What an address asks for."""
+
+    def __init__(self, query: dict[str, list[str]]) -> None:
+        self.words = " ".join(query.get("w", [])).split()
+        self.sort = query.get("sort", [""])[0]
+        self.cell = query.get("cell", [""])[0]
+        self.run = query.get("run", [""])[0]
+        rows = query.get("rows", [""])[0]
+        self.rows = min(int(rows), 10_000) if rows.isdecimal() and len(rows) < 9 else ROWS
+        self.query = [self.words, self.sort, self.cell, self.run, self.rows]
+
+    def link(self, **changes: Any) -> str:
+        """Return the address with `changes`; what is None is left out."""
+        now = {"w": " ".join(self.words), "sort": self.sort, "cell": self.cell, "run": self.run}
+        now |= {"rows": self.rows if self.rows != ROWS else ""} | changes
+        return "?" + urlencode({key: value for key, value in now.items() if value})
+
+
+def _named(run: dict[str, Any]) -> dict[str, Any]:
+    label = f"{run['dataset']}/{run['arch']}/{run['variant']} seed={run['seed']}"
+    label += f", {run['row']}" if run["row"] else ""
+    status = "" if run["status"] == "running" else f"{run['status']}: "
+    return {"label": status + label, "path": run["path"]}
+
+
+def _axes(runs: pd.DataFrame) -> dict[str, list[str]]:
+    """Return the values that one may choose among, by key, as they are typed."""
+    axes = {name: names(runs[name]) for name in ("dataset", "arch", "variant")}
+    present = set(runs["status"])
+    axes["status"] = [s for s in ("complete", *notes.UNFINISHED) if s in present]
+    recipes = [json.loads(values) for values in runs["recipe_values"].unique()]
+    for key in sorted(distinguishing_keys(recipes)):
+        if key in runs and not key.startswith(("arch.", "variant.", "dataset.")):
+            values = sorted(
+                runs[key].dropna().unique(), key=lambda value: (str(type(value)), value)
+            )
+            axes[key] = [str(as_typed(value)) for value in values]
+    return {axis: values for axis, values in axes.items() if 1 < len(values) <= 30}
+
+
+def _rows(runs: pd.DataFrame, address: Address) -> tuple[list[Any], dict[str, str], int]:
+    """Return the first runs in the order that the address asks for, their columns, and how many
+    more there are.
+    """
+    columns = {
+        name: c
+        for name, c in COLUMNS.items()
+        if c in runs and runs[c].replace("", None).notna().any()
+    }
+    by = address.sort.lstrip("-")
+    if by in columns.values():
+        rising = not address.sort.startswith("-")
+        runs = runs.sort_values(by, ascending=rising, kind="stable", na_position="last")
+    some = runs.head(address.rows)
+    values = some[[*columns.values()]].astype(object)
+    rows = [
+        (path, [_shown(value) for value in line])
+        for path, line in zip(some["path"], values.itertuples(index=False), strict=True)
+    ]
+    return rows, columns, len(runs) - len(some)
+
+
+def _shown(value: Any) -> str:
+    if pd.isna(value):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if value < 1000 else f"{value:.0f}"
+    return printable(str(value))

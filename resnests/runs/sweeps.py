@@ -1,0 +1,232 @@
+"""What sweeps were asked for: a file each, beside their runs. Imports no torch.
+
+    <runs_dir>/.grid-<digest>.json    which runs a command was to train, and the command
+
+Run directories know nothing of runs that have not begun. A sweep writes its file before its first
+run, whole, and removes it when all of its runs are at their end. The same command writes the same
+file, so that nothing piles up; another user's is another file. It is a note for those who look, and
+decides nothing: the plan of a sweep never reads it, and deleting it loses nothing but the view.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from resnests.config.recipe import recipe_values
+from resnests.config.schema import Config, config_dict
+from resnests.environment import shell_line
+from resnests.runs.directory import RunDirectory
+from resnests.runs.files import write_atomic
+from resnests.runs.record import FINAL, is_process
+from resnests.runs.weights import weights_file
+from resnests.text import as_typed, flat
+
+PREFIX = ".grid-"
+SCHEMA = 1
+MAX_BYTES, MAX_RUNS = 64_000_000, 1_000_000  # more is nobody's sweep
+_PLACE = re.compile(r"([A-Za-z0-9][\w.-]*/){3}[0-9a-f]{8}")  # dataset/arch/variant/recipe
+
+Value = str | int | float | None
+
+
+class Cell(msgspec.Struct):
+    """Runs that differ in their seeds alone, and what tells them from the rest of the sweep."""
+
+    place: str
+    seeds: list[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]]
+    weights: str | None = None  # the file that is evaluated
+    config: dict[str, Value] = {}
+    recipe: dict[str, Any] = {}
+
+
+class Asked(msgspec.Struct):
+    """What a sweep was asked for. A search has no cells: which runs it has is open."""
+
+    schema: int
+    task: str
+    command: str  # as one types it, in `folder`
+    folder: str
+    host: str
+    pid: int
+    process_started: float
+    started: float  # Unix seconds, as all times
+    waits_for: str | None = None  # what its runs wait for, but where a queue tells that
+    config: dict[str, Value] = {}  # what all cells share
+    recipe: dict[str, Any] = {}
+    cells: list[Cell] = []
+    study: str | None = None
+    trials: int = 0
+    ended: int = 0  # of the trials
+    pace: float | None = None  # seconds a trial, as measured
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"of schema {self.schema}, not {SCHEMA}")
+        for cell in self.cells:
+            if not _PLACE.fullmatch(cell.place):
+                raise ValueError(f"{cell.place!r} is no place of runs")
+        if self.count() > MAX_RUNS:
+            raise ValueError(f"of more than {MAX_RUNS} runs")
+
+    def count(self) -> int:
+        """Return the number of runs."""
+        return sum(len(cell.seeds) for cell in self.cells)
+
+    def directories(self, runs_dir: str) -> Iterator[tuple[Cell, int, str]]:
+        """Yield cell, seed and path of each run; an analysis is in the directory of its run."""
+        for cell in self.cells:
+            for seed in cell.seeds:
+                yield cell, seed, os.path.join(runs_dir, cell.place, f"seed={seed}")
+
+    def is_alive(self) -> bool:
+        """Return whether the process that wrote it works yet, as far as this host can tell."""
+        here = self.host == socket.gethostname()
+        return here and is_process(self.pid, self.process_started)
+
+    def is_done(self, runs_dir: str) -> bool:
+        """Return whether all of it is at its end: the same command would have nothing to do."""
+        if self.study is not None:
+            return self.ended >= self.trials
+        for _, _, path in self.directories(runs_dir):
+            run = RunDirectory(path)
+            record = (run.analysis if self.task == "analyze" else run).record_or_none()
+            if record is None or record.status not in FINAL:
+                return False
+        return True
+
+
+def write_asked(configs: Sequence[Config], waits_for: str | None = None) -> None:
+    """Leave what a sweep of `configs` is asked for beside its runs."""
+    for runs_dir in {config.runs_dir for config in configs}:
+        mine = [config for config in configs if config.runs_dir == runs_dir]
+        cells = _cells(mine)
+        shared, recipe = _shared([c.config for c in cells]), _shared([c.recipe for c in cells])
+        identity = [mine[0].task, [(cell.place, sorted(cell.seeds)) for cell in cells]]
+        asked = _asked(mine[0].task, waits_for=waits_for, config=shared, recipe=recipe, cells=cells)
+        _write(Path(runs_dir), identity, asked)
+
+
+def write_search(config: Config, ended: int, pace: float | None) -> None:
+    """Leave how far a search is beside its runs; where all trials have ended, nothing."""
+    study, trials = config.tune.study, config.tune.trials
+    asked = _asked(config.task, study=study, trials=trials, ended=ended, pace=pace)
+    _write(Path(config.runs_dir), ["tune", study], asked)
+    remove_done(config.runs_dir)
+
+
+def remove_done(runs_dir: str) -> None:
+    """Remove the files of sweeps all of whose runs are at their end.
+
+    One of another living process stays, as it may be about to start its runs afresh.
+    """
+    for path in find_asked(runs_dir):
+        with suppress(OSError, ValueError):
+            asked = read_asked(path)
+            if (asked.pid == os.getpid() or not asked.is_alive()) and asked.is_done(runs_dir):
+                path.unlink()
+
+
+def find_asked(runs_dir: str) -> list[Path]:
+    """Return the files of sweeps in `runs_dir`."""
+    return sorted(Path(runs_dir).glob(f"{PREFIX}*.json"))
+
+
+def read_asked(path: Path) -> Asked:
+    """Return what a sweep was asked for; raise an OSError or a ValueError that says why not.
+
+    A file may be anything: what is no file, or too large, is not opened, and a link not followed.
+    """
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
+        raise ValueError("no file of a sweep's")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Asked)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
+def _asked(task: str, **more: Any) -> Asked:
+    import psutil
+
+    words = [word for word in sys.argv[1:] if not word.startswith("trainer.overwrite=")]
+    return Asked(
+        schema=SCHEMA,
+        task=task,
+        command=shell_line(words),
+        folder=os.getcwd(),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process_started=psutil.Process().create_time(),
+        started=time.time(),
+        **more,
+    )
+
+
+def _write(runs_dir: Path, identity: list[Any], asked: Asked) -> None:
+    """Write the file, or a warning: no run depends on it."""
+    digest = hashlib.sha256(json.dumps([os.getuid(), *identity]).encode()).hexdigest()[:12]
+    try:
+        write_atomic(runs_dir / f"{PREFIX}{digest}.json", msgspec.json.encode(asked))
+    except OSError as error:
+        unknown = f"--status does not know what this sweep is to do ({error.strerror})"
+        print(f"warning: {runs_dir}: {unknown}", file=sys.stderr)
+
+
+def _cells(configs: Sequence[Config]) -> list[Cell]:
+    cells: dict[tuple[str, str | None], Cell] = {}
+    for config in configs:
+        run = RunDirectory.of(config)
+        path = run.analysed.path if config.task == "analyze" else run.path
+        weights = str(weights_file(config)) if config.task == "evaluate" else None
+        key = str(path.parent.relative_to(config.runs_dir)), weights
+        if key not in cells:
+            values = {name: as_typed(value) for name, value in flat(config_dict(config))}
+            del values["seed"]
+            cells[key] = Cell(key[0], [], weights, values, recipe_values(config))
+        cells[key].seeds.append(config.seed)
+    return list(cells.values())
+
+
+def _shared(dicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Take what all `dicts` share out of them; return it."""
+    first, *others = dicts
+    shared = {k: v for k, v in first.items() if all(k in d and d[k] == v for d in others)}
+    for one in dicts:
+        for key in shared:
+            del one[key]
+    return shared
+
+
+def seconds_left(
+    known: Sequence[tuple[Any, float]], running: Sequence[float], waiting: Mapping[Any, float]
+) -> float | None:
+    """Return how long a grid takes yet, from what was measured; None where nothing was.
+
+    `known` has kinds of runs with seconds an epoch, `running` the seconds that runs at work take
+    yet, and `waiting` how many epochs of each kind have not begun. A kind of which nothing is known
+    takes as long as those known.
+    """
+    by_kind: dict[Any, list[float]] = {}
+    for kind, seconds in known:
+        by_kind.setdefault(kind, []).append(seconds)
+    everything = [seconds for some in by_kind.values() for seconds in some]
+    if not everything and waiting:
+        return None
+    left = sum(running)
+    for kind, epochs in waiting.items():
+        some = by_kind.get(kind, everything)
+        left += epochs * sum(some) / len(some)
+    return left / max(1, len(running))

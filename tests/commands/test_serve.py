@@ -1,0 +1,359 @@
+"""The live page: what it shows, and that whoever asks, or wrote what is shown, can do no harm."""
+
+import http.client
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import trees
+from helpers import REPOSITORY, run_command
+
+from resnests.commands.live import InsideReader, Live
+from resnests.commands.serve import Handler, Server, serve
+from resnests.errors import UserError
+from resnests.results.output import plan
+from resnests.runs.sweeps import write_asked
+
+PLAN = plan(None, "html", None, None, "last")
+NASTY = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>\x1b[2J"
+
+
+@contextmanager
+def served(root, token=None):
+    """Serve a tree in a thread; yield a function that asks for an address."""
+    server = Server(("127.0.0.1", 0), Handler)
+    server.live, server.token, server.names = Live(str(root), PLAN), token, set()
+    server.live.reader.due = float("inf")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+
+    def ask(address="/", method="GET", **headers):
+        connection = http.client.HTTPConnection(*server.server_address, timeout=30)
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, address, headers=headers)
+        answer = connection.getresponse()
+        answer.text = answer.read().decode()
+        connection.close()
+        return answer
+
+    ask.server = server
+    try:
+        yield ask
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("work") / "runs"
+    recipe = {"trainer__epochs": 5, "dataset__val_fraction": 0.1}
+    for variant in ("standard", "resnest"):
+        for seed in (0, 1):
+            rows = trees.history_rows(90 + seed, 5, val=True)
+            trees.add_run(root, 90 + seed, seed=seed, variant=variant, history=rows, **recipe)
+    error = {"error": f"OSError: {NASTY}"}
+    failed = trees.add_run(root, status="failed", seed=7, record=error, **recipe)
+    failed.log_file.write_text("first\n" * 30 + f"the last line {NASTY}\n")
+    planned = [trees.make_config(root, variant="a_resnest", seed=n, **recipe) for n in range(3)]
+    write_asked(planned, "waiting for a device")
+    return root
+
+
+@pytest.fixture(scope="module")
+def ask(root):
+    with served(root) as ask:
+        yield ask
+
+
+class Tags(HTMLParser):
+    """Collects tags with their attributes, and checks that they close in order."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.open = [], []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        void = ("meta", "img", "br", "link", "input")
+        if tag not in void and not self.get_starttag_text().endswith("/>"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def links(page):
+    return [values["href"] for tag, values in Tags(page).tags if tag == "a"]
+
+
+def test_it_shows_progress_tables_failures_runs_and_what_is_planned(ask):
+    answer = ask()
+    assert answer.status == 200
+    for text in (
+        "1 failed, 3 queued (waiting for a device)", "90.50% ± 0.71 (0.27M)",
+        "3 of 3 runs left, at work on", "the last line", "Differences to Standard",
+        "CIFAR-10, ResNet-20 ResNEst", '<progress value="4"',
+    ):  # fmt: skip
+        assert text in answer.text
+    assert answer.text.count("first\n") == 9  # the end of the log
+
+
+def test_a_run_that_is_opened_shows_its_curves_values_and_log(ask, root):
+    (address,) = [link for link in links(ask().text) if "run=" in link and "seed%3D7" in link][:1]
+    page = ask("/" + address).text
+    assert "failed: OSError" in page
+    other = next(link for link in links(page) if "resnest%2F" in link and "seed%3D1" in link)
+    page = ask("/" + other).text
+    assert "<title>validation, epoch 5: 92%</title>" in page
+    assert "differs" in page
+    assert "optimizer.momentum" in page
+
+
+def test_every_cell_of_a_table_leads_to_its_runs_and_their_directories(ask, root):
+    page = ask().text
+    table = page[page.index('<div id="tables">') : page.index('id="runs"')]
+    cell = next(link for link in links(table.split("<section>")[1].split("</section>")[0]))
+    assert f'id="{cell.split("#")[1]}"' not in page
+    opened = ask("/" + cell.split("#")[0]).text
+    assert f'id="{cell.split("#")[1]}"' in opened
+    assert str(root / "cifar10" / "resnet20") in opened
+    assert "Configuration and provenance" in opened
+    assert "seed 0 validation" in opened
+
+
+def test_words_choose_runs_and_headings_sort_them(ask):
+    page = ask("/?w=variant%3Dresnest&w=seed%3D0,1").text
+    assert "2 of 2 done" in page
+    assert '<option value="variant=resnest" selected>' in page
+    assert "a_resnest" not in page[page.index('id="runs"') : page.index('id="cells"')]
+    order = re.compile(r"<td>(\d+)</td><td>complete</td>")
+    up = order.findall(ask("/?w=variant%3Dresnest&sort=test_accuracy").text)
+    down = order.findall(ask("/?w=variant%3Dresnest&sort=-test_accuracy").text)
+    assert (up, down) == (["0", "1"], ["1", "0"])
+    assert "no run has it" in ask("/?w=variant%3Dvgg").text
+    assert "expected key=value" in ask("/?w=nonsense").text
+
+
+def test_what_has_not_changed_is_not_sent_again(ask):
+    tag = ask().getheader("ETag")
+    assert ask(If_None_Match=tag).status == 304
+    assert ask("/?sort=seed", If_None_Match=tag).status == 200
+
+
+def test_hostile_text_stays_text(ask):
+    page = ask(
+        "/?run=" + NASTY.replace("\x1b", "").replace(" ", "%20") + "&w=%3Cb%3Ex&sort=%22"
+    ).text
+    for shown in (ask().text, page):
+        tags = Tags(shown).tags
+        assert not [
+            tag for tag, values in tags if tag == "img" or any(n[:2] == "on" for n in values)
+        ]
+        assert [tag for tag, _ in tags].count("script") == 1  # ours
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/etc/passwd", "/../../etc/passwd", "//etc/passwd", "/%2e%2e/%2e%2e/etc/passwd",
+        "/runs/cifar10", "/favicon.ico", "/static/x",
+    ],
+)  # fmt: skip
+def test_there_is_one_address(ask, address):
+    assert ask(address).status == 404
+
+
+@pytest.mark.parametrize("run", ["/etc", "../../..", "/etc/passwd", "%00", "x" * 5000])
+def test_a_run_must_be_one_of_those_below_the_folder(ask, run):
+    page = ask(f"/?run={run}").text
+    assert "root:" not in page
+    assert '<section id="run">\n</section>' in page
+
+
+def test_links_that_lead_out_are_not_followed(tmp_path):
+    outside = trees.add_run(tmp_path / "outside", arch="resnet8")
+    (tmp_path / "secret").write_text("the secret of somebody else\n")
+    root = tmp_path / "runs"
+    inside = trees.add_run(root, status="failed", record={"error": "no"})
+    with served(root) as ask:
+        assert "1 failed" in ask().text
+        inside.log_file.symlink_to(tmp_path / "secret")  # while it is served
+        assert "the secret" not in ask().text
+    swapped = trees.add_run(root, seed=1)
+    swapped.history_file.symlink_to(tmp_path / "secret")
+    (root / "cifar10" / "resnet8").symlink_to(outside.path.parents[2])
+    with served(root) as ask:
+        page = ask().text
+        assert page.count("is a link to what is not below") == 2
+        assert "a link leads to it" in page
+        assert (
+            "resnet8/"
+            not in page.replace("resnet8/standard", "", 1)
+            .replace("left out, a link leads to it", "")
+            .split('id="running"')[1]
+        )
+    os.mkfifo(trees.add_run(root, seed=2, status="failed", record={"error": "no"}).log_file)
+    with served(root) as ask:
+        assert ask().status == 200
+
+
+@pytest.mark.parametrize(
+    "method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"]
+)
+def test_only_get_and_head_are_answered(ask, method):
+    assert ask(method=method).status == 501
+    head = ask(method="HEAD")
+    assert (head.status, head.text) == (200, "")
+    assert int(head.getheader("Content-Length")) > 1000
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200), ("localhost:9000", 200), ("127.0.0.1:1", 200), ("[::1]:8642", 200),
+        ("evil.example", 403), ("127.0.0.1.evil.example", 403), ("localhost.evil", 403),
+        ("", 403), ("[", 403), ("10.0.0.1", 403),
+    ],
+)  # fmt: skip
+def test_the_host_of_a_request_must_be_this_one(ask, host, status):
+    assert ask(Host=host).status == status
+
+
+def test_the_policy_admits_nothing_but_the_page_itself(ask):
+    answer = ask()
+    policy = answer.getheader("Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert answer.getheader("X-Content-Type-Options") == "nosniff"
+    assert answer.getheader("Cross-Origin-Resource-Policy") == "same-origin"
+    tags = Tags(answer.text).tags
+    addresses = [
+        v for _, values in tags for n, v in values.items() if n in ("src", "href", "action")
+    ]
+    assert all(address.startswith(("?", "#", "data:,")) for address in addresses)
+
+
+def test_another_host_is_served_with_the_token_only(root):
+    with served(root, token="geheim") as ask:
+        assert ask().status == 401
+        assert ask("/?token=falsch").status == 401
+        assert ask(Cookie="resnests_token=falsch").status == 401
+        assert ask(Cookie="=;;;\x7f").status == 401
+        entered = ask("/?token=geheim")
+        assert (entered.status, entered.getheader("Location")) == (303, "/")
+        cookie = entered.getheader("Set-Cookie")
+        assert "HttpOnly" in cookie
+        assert "SameSite=Strict" in cookie
+        assert ask(Cookie=cookie.split(";")[0]).status == 200
+        assert ask(Cookie=cookie.split(";")[0], Host="192.168.1.7:80").status == 200
+        assert ask(Cookie=cookie.split(";")[0], Host="evil.example").status == 403
+
+
+def test_a_request_that_is_none_costs_itself_only(ask, capfd):
+    for line in (
+        b"\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"\x00" * 70_000,
+        b"GET /?" + b"a=b&" * 60 + b" HTTP/1.0\r\n\r\n",
+    ):
+        with socket.create_connection(ask.server.server_address) as connection:
+            connection.sendall(line)
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(100)
+    with socket.create_connection(ask.server.server_address) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")  # and leaves
+    assert ask().status == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_tree_that_changes_and_goes_under_it_is_shown_as_it_is(tmp_path):
+    root = tmp_path / "runs"
+    root.mkdir()
+    with served(root) as ask:
+        reader = ask.server.live.reader
+        assert "no run in it" in ask().text
+        run = trees.add_run(root)
+        reader.last = None
+        assert "1 of 1 done" in ask().text
+        run.record_file.write_text("{")
+        reader.last = None
+        assert "none of 1 records can be read" in ask().text
+        trees.add_run(root, seed=1)
+        reader.last = None
+        page = ask().text
+        assert "1 of 2 done, 1 missing" in page or "1 of 1 done" in page
+        assert "record.json: left out" in page
+        root.rename(tmp_path / "elsewhere")
+        reader.last = None
+        assert "no such directory" in ask().text
+
+
+def test_looks_take_a_small_part_of_the_time(tmp_path):
+    trees.add_run(tmp_path)
+    reader = InsideReader(str(tmp_path))
+    frame, _ = reader.read()
+    trees.add_run(tmp_path, seed=1)
+    assert reader.read()[0] is frame
+    reader.due = 0.0
+    assert len(reader.read()[0]) == 2
+    assert reader.due - time.monotonic() > 1
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path):
+    trees.add_run(tmp_path / "runs")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"--serve {port}: expected a free one"):
+            serve(str(tmp_path / "runs"), port, None, PLAN)
+    with pytest.raises(UserError, match="expected a port"):
+        serve(str(tmp_path / "runs"), 70_000, None, PLAN)
+    with pytest.raises(UserError, match="--serve 0: expected a free one"):
+        serve(str(tmp_path / "runs"), 0, "no.such.host.invalid", PLAN)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--serve", "x"), ("--host", "localhost"), ("--serve", "--list"), ("nowhere", "--serve"),
+     ("--serve", "--output", "x.html"), ("arch=resnet20", "--serve")],
+)  # fmt: skip
+def test_words_that_do_not_go_with_it_are_refused(tmp_path, words):
+    done = run_command(*words, script="aggregate.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@contextmanager
+def server_process(folder: Path):
+    """Serve as a user does; yield the process and its address."""
+    command = [sys.executable, str(REPOSITORY / "aggregate.py"), "--serve", "0"]
+    process = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process, process.stdout.readline().split()[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_without_a_trace(root):
+    with server_process(root.parent) as (process, address):
+        assert address.startswith("http://127.0.0.1:")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        assert (process.returncode, said) == (0, "")

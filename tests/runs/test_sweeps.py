@@ -1,0 +1,350 @@
+"""What a sweep was asked for: the file beside its runs, and what those see who look."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import trees
+from helpers import REPOSITORY, TINY, run_command
+from trees import add_run, make_config
+
+from resnests import load_runs
+from resnests.commands.status import Status
+from resnests.errors import UserError
+from resnests.results.cells import label_rows
+from resnests.results.frame import Reader, read_runs
+from resnests.results.tables import accuracy_tables
+from resnests.runs.directory import RunDirectory
+from resnests.runs.sweeps import (
+    find_asked,
+    read_asked,
+    remove_done,
+    seconds_left,
+    write_asked,
+    write_search,
+)
+
+
+def grid(root, seeds=3, variants=("standard", "resnest"), **more):
+    return [
+        make_config(root, variant=variant, seed=seed, **more)
+        for variant in variants
+        for seed in range(seeds)
+    ]
+
+
+def ask(root, configs, dead=False, **change):
+    """Write what a sweep leaves, and change it as if another process had."""
+    root.mkdir(exist_ok=True)
+    write_asked(configs, waits_for="waiting for a device")
+    file = max(find_asked(root), key=lambda path: path.stat().st_mtime_ns)
+    if dead or change:
+        asked = json.loads(file.read_text()) | ({"process_started": 1.0} if dead else {}) | change
+        file.write_text(json.dumps(asked))
+    return file
+
+
+def start(folder, *words):
+    """Start a sweep as a user does, on devices of its own."""
+    environment = os.environ | {"RESNESTS_LOCK_DIR": str(folder / "leases")}
+    command = [sys.executable, str(REPOSITORY / "run.py"), *words]
+    with open(folder / "sweep.log", "ab") as log:
+        return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
+
+
+def status_lines(folder):
+    """Return what aggregate.py --status prints of a folder's runs, as far as there are any."""
+    try:
+        return lines(folder / "runs")
+    except UserError as error:
+        return [str(error)]
+
+
+def lines(root, *query):
+    found = [str(part) for part in Status(str(root), query=query).poll().renderables]
+    return [line for part in found for line in part.splitlines()]
+
+
+def test_planned_runs_are_counted_in_status_and_tables_but_are_no_runs(tmp_path):
+    root = tmp_path / "runs"
+    ask(root, grid(root), dead=True)
+    add_run(root, variant="standard", seed=0)
+    first, *rest = lines(root)
+    assert first == "1 of 6 done, 5 planned; about 2:46 h left, one at a time"  # 2000 s a run
+    assert any("5 of 6 runs left, no process of it on this host" in line for line in rest)
+    runs, _ = read_runs(root, planned=True)
+    (table,) = accuracy_tables(label_rows(runs))
+    assert table.rows[0][1:3] == ["90.00% (0.27M) [2 planned]", "— [3 planned]"]
+    assert "Planned: seeds 1, 2 of ResNet-20 Standard." in table.notes
+    assert len(load_runs(root)) == 1
+    assert lines(root, "variant=resnest")[0].startswith("0 of 3 done, 3 planned")
+
+
+def test_planned_runs_of_another_recipe_are_a_row_of_their_own(tmp_path):
+    root = tmp_path / "runs"
+    add_run(root)
+    ask(root, grid(root, variants=("standard",), trainer__epochs=5, trainer__batch_size=64))
+    runs = label_rows(read_runs(root, planned=True)[0])
+    (table,) = accuracy_tables(runs)
+    second, first = (row[:2] for row in table.rows)
+    assert first == ["ResNet-20, trainer.batch_size=128, trainer.epochs=200", "90.00% (0.27M)"]
+    assert "trainer.batch_size=64" in second[0]
+    assert second[1] == "— [3 planned]"
+    begun = add_run(root, variant="standard", trainer__epochs=5, trainer__batch_size=64)
+    after = label_rows(read_runs(root, planned=True)[0])
+    mine = after[after["recipe"] == begun.read_record().recipe]
+    assert set(mine["row"]) == {second[0].removeprefix("ResNet-20, ")}
+    assert sorted(mine["status"]) == ["complete", "planned", "planned"]
+
+
+def test_while_the_sweep_lives_its_runs_wait_and_say_for_what(tmp_path):
+    root = tmp_path / "runs"
+    file = ask(root, grid(root))
+    assert lines(root)[0] == "0 of 6 done, 6 queued (waiting for a device)"
+    assert "at work on" in "".join(lines(root))
+    ask(root, grid(root), dead=True)
+    first, *rest = lines(root)
+    assert first == "0 of 6 done, 6 planned"
+    assert any("no process of it on this host; this goes on with it:" in line for line in rest)
+    assert any(f"rm {file}" in line for line in rest)
+
+
+def test_the_file_goes_when_all_is_done_and_not_before(tmp_path):
+    root = tmp_path / "runs"
+    configs = grid(root, seeds=1)
+    file = ask(root, configs)
+    add_run(root, variant="standard")
+    add_run(root, variant="resnest", status="failed", record={"error": "no"})
+    remove_done(str(root))
+    assert file.exists()
+    assert lines(root)[0] == "1 of 2 done, 1 failed"
+    add_run(root, variant="resnest", status="diverged", record={"error": "nan"})
+    assert not any("sweep since" in line for line in lines(root))  # before it is removed, too
+    remove_done(str(root))
+    assert not file.exists()
+
+
+def test_a_sweep_that_lives_keeps_its_file_though_all_runs_ended_once(tmp_path):
+    """It may be about to start them afresh."""
+    root = tmp_path / "runs"
+    file = ask(root, grid(root, 1, ("standard",)), pid=os.getppid())
+    parent = json.loads(file.read_text())
+    import psutil
+
+    parent["process_started"] = psutil.Process(os.getppid()).create_time()
+    file.write_text(json.dumps(parent))
+    add_run(root)
+    remove_done(str(root))
+    assert file.exists()
+
+
+def test_overlapping_sweeps_are_counted_once_and_each_has_its_command(tmp_path):
+    root = tmp_path / "runs"
+    one, other = ask(root, grid(root, 2), dead=True), ask(root, grid(root, 3), dead=True)
+    assert one != other
+    assert lines(root)[0] == "0 of 6 done, 6 planned"
+    assert sum("sweep since" in line for line in lines(root)) == 2
+    assert ask(root, grid(root, 3), dead=True) == other  # the same command: the same file
+    for config in grid(root, 2):
+        add_run(root, variant=config.variant.name, seed=config.seed)
+    remove_done(str(root))
+    assert find_asked(root) == [other]
+
+
+def test_two_users_have_a_file_each_and_one_that_is_closed_is_named(tmp_path, monkeypatch):
+    root = tmp_path / "runs"
+    mine = ask(root, grid(root), dead=True)
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    theirs = ask(root, grid(root), dead=True)
+    assert mine != theirs
+    assert lines(root)[0] == "0 of 6 done, 6 planned"
+
+
+def test_deleted_runs_are_planned_again_and_removed_files_forget_them(tmp_path):
+    root = tmp_path / "runs"
+    file = ask(root, grid(root, 1), dead=True)
+    run = add_run(root)
+    assert lines(root)[0].startswith("1 of 2 done, 1 planned")
+    for path in sorted(run.path.rglob("*")):
+        path.unlink()
+    run.path.rmdir()
+    assert lines(root)[0] == "0 of 2 done, 2 planned"
+    file.unlink()
+    with pytest.raises(UserError, match="no run in it"):
+        lines(root)
+
+
+HOSTILE = [
+    "", "{", "[]", "null", "[" * 100_000, '{"schema": 2}', '{"schema": 1}',
+    {"schema": 9}, {"cells": 3}, {"pid": "x"},
+    {"cells": [{"place": "../../etc/passwd/00000000", "seeds": [0]}]},
+    {"cells": [{"place": "/a/b/c/00000000", "seeds": [0]}]},
+    {"cells": [{"place": "a/b/c/00000000", "seeds": [10**30]}]},
+    {"cells": [{"place": "a/b/c/00000000", "seeds": ["x"]}]},
+    {"cells": [{"place": "a/b/c/00000000", "seeds": [0], "config": {"a.b": {}}}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_file_that_is_no_sweeps_is_passed_over_with_one_line(tmp_path, content):
+    root = tmp_path / "runs"
+    add_run(root)
+    file = ask(root, grid(root, 1, ("resnest",)))
+    if isinstance(content, dict):
+        content = json.dumps(json.loads(file.read_text()) | content)
+    file.write_text(content)
+    first, *rest = lines(root)
+    assert first == "1 of 1 done"
+    (line,) = [line for line in rest if "passed over" in line]
+    assert line.startswith(f"{file}: passed over, ")
+    remove_done(str(root))
+    assert file.exists()
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    add_run(tmp_path)
+    os.mkfifo(tmp_path / ".grid-a.json")
+    (tmp_path / ".grid-b.json").mkdir()
+    (tmp_path / ".grid-c.json").symlink_to("/dev/zero")
+    assert sum("passed over, no file" in line for line in lines(tmp_path)) == 3
+
+
+def test_keys_and_commands_that_somebody_made_up_do_no_harm(tmp_path):
+    root = tmp_path / "runs"
+    add_run(root)
+    ask(
+        root,
+        grid(root, 1, ("resnest",)),
+        command="python run.py \x1b[2J; rm -rf /",
+        config={"path": "x", "status": "complete", "provenance.host": "x", "analysis.status": "x",
+                "dataset.name": "y", "trainer.epochs": 5},
+    )  # fmt: skip
+    text = "\n".join(lines(root))
+    assert "1 of 2 done" in text
+    assert "\x1b" not in text
+
+
+def test_trees_side_by_side_and_parts_of_one_know_their_sweeps(tmp_path):
+    for name in ("alice", "bob"):
+        root = tmp_path / name
+        ask(root, grid(root, 2, ("standard", "resnest")), dead=True)
+        add_run(root, variant="standard" if name == "alice" else "resnest")
+    assert lines(tmp_path)[0].startswith("2 of 4 done, 2 planned")
+    assert not [line for line in lines(tmp_path) if "left out" in line and "seed=1" in line]
+    add_run(tmp_path / "alice", dataset="cifar100")
+    assert lines(tmp_path / "alice" / "cifar10")[0].startswith("1 of 4 done, 3 planned")
+    assert lines(tmp_path / "alice" / "cifar100")[0] == "1 of 1 done"
+
+
+def test_a_folder_that_nobody_may_write_to_is_looked_at_and_left_alone(tmp_path):
+    root = tmp_path / "runs"
+    file = ask(root, grid(root, 1), dead=True)
+    before = {path: path.stat().st_mtime_ns for path in [root, *root.rglob("*")]}
+    root.chmod(0o555)
+    try:
+        assert lines(root)[0] == "0 of 2 done, 2 planned"
+    finally:
+        root.chmod(0o755)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert file.exists()
+
+
+def test_that_it_cannot_be_written_is_a_warning(tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("resnests.runs.sweeps.write_atomic", full)
+    write_asked(grid(tmp_path))
+    assert "warning: " in (said := capsys.readouterr().err)
+    assert said.count("\n") == 1
+
+
+def test_an_analysis_is_known_by_its_own_directory(tmp_path):
+    root = tmp_path / "runs"
+    configs = [replace(config, task="analyze") for config in grid(root, 2, ("standard",))]
+    run = add_run(root)
+    add_run(root, seed=1)
+    ask(root, configs, dead=True)
+    assert "2 of 2 runs to analyse left" in "\n".join(lines(root))
+    for directory in (run, RunDirectory(run.path.parent / "seed=1")):
+        directory.analysis.path.mkdir()
+        record = replace(directory.read_record(), task="analyze")
+        directory.analysis.write_record(record)
+    remove_done(str(root))
+    assert not find_asked(root)
+
+
+def test_a_search_says_how_many_trials_are_left(tmp_path):
+    config = make_config(tmp_path)
+    write_search(config, ended=3, pace=60.0)
+    text = "\n".join(lines(tmp_path))  # with no run at all
+    assert "17 of 20 trials of study-tune, about 17:00 min left, at work on" in text
+    add_run(tmp_path)
+    assert "17 of 20 trials" in "\n".join(lines(tmp_path))
+    write_search(config, ended=20, pace=60.0)
+    assert not find_asked(tmp_path)
+
+
+def test_ten_thousand_runs_are_a_small_file(tmp_path):
+    config = make_config(tmp_path)
+    write_asked([replace(config, seed=seed) for seed in range(1000)])
+    (file,) = find_asked(tmp_path)
+    assert file.stat().st_size < 10_000
+    assert read_asked(file).count() == 1000
+
+
+def test_a_look_at_nothing_new_reads_no_file_again(tmp_path, monkeypatch):
+    add_run(tmp_path)
+    ask(tmp_path, grid(tmp_path), dead=True)
+    reader = Reader(tmp_path, planned=True)
+    frame, _ = reader.read()
+    monkeypatch.setattr("resnests.results.frame.read_asked", None)
+    assert reader.read()[0] is frame
+
+
+@pytest.mark.parametrize(
+    ("known", "running", "waiting", "left"),
+    [
+        ([], [], {}, 0),
+        ([], [], {"a": 3}, None),
+        ([("a", 2.0)], [], {"a": 3}, 6),
+        ([("a", 2.0), ("a", 4.0)], [], {"a": 3}, 9),
+        ([("a", 2.0)], [], {"b": 3}, 6),
+        ([("a", 2.0)], [10.0, 20.0], {"a": 5}, 20),
+    ],
+)
+def test_the_time_left_is_from_what_was_measured(known, running, waiting, left):
+    assert seconds_left(known, running, waiting) == left
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_its_file_until_it_is_done_and_a_dry_run_none(tmp_path):
+    grid = ("-m", *TINY, "seed=0,1", "trainer.device=cpu")
+    assert run_command(*grid, "sweep.dry_run=true", cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "runs").exists()
+    words = (*grid, "trainer.epochs=2000")
+    process = start(tmp_path, *words)
+    while " running" not in status_lines(tmp_path)[0]:
+        assert process.poll() is None
+        time.sleep(0.3)
+    assert any("at work on" in line for line in status_lines(tmp_path))
+    process.kill()
+    process.wait()
+    while "at work on" in "".join(left := status_lines(tmp_path)):
+        time.sleep(0.3)  # its training sees that it is gone
+    assert any("no process of it" in line for line in left)
+    (line,) = [line for line in left if " && python " in line]
+    assert line.strip().startswith(f"cd {tmp_path} && python ")
+    assert shlex.split(line)[-len(words) :] == list(words)
+
+
+def test_the_tables_of_a_tree_with_a_finished_sweep_are_as_they_were(tmp_path):
+    trees.add_run(tmp_path)
+    write_asked([make_config(tmp_path)])
+    planned, plain = read_runs(tmp_path, planned=True)[0], read_runs(tmp_path)[0]
+    assert planned.equals(plain)
