@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 
 import pandas as pd
 
 from resnests import __version__
-from resnests.errors import USER_ERROR, UserError, run_command_line
+from resnests.errors import USER_ERROR, UserError, require_one_of, run_command_line
 from resnests.results import output
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import read_runs
+from resnests.results.measured import SPLITS, Measured, choose, measured
 from resnests.results.select import select
 from resnests.results.stats import at_best_epoch
 from resnests.results.tables import STATISTICS
@@ -24,6 +26,8 @@ EXAMPLES = """examples:
   python aggregate.py --compare paper        beside the published numbers
   python aggregate.py --output tables.tex    LaTeX; also .md, .csv (a row a run), .html (report)
   python aggregate.py --output results/      everything, with the figures as PNG, PDF and CSV
+  python aggregate.py --metric f1            tables of another metric; --split val: held-out images
+  python aggregate.py --select optimizer.lr  of each cell the rate that is best on held-out images
   python aggregate.py --analysis             what task=analyze found; with --output DIR figures too
   python aggregate.py --to tensorboard       finished runs into a tracker; also wandb, mlflow
   python aggregate.py --to mlflow --watch    the same while they are trained, until all are over
@@ -52,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     add("--output", metavar="PATH", help=where)
     add("--format", choices=output.FORMATS, help="format, where the ending does not say it")
     shown = "; ".join(f"{name}: {meaning}" for name, meaning in STATISTICS.items())
+    shown = shown.format(cut=", cut at 0 and 100%")
     shown = f"what the cells show. {shown} (default: mean)".replace("%", "%%")
     add("--statistic", choices=STATISTICS, help=shown)
     table = "add a table of differences (may be given twice)"
@@ -73,8 +78,13 @@ def parser() -> argparse.ArgumentParser:
     gone = "instead of tables, delete the runs that are meant; without --yes it only says which"
     add("--delete", action="store_true", help=gone)
     add("--yes", action="store_true", help="with --delete: do it")
-    by = "with --best: on held-out images (default), or on the test set, which then decides"
-    add("--by", choices=("validation", "test"), default="validation", help=by)
+    metric = "what tables and figures are of (default: accuracy): also loss, f1, ema_accuracy, ..."
+    add("--metric", metavar="NAME", default="accuracy", help=metric)
+    add("--split", choices=SPLITS, default="test", help="of the test images, or of held-out ones")
+    chosen = "of each cell only the value of KEY, such as optimizer.lr, that is best on validation"
+    add("--select", metavar="KEY", help=chosen)
+    by = "with --best: validation (default), or test, which then decides"
+    add("--by", metavar="METRIC", help=f"{by}; with --select: val_accuracy (default), val_f1, ...")
     again = "with --status or --to: again and again, until Ctrl-C; --to ends with the last run"
     add("--watch", action="store_true", help=again)
     sends = "send the finished runs to tensorboard, wandb or mlflow instead (may be given twice)"
@@ -98,8 +108,7 @@ def _aggregate() -> None:
         return export(root, arguments.to, arguments.watch, lambda: is_queued(root), query)
     if arguments.watch and not arguments.status:
         raise UserError("--watch goes with --status or --to")
-    if arguments.by == "test" and arguments.best is None:
-        raise UserError("--by goes with --best")
+    _require_by(arguments)
     if arguments.yes and not arguments.delete:
         raise UserError("--yes goes with --delete")
     if arguments.status:
@@ -110,16 +119,20 @@ def _aggregate() -> None:
         raise UserError("--host goes with --serve")
     if arguments.serve is not None:
         return _serve(root, query, arguments)
-    plan = output.plan(
-        arguments.output, arguments.format, arguments.statistic, arguments.compare, arguments.epoch
-    )
+    plan = output.plan(arguments.output, arguments.format, arguments.statistic, arguments.compare)
     single = arguments.list or arguments.show or arguments.delete or arguments.best is not None
     runs, warnings = read_runs(root, arguments.trials, planned=not single and plan.format != "csv")
     runs = select(runs, query)
     if single:
         return _single_runs(runs, query, arguments)
+    what = measured(runs, arguments.metric, arguments.split, arguments.epoch)
+    if arguments.select:
+        runs, what = choose(runs, arguments.select, arguments.by or "val_accuracy", what)
     if arguments.epoch == "best":
         runs = at_best_epoch(runs)
+    if not what.is_accuracy and arguments.compare and "paper" in arguments.compare:
+        raise UserError(f"--compare paper: the paper has test accuracies, no {what.words}")
+    plan = replace(plan, what=what)
     runs, copies = drop_copies(label_rows(runs))
     result = output.Results(runs, [*warnings, *copies], plan, arguments.analysis)
     output.write(result)
@@ -140,8 +153,25 @@ def _serve(root: str, query: list[str], arguments: argparse.Namespace) -> None:
     if not os.path.isdir(root):
         expected = "expected one with runs, which run.py makes (default: runs)"
         raise UserError(f"{root}: no such directory; {expected}")
-    plan = output.plan(None, "html", arguments.statistic, arguments.compare, arguments.epoch)
+    plan = output.plan(None, "html", arguments.statistic, arguments.compare)
+    plan = replace(plan, what=Measured(epoch=arguments.epoch))
     serve(root, arguments.serve, arguments.host, plan)
+
+
+def _require_by(arguments: argparse.Namespace) -> None:
+    """Raise a UserError where --by fits neither --best nor --select, as the test set decides
+    nothing.
+    """
+    if arguments.by is None:
+        return
+    if arguments.best is not None:
+        require_one_of("--by", arguments.by, ("validation", "test"))
+    elif arguments.select is None:
+        raise UserError("--by goes with --best or --select")
+    elif not arguments.by.startswith("val_"):
+        raise UserError(
+            f"--by {arguments.by}: expected val_accuracy, or another of held-out images"
+        )
 
 
 def _runs_and_query(words: list[str]) -> tuple[str, list[str]]:
@@ -166,7 +196,7 @@ def _single_runs(runs: pd.DataFrame, query: list[str], arguments: argparse.Names
     elif arguments.show:
         commands.print_run(runs)
     elif arguments.best is not None:
-        commands.print_best(runs, arguments.best, arguments.by)
+        commands.print_best(runs, arguments.best, arguments.by or "validation")
     elif not query:
         raise UserError("--delete: expected words that say which runs, such as status=failed")
     else:

@@ -98,7 +98,7 @@ class View:
         runs = self.status.runs
         if runs is self.seen:
             return
-        shown = at_best_epoch(runs) if self.plan.epoch == "best" else runs
+        shown = at_best_epoch(runs) if self.plan.what.epoch == "best" else runs
         results = Results(shown, [], self.plan)
         self.tables, self.problems = results.tables(), results.problems
         self.cells = {

@@ -59,8 +59,11 @@ def load_runs(
                           the configuration under its dotted keys, lists as one would type them
         provenance.git_commit, provenance.started, ...
                           code, versions, device and times (Unix seconds) of the run
-        val_accuracy      where images were held out: percent of those, after the epoch that the
-                          other metrics are of
+        val_loss, val_accuracy
+                          where images were held out: of those, after the epoch that the other
+                          metrics are of
+        test_f1, val_f1, test_ema_accuracy, ...
+                          what `metrics` and trainer.ema measured beside them
         analysis.status, analysis.bound, analysis.eps, ...
                           where runs were analysed: see runs.analysis.Analysis.summary
     """
@@ -183,7 +186,15 @@ class Reader:
             status = _status(run, Record.from_json(text))
         row = self.columns.row(record, path, status, _analysis(run) if analysed else {})
         if status == "complete" and self.columns.config(row).get("dataset.val_fraction"):
-            row = row._replace(more=row.more | {"val_accuracy": _val_accuracy(run)})
+            row = row._replace(more=row.more | _validation(run))
+        metrics = {
+            f"{split}_{name}": found[split]
+            for name, found in record.metrics.items()
+            for split in ("val", "test")
+            if split in found
+        }
+        if metrics:
+            row = row._replace(more=row.more | metrics)
         return row
 
 
@@ -212,12 +223,15 @@ def _analysis(run: RunDirectory) -> dict[str, Any]:
     return {f"analysis.{key}": value for key, value in values.items()}
 
 
-def _val_accuracy(run: RunDirectory) -> float | None:
-    """Return the accuracy on the held-out images after the last epoch, None where it is unknown."""
+def _validation(run: RunDirectory) -> dict[str, float | None]:
+    """Return what was measured on the held-out images after the last epoch, None where it is
+    unknown.
+    """
+    columns = ("val_loss", "val_accuracy")
     try:
-        return run.read_history(("val_accuracy",))["val_accuracy"][-1]
+        return {name: values[-1] for name, values in run.read_history(columns).items()}
     except (BrokenRecord, IndexError):
-        return None
+        return dict.fromkeys(columns)
 
 
 def _status(run: RunDirectory, record: Record) -> str:

@@ -10,6 +10,7 @@ from pandas.api.typing import DataFrameGroupBy
 from resnests.paper import variant_label
 from resnests.results.cells import CELL, NO_DIGEST, Cell, common_recipe, row_name
 from resnests.results.columns import PLANNED
+from resnests.results.measured import ACCURACY, Measured
 from resnests.results.stats import LEVEL, POWER, t_quantile
 
 # Statuses in the order in which a cell and the list below the table name them; complete runs need
@@ -48,24 +49,24 @@ def marker(trouble: Troubles) -> str:
     return f" [{', '.join(parts)}]" if parts else ""
 
 
-def mixed(runs: pd.DataFrame, epoch: str = "last") -> dict[Cell, list[str]]:
+def mixed(runs: pd.DataFrame, what: Measured = ACCURACY) -> dict[Cell, list[str]]:
     """Return the cells whose complete runs were not made alike, with what differs and in which
     seeds: code, type of device, and how often there was a best epoch to choose, where one was.
     """
     complete = runs[runs["status"] == "complete"]
     conditions = {"code": _code(complete), "devices": _device_type(complete)}
-    if epoch == "best":
-        what = "evaluations, of which more give a higher best by chance"
+    if what.epoch == "best":
+        evaluations = "evaluations, of which more give a higher best by chance"
         every = complete["trainer.eval_every"]
-        conditions[what] = ["every epoch" if n == 1 else f"every {n} epochs" for n in every]
+        conditions[evaluations] = ["every epoch" if n == 1 else f"every {n} epochs" for n in every]
     found: dict[Cell, list[str]] = {}
-    for what, condition in conditions.items():
+    for subject, condition in conditions.items():
         labelled = complete.assign(condition=condition)
         differing = labelled[_by_cell(labelled)["condition"].transform("nunique") > 1]
         for key, cell in _by_cell(differing):
             seeds = cell.groupby("condition", sort=False)["seed"]
             parts = [f"{value} ({seed_list(some)})" for value, some in seeds]
-            found.setdefault(Cell(*key), []).append(f"mixes {what}: {'; '.join(parts)}")
+            found.setdefault(Cell(*key), []).append(f"mixes {subject}: {'; '.join(parts)}")
     return found
 
 
@@ -133,8 +134,9 @@ def deviations(cells: pd.DataFrame) -> list[str]:
     ]
 
 
-def power(differences: pd.DataFrame) -> list[str]:
+def power(differences: pd.DataFrame, what: Measured = ACCURACY) -> list[str]:
     """Return notes on what the numbers of pairs in `differences` can show at all."""
+    points = "points" if what.unit == "%" else "in its own unit"
     notes = []
     for n, group in differences.groupby("n"):
         if n < 2:
@@ -150,7 +152,8 @@ def power(differences: pd.DataFrame) -> list[str]:
             )
         if group["p"].notna().any():
             notes.append(
-                f"{n} pairs show a true difference of {group['detectable'].median():.2f} points "
+                f"{n} pairs show a true difference of "
+                f"{group['detectable'].median():.{what.digits}f} {points} "
                 f"(median over the rows) with {POWER:.0%} probability, at p < {1 - LEVEL:.2g} "
                 "before correction and if differences are normally distributed; without that "
                 f"assumption no test of {n} pairs can give a p below {2.0 ** (1 - n):.2g} "

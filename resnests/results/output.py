@@ -19,6 +19,7 @@ from resnests.results import render
 from resnests.results.analyses import Analyses, read_analyses
 from resnests.results.analysis import analysis_tables
 from resnests.results.columns import PLANNED
+from resnests.results.measured import ACCURACY, Measured
 from resnests.results.stats import against_baseline, against_paper, cell_statistics, with_interval
 from resnests.results.tables import Table, accuracy_tables, comparison_table, paper_table
 from resnests.runs.directory import write_atomic
@@ -41,7 +42,7 @@ class Plan:
     statistic: str
     compare: list[str]
     asked: bool  # whether the user named what to compare
-    epoch: str
+    what: Measured = ACCURACY
 
 
 @dataclass
@@ -56,11 +57,11 @@ class Results:
     def tables(self) -> list[Table]:
         if self.analysis_only:
             return analysis_tables(self._require_analyses())
-        tables = accuracy_tables(self.runs, self.plan.statistic, self.plan.epoch)
+        tables = accuracy_tables(self.runs, self.plan.statistic, self.plan.what)
         if "standard" in self.plan.compare:
-            tables.append(comparison_table(self.runs, self.plan.epoch))
-        if "paper" in self.plan.compare:
-            table = paper_table(self.runs, self.plan.epoch)
+            tables.append(comparison_table(self.runs, self.plan.what))
+        if "paper" in self.plan.compare and self.plan.what.is_accuracy:
+            table = paper_table(self.runs, self.plan.what)
             if table.rows:
                 tables.append(table)
             elif self.plan.asked:
@@ -89,7 +90,7 @@ class Results:
         from resnests.results import analysis_plots, plots
 
         if not self.analysis_only:
-            yield from plots.drawings(self.runs, self.problems, self.plan.epoch)
+            yield from plots.drawings(self.runs, self.problems, self.plan.what)
         yield from analysis_plots.drawings(self.analyses)
 
     def csv(self) -> str:
@@ -103,7 +104,6 @@ def plan(
     form: str | None,
     statistic: str | None,
     compare: list[str] | None,
-    epoch: str,
 ) -> Plan:
     """Return what a command line asks for; raise a UserError where that contradicts itself."""
     path = Path(output) if output else None
@@ -132,7 +132,7 @@ def plan(
     wanted = compare
     if wanted is None:
         wanted = list(COMPARISONS) if everything or form == "html" else []
-    return Plan(path, form, statistic or "mean", wanted, compare is not None, epoch)
+    return Plan(path, form, statistic or "mean", wanted, compare is not None)
 
 
 def write(results: Results) -> None:
@@ -195,11 +195,14 @@ def _write_all(results: Results, folder: Path) -> None:
 
 def _numbers(results: Results) -> dict[str, bytes]:
     """Return what is behind the tables, as CSV under the names of their files."""
-    epoch, runs = results.plan.epoch, results.runs
+    what, runs = results.plan.what, results.runs
+    said = {"epoch": what.epoch} | ({} if what == ACCURACY else {"of": what.column})
     frames = {
-        "cells.csv": with_interval(cell_statistics(runs)).reset_index().assign(epoch=epoch),
-        "differences.csv": against_baseline(runs).assign(epoch=epoch),
-        "paper.csv": against_paper(runs).assign(epoch=epoch),
+        "cells.csv": with_interval(cell_statistics(runs, what), what=what)
+        .reset_index()
+        .assign(**said),
+        "differences.csv": against_baseline(runs, what).assign(**said),
+        "paper.csv": against_paper(runs).assign(**said),
         "analysis.csv": results.analyses.solves,
     }
     always = ("cells.csv", "differences.csv")

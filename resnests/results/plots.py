@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from resnests.paper import arch_label
 from resnests.results import notes
 from resnests.results.cells import CELL, Cell, names, row_name
+from resnests.results.measured import ACCURACY, Measured
 from resnests.results.stats import against_paper, cell_statistics, with_interval
 from resnests.results.style import (
     STYLE,
@@ -33,17 +34,21 @@ from resnests.runs.directory import RunDirectory
 from resnests.runs.record import METRICS, BrokenRecord
 
 
-def drawings(runs: pd.DataFrame, problems: list[str], epoch: str = "last") -> Iterator[Drawing]:
-    """Draw all figures of labelled `runs`, whose metrics are of `epoch`, one by one; add a line to
+def drawings(
+    runs: pd.DataFrame, problems: list[str], what: Measured = ACCURACY
+) -> Iterator[Drawing]:
+    """Draw all figures of labelled `runs`, those of numbers of `what`, one by one; add a line to
     `problems` for each history that cannot be read.
     """
     complete = runs[runs["status"] == "complete"]
     for _, mine in complete.groupby(["dataset", "row"], observed=True):
-        cells = with_interval(cell_statistics(mine)).reset_index()
-        cells["published"] = _published(mine, cells)
+        cells = with_interval(cell_statistics(mine, what), what=what).reset_index()
+        if cells.empty:
+            continue
+        cells["published"] = _published(mine, cells) if what.is_accuracy else np.nan
         with mpl.rc_context(STYLE):
-            yield _variants(cells, epoch)
-            yield _parameters(cells, epoch)
+            yield _variants(cells, what)
+            yield _parameters(cells, what)
         for _, inside in mine[~mine["given"]].groupby("arch", observed=True):
             data = _histories(inside, problems)
             if len(data):
@@ -78,7 +83,9 @@ def _histories(runs: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
                 problems.append(f"{path}: left out of the learning curves, {error}")
         if not tables:
             continue
-        cube = np.stack(tables)  # (seeds, 1 + metrics, epochs)
+        # Runs that trainer.patience ended differ in length: shown are the epochs that all have.
+        shared = min(table.shape[1] for table in tables)
+        cube = np.stack([table[:, :shared] for table in tables])  # (seeds, 1 + metrics, epochs)
         frame = pd.DataFrame(Cell(*key)._asdict() | {"epoch": cube[0, 0].astype(int)})
         frame["n"] = len(cube)
         for name, values in zip(METRICS, cube[:, 1:].swapaxes(0, 1), strict=True):
@@ -157,7 +164,7 @@ def _curve(axes: Axes, curve: pd.DataFrame, metric: str, style: VariantStyle, sh
     axes.fill_between(x, low, high, color=style.line["color"], alpha=0.2, linewidth=0)
 
 
-def _variants(cells: pd.DataFrame, epoch: str) -> Drawing:
+def _variants(cells: pd.DataFrame, what: Measured) -> Drawing:
     """Draw accuracy of each variant, architecture by architecture, with intervals."""
     dataset, row = cells.loc[0, ["dataset", "row"]]
     archs, variants = names(cells["arch"]), variant_styles(cells["variant"])
@@ -175,20 +182,20 @@ def _variants(cells: pd.DataFrame, epoch: str) -> Drawing:
     axes.grid(axis="y", visible=False)
     for boundary in range(1, len(archs)):
         axes.axhline(boundary - 0.5, color="#bbbbbb", linewidth=0.5)
-    axes.set_xlabel("Test accuracy (%)")
+    axes.set_xlabel(what.axis)
     name = figure_name(dataset, row)
     title_and_legend(figure, name, [legend_entry(style, style.point) for style in variants])
+    cut = ", cut at 0 and 100%" if what.unit == "%" else ""
     title = (
-        f"Accuracy of the variants {notes.of_epoch(epoch)}, {name}: mean over "
-        f"{notes.seeds(cells['n'])} and its 95% interval (Student's t, cut at 0 and 100%; none for "
-        "one seed)"
+        f"{_title(what)} of the variants {notes.of_epoch(what.epoch)}, {name}: mean over "
+        f"{notes.seeds(cells['n'])} and its 95% interval (Student's t{cut}; none for one seed)"
     )
     limits = notes.intervals(cells)
     title += f". {' '.join(limits)}" if limits else ""
     return Drawing(figure_key("variants", dataset, row), title, figure, cells)
 
 
-def _parameters(cells: pd.DataFrame, epoch: str) -> Drawing:
+def _parameters(cells: pd.DataFrame, what: Measured) -> Drawing:
     """Draw accuracy over parameters, with the paper's points, hollow, where it has the cell."""
     dataset, row = cells.loc[0, ["dataset", "row"]]
     sizes = cells["parameters"] / 1e6
@@ -204,14 +211,14 @@ def _parameters(cells: pd.DataFrame, epoch: str) -> Drawing:
         size = STYLE["lines.markersize"] + 2.5 * (1 - (place + 1) / len(variants))
         axes.plot(sizes[mine], cells.loc[mine, "mean"], **style.point, markersize=size)
         handles.append(legend_entry(style, style.point))
-    axes.set(xscale="log", xlabel="Parameters (millions)", ylabel="Test accuracy (%)")
+    axes.set(xscale="log", xlabel="Parameters (millions)", ylabel=what.axis)
     axes.margins(y=0.14)
     room = max(1.8, (sizes.max() / sizes.min()) ** 0.25)  # for names, however close the sizes are
     axes.set_xlim(sizes.min() / room, sizes.max() * room)
     plain_numbers(axes.xaxis)
     _label_archs(axes, cells)
     name = figure_name(dataset, row)
-    title = f"Accuracy {notes.of_epoch(epoch)} over parameters, {name}: "
+    title = f"{_title(what)} {notes.of_epoch(what.epoch)} over parameters, {name}: "
     title += f"mean over {notes.seeds(cells['n'])}"
     if cells["published"].notna().any():
         title += ", and hollow the paper's"
@@ -219,6 +226,10 @@ def _parameters(cells: pd.DataFrame, epoch: str) -> Drawing:
         handles.append(Line2D([], [], marker="o", label="paper", **hollow))
     title_and_legend(figure, name, handles)
     return Drawing(figure_key("parameters", dataset, row), title, figure, cells)
+
+
+def _title(what: Measured) -> str:
+    return "Accuracy" if what.is_accuracy else f"{what.words[0].upper()}{what.words[1:]}"
 
 
 def _label_archs(axes: Axes, cells: pd.DataFrame) -> None:

@@ -19,6 +19,7 @@ import pandas as pd
 from resnests import paper
 from resnests.errors import UserError
 from resnests.results.cells import CELL, ROW
+from resnests.results.measured import ACCURACY, Measured
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import METRICS, BrokenRecord
 
@@ -36,14 +37,14 @@ def millions(number: float, digits: int = 2) -> str:
     return f"{rounded:.{decimals}f}M"
 
 
-def cell_statistics(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return per cell with complete runs: n, mean, std (sample), median, min, max, and parameters;
-    indexed by CELL.
+def cell_statistics(runs: pd.DataFrame, what: Measured = ACCURACY) -> pd.DataFrame:
+    """Return per cell with complete runs: n, mean, std (sample), median, min and max of `what`, and
+    parameters; indexed by CELL. Runs that have it not measured do not count.
     """
     groups = runs[runs["status"] == "complete"].groupby(CELL, observed=True)
-    cells = groups["test_accuracy"].agg(["count", "mean", "std", "median", "min", "max"])
+    cells = groups[what.column].agg(["count", "mean", "std", "median", "min", "max"])
     cells = cells.rename(columns={"count": "n"})
-    return cells.join(groups["parameters"].first().astype(float))
+    return cells.join(groups["parameters"].first().astype(float)).query("n > 0")
 
 
 def t_quantile(n: pd.Series | int) -> np.ndarray:
@@ -61,7 +62,9 @@ def standard_error(values: pd.DataFrame, seeds: float = math.inf) -> pd.Series:
     return (values["std"] * np.sqrt(1 / values["n"] + 1 / seeds)).mask(equal)
 
 
-def with_interval(cells: pd.DataFrame, seeds: float = math.inf, prefix: str = "") -> pd.DataFrame:
+def with_interval(
+    cells: pd.DataFrame, seeds: float = math.inf, prefix: str = "", what: Measured = ACCURACY
+) -> pd.DataFrame:
     """Return cells with `low` and `high`, the ends of the interval of the mean.
 
     With a finite number of `seeds`, of the interval in which the mean of as many other seeds is
@@ -69,10 +72,10 @@ def with_interval(cells: pd.DataFrame, seeds: float = math.inf, prefix: str = ""
     """
     half = t_quantile(cells["n"]) * standard_error(cells, seeds)
     ends = {"low": cells["mean"] - half, "high": cells["mean"] + half}
-    return cells.assign(**{prefix + name: end.clip(0, 100) for name, end in ends.items()})
+    return cells.assign(**{prefix + name: end.clip(*what.bounds) for name, end in ends.items()})
 
 
-def against_baseline(runs: pd.DataFrame) -> pd.DataFrame:
+def against_baseline(runs: pd.DataFrame, what: Measured = ACCURACY) -> pd.DataFrame:
     """Return each variant less Standard in the same row, paired by seed; empty where no row holds
     both.
 
@@ -83,11 +86,11 @@ def against_baseline(runs: pd.DataFrame) -> pd.DataFrame:
     """
     from scipy.special import nctdtrinc, stdtr
 
-    complete = runs.loc[runs["status"] == "complete", [*CELL, "seed", "test_accuracy"]]
+    complete = runs.loc[runs["status"] == "complete", [*CELL, "seed", what.column]]
     is_baseline = complete["variant"] == BASELINE
     baseline = complete[is_baseline].drop(columns="variant")
     pairs = complete[~is_baseline].merge(baseline, on=[*ROW, "seed"], suffixes=("", "_baseline"))
-    pairs["difference"] = pairs["test_accuracy"] - pairs["test_accuracy_baseline"]
+    pairs["difference"] = pairs[what.column] - pairs[f"{what.column}_baseline"]
     groups = pairs.groupby(CELL, observed=True)["difference"]
     table = groups.agg(["count", "mean", "std"]).rename(columns={"count": "n"}).reset_index()
     n, error, quantile = table["n"], standard_error(table), t_quantile(table["n"])

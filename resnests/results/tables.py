@@ -14,7 +14,9 @@ import pandas as pd
 from resnests.paper import PUBLISHED, VARIANTS, dataset_label, variant_label
 from resnests.results import notes
 from resnests.results.cells import CELL, ROW, Cell, names, row_name
+from resnests.results.measured import ACCURACY, Measured
 from resnests.results.stats import (
+    BASELINE,
     against_baseline,
     against_paper,
     cell_statistics,
@@ -26,12 +28,12 @@ from resnests.results.stats import (
 STATISTICS = {
     "mean": "mean ± sample standard deviation",
     "median": "median [minimum to maximum]",
-    "ci": "mean [95% confidence interval, Student's t, cut at 0 and 100%]",
+    "ci": "mean [95% confidence interval, Student's t{cut}]",
 }
 _SPREADS = {
-    "mean": "± {std:.2f}",
-    "median": "[{min:.2f} to {max:.2f}]",
-    "ci": "[{low:.2f} to {high:.2f}]",
+    "mean": "± {std:.{digits}f}",
+    "median": "[{min:.{digits}f} to {max:.{digits}f}]",
+    "ci": "[{low:.{digits}f} to {high:.{digits}f}]",
 }
 NONE = "—"
 
@@ -50,20 +52,20 @@ class Table:
 
 
 def accuracy_tables(
-    runs: pd.DataFrame, statistic: str = "mean", epoch: str = "last"
+    runs: pd.DataFrame, statistic: str = "mean", what: Measured = ACCURACY
 ) -> list[Table]:
     """Return one table per data set of labelled `runs`: architectures and recipes by variants."""
     datasets = runs.groupby("dataset", observed=True)
-    return [_accuracy_table(name, mine, statistic, epoch) for name, mine in datasets]
+    return [_accuracy_table(name, mine, statistic, what) for name, mine in datasets]
 
 
-def comparison_table(runs: pd.DataFrame, epoch: str = "last") -> Table:
+def comparison_table(runs: pd.DataFrame, what: Measured = ACCURACY) -> Table:
     """Return every variant's difference to Standard, paired by seed."""
-    differences = against_baseline(runs)
+    differences, digits = against_baseline(runs, what), what.digits
     rows = [
         [
-            *_name(d), f"{d['n']}", f"{d['delta']:+.2f}",
-            NONE if pd.isna(d["low"]) else f"{d['low']:+.2f} to {d['high']:+.2f}",
+            *_name(d), f"{d['n']}", f"{d['delta']:+.{digits}f}",
+            NONE if pd.isna(d["low"]) else f"{d['low']:+.{digits}f} to {d['high']:+.{digits}f}",
             _p(d["p"]), _p(d["p_holm"]),
         ]
         for d in differences.to_dict("records")
@@ -73,16 +75,16 @@ def comparison_table(runs: pd.DataFrame, epoch: str = "last") -> Table:
         "p", "p (Holm)",
     ]  # fmt: skip
     caption = (
-        f"Difference of test accuracy {notes.of_epoch(epoch)} to Standard in percentage points, "
+        f"Difference of {what.words} {notes.of_epoch(what.epoch)} to Standard in {what.points}, "
         "paired by seed: mean, 95% interval, two-sided p of a paired t test, and p corrected for "
         f"the number of tests here, {differences['p'].notna().sum()} (Holm)."
     )
     title = "Differences to Standard"
-    cells = _variants(differences)
-    return Table("differences", title, caption, header, rows, notes.power(differences), cells)
+    lines = [*what.notes, *notes.power(differences, what)]
+    return Table("differences", title, caption, header, rows, lines, _variants(differences))
 
 
-def paper_table(runs: pd.DataFrame, epoch: str = "last") -> Table:
+def paper_table(runs: pd.DataFrame, what: Measured = ACCURACY) -> Table:
     """Return our numbers beside the published ones, for every cell that the paper has."""
     cells = against_paper(runs)
     rows = []
@@ -104,7 +106,7 @@ def paper_table(runs: pd.DataFrame, epoch: str = "last") -> Table:
         "Paper", "Difference", "Paper in prediction", "Parameters",
     ]  # fmt: skip
     caption = (
-        f"Test accuracy {notes.of_epoch(epoch)} in % beside the paper's, which does not say "
+        f"Test accuracy {notes.of_epoch(what.epoch)} in % beside the paper's, which does not say "
         "whether it is a mean or a median over seven seeds. The prediction is the 95% interval in "
         "which, from our seeds, the mean of seven others lies (Student's t, the same spread, cut "
         "at 0 and 100%): of an exact reproduction one cell in 20 is outside, and a few more if the "
@@ -117,18 +119,19 @@ def paper_table(runs: pd.DataFrame, epoch: str = "last") -> Table:
     return Table("paper", "Beside the paper", caption, header, rows, lines, _variants(cells))
 
 
-def _accuracy_table(dataset: str, runs: pd.DataFrame, statistic: str, epoch: str) -> Table:
+def _accuracy_table(dataset: str, runs: pd.DataFrame, statistic: str, what: Measured) -> Table:
     """Return the table of a data set: a row per architecture and recipe, a column per variant."""
     present = names(runs["variant"])
-    variants = [v for v in runs["variant"].cat.categories if v in VARIANTS or v in present]
-    cells = cell_statistics(runs)
+    papers = VARIANTS if set(present) & (set(VARIANTS) - {BASELINE}) else ()  # else none is missing
+    variants = [v for v in runs["variant"].cat.categories if v in papers or v in present]
+    cells = cell_statistics(runs, what)
     if statistic == "ci":
-        cells = with_interval(cells)
+        cells = with_interval(cells, what=what)
     texts = {
-        Cell(*key): _cell(cell, statistic, cells["n"].nunique() == 1)
+        Cell(*key): _cell(cell, statistic, cells["n"].nunique() == 1, what)
         for key, cell in cells.to_dict("index").items()
     }
-    troubles, mixed = notes.troubles(runs), notes.mixed(runs, epoch)
+    troubles, mixed = notes.troubles(runs), notes.mixed(runs, what)
     given = {Cell(*key) for key, _ in runs[runs["given"]].groupby(CELL, observed=True)}
 
     def shown(cell: Cell) -> str:
@@ -140,10 +143,11 @@ def _accuracy_table(dataset: str, runs: pd.DataFrame, statistic: str, epoch: str
     rows = [[row_name(*place), *map(shown, line)] for place, line in zip(places, grid, strict=True)]
     there = {Cell(*key) for key, _ in runs.groupby(CELL, observed=True)}
     caption = (
-        f"{dataset_label(dataset)}: test accuracy {notes.of_epoch(epoch)}, "
-        f"{_seeds(cells, statistic)} (number of parameters)."
+        f"{dataset_label(dataset)}: {what.words} {notes.of_epoch(what.epoch)}, "
+        f"{_seeds(cells, statistic, what)} (number of parameters)."
     )
     lines = notes.lines(runs, troubles, mixed)
+    lines += what.notes
     lines += notes.intervals(cells) if statistic == "ci" else []
     header = ["Architecture", *map(variant_label, variants)]
     linked = {
@@ -162,22 +166,24 @@ def _variants(frame: pd.DataFrame) -> dict[tuple[int, int], Cell]:
     return {(y, 2): Cell(*key) for y, key in enumerate(frame[CELL].itertuples(index=False))}
 
 
-def _seeds(cells: pd.DataFrame, statistic: str) -> str:
+def _seeds(cells: pd.DataFrame, statistic: str, what: Measured) -> str:
     """Return what a caption says of the numbers of seeds."""
     counts = cells["n"].unique()
+    shown = STATISTICS[statistic].format(cut=", cut at 0 and 100%" if what.unit == "%" else "")
     if len(counts) == 0:
         return "no run is complete"
     if len(counts) > 1:
-        return f"{STATISTICS[statistic]} of n seeds"
-    return f"{STATISTICS[statistic]} of {counts[0]} seeds" if counts[0] > 1 else "one seed per cell"
+        return f"{shown} of n seeds"
+    return f"{shown} of {counts[0]} seeds" if counts[0] > 1 else "one seed per cell"
 
 
-def _cell(cell: dict[str, Any], statistic: str, same_n: bool) -> str:
+def _cell(cell: dict[str, Any], statistic: str, same_n: bool, what: Measured) -> str:
     """Return one cell's text, such as "95.56% ± 0.12 (11M)"."""
-    text = f"{cell['median' if statistic == 'median' else 'mean']:.2f}%"
+    digits = what.digits
+    text = f"{cell['median' if statistic == 'median' else 'mean']:.{digits}f}{what.unit}"
     if cell["n"] > 1:
         known = statistic != "ci" or not pd.isna(cell["low"])
-        text += " " + (_SPREADS[statistic].format(**cell) if known else f"[{NONE}]")
+        text += " " + (_SPREADS[statistic].format(**cell, digits=digits) if known else f"[{NONE}]")
     return f"{text} ({millions(cell['parameters'])})" + ("" if same_n else f" n={cell['n']}")
 
 

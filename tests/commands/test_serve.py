@@ -23,7 +23,7 @@ from resnests.errors import UserError
 from resnests.results.output import plan
 from resnests.runs.sweeps import write_asked
 
-PLAN = plan(None, "html", None, None, "last")
+PLAN = plan(None, "html", None, None)
 NASTY = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>\x1b[2J"
 
 

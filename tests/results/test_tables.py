@@ -19,6 +19,7 @@ from resnests.paper import PUBLISHED, deviations
 from resnests.results import render
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import COLUMNS, read_runs
+from resnests.results.measured import Measured
 from resnests.results.plots import drawings
 from resnests.results.stats import against_paper, millions
 from resnests.results.tables import accuracy_tables, comparison_table, paper_table
@@ -89,6 +90,8 @@ def test_rows_and_columns_stand_in_the_papers_order_and_others_follow(tmp_path):
     for arch in ("resnet8", "resnet20", "wrn40_4", "wrn16_8", "resnet110"):
         trees.add_run(tmp_path, arch=arch)
     trees.add_run(tmp_path, variant="my_own")
+    assert table(tmp_path).header == ["Architecture", "Standard", "my_own"]
+    trees.add_run(tmp_path, variant="bn_resnest")
     made = table(tmp_path)
     assert made.header == [
         "Architecture",
@@ -323,7 +326,7 @@ def test_how_often_was_evaluated_matters_to_the_best_epoch_only(tmp_path):
     for seed, every in enumerate((1, 1, 5)):
         trees.add_run(tmp_path, 90, seed=seed, trainer__eval_every=every)
     assert "mixes" not in "".join(table(tmp_path).notes)
-    (made,) = accuracy_tables(prepared(tmp_path), epoch="best")
+    (made,) = accuracy_tables(prepared(tmp_path), what=Measured(epoch="best"))
     (note,) = [note for note in made.notes if note.startswith("‡")]
     assert "every epoch (seeds 0, 1); every 5 epochs (seed 2)" in note
     assert body(made)["ResNet-20"]["Standard"].endswith("‡")
@@ -403,9 +406,9 @@ def test_captions_say_that_an_epoch_was_chosen(tmp_path):
     add_seeds(tmp_path, [90, 91, 92], variant="resnest")
     runs, words = prepared(tmp_path), "of the epoch with the best validation accuracy"
     for make in (comparison_table, paper_table):
-        assert words in make(runs, "best").caption
+        assert words in make(runs, Measured(epoch="best")).caption
         assert words not in make(runs).caption
-    named = {d.key: d.title for d in drawings(runs, [], "best")}
+    named = {d.key: d.title for d in drawings(runs, [], Measured(epoch="best"))}
     assert words in named["variants_cifar10"]
     assert words in named["parameters_cifar10"]
 

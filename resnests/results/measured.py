@@ -1,0 +1,125 @@
+"""What tables and figures are of: one metric of the test images or the held-out ones, and how its
+numbers are written; and the value of an axis that validation chooses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+
+import pandas as pd
+
+from resnests.errors import UserError, require_one_of
+from resnests.runs.record import METRICS
+
+SPLITS = {"test": "test", "val": "validation"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Says of which metric, split and epoch numbers are."""
+
+    name: str = "accuracy"
+    split: str = "test"  # one of SPLITS
+    epoch: str = "last"  # or best, by validation accuracy
+    unit: str = "%"
+    better: str = "high"  # or low
+    notes: tuple[str, ...] = ()  # for below the tables
+
+    @property
+    def column(self) -> str:
+        return f"{self.split}_{self.name}"
+
+    @property
+    def words(self) -> str:
+        """Return such as "test accuracy" or "validation f1"."""
+        return f"{SPLITS[self.split]} {self.name.replace('_', ' ')}"
+
+    @property
+    def axis(self) -> str:
+        """Return the words with the unit, for an axis."""
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"{self.words[0].upper()}{self.words[1:]}{unit}"
+
+    @property
+    def digits(self) -> int:
+        return 2 if self.unit == "%" else 4
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Return between which numbers it lies, as far as that is known."""
+        if self.unit == "%":
+            return 0, 100
+        return (0 if self.name.endswith("loss") else -math.inf), math.inf
+
+    @property
+    def points(self) -> str:
+        """Return what a difference is in."""
+        return "percentage points" if self.unit == "%" else "its own unit"
+
+    @property
+    def is_accuracy(self) -> bool:
+        """Return whether it is what the paper has."""
+        return (self.name, self.split) == ("accuracy", "test")
+
+
+ACCURACY = Measured()
+
+
+def measured(runs: pd.DataFrame, name: str, split: str, epoch: str) -> Measured:
+    """Return what `--metric`, `--split` and `--epoch` ask for; raise a UserError where no run has
+    it.
+    """
+    if (name, split) == ("accuracy", "test"):
+        return Measured(epoch=epoch)
+    column = f"{split}_{name}"
+    if column not in runs or runs.loc[runs["status"] == "complete", column].isna().all():
+        known = sorted(c.partition("_")[2] for c in runs if c.startswith(f"{split}_"))
+        mend = f"expected {', '.join(known)}" if known else "train with dataset.val_fraction=0.1"
+        raise UserError(f"--metric {name} --split {split}: no complete run has it; {mend}")
+    if epoch == "best" and column not in (*METRICS, "val_accuracy"):
+        raise UserError(f"--epoch best: expected the last epoch with --metric {name}")
+    plain = name.removeprefix("ema_")
+    unit, better = {"loss": ("", "low"), "accuracy": ("%", "high")}.get(plain, (None, None))
+    if unit is None:
+        unit = _said(runs, f"metrics.{plain}.unit", "")
+        better = _said(runs, f"metrics.{plain}.better", "high")
+    return Measured(name, split, epoch, unit, better or "high")
+
+
+def _said(runs: pd.DataFrame, key: str, default: str) -> str:
+    """Return what the configuration of the runs says of a metric."""
+    known = runs[key].dropna() if key in runs else pd.Series(dtype=object)
+    return str(known.iloc[0]) if len(known) else default
+
+
+def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.DataFrame, Measured]:
+    """Return `runs` with, of each cell, those of the value of `key` with the best mean of `by` over
+    seeds; and `what` with a note on it. Raise a UserError.
+
+    Cells that choose different values stay in one row of the tables, as they would with one value.
+    """
+    require_one_of("--by", by.partition("_")[0], ("val",))
+    judge = measured(runs, by.removeprefix("val_"), "val", "last")
+    if key not in runs:
+        raise UserError(f"--select {key}: expected a key that the runs have, such as optimizer.lr")
+    chosen, said = [], []
+    recipes = [json.loads(text) for text in runs["recipe_values"]]
+    others = [json.dumps(recipe | {key: "chosen"}, sort_keys=True) for recipe in recipes]
+    cells = runs.assign(recipe_values=others).groupby(
+        ["dataset", "arch", "variant", "recipe_values"], sort=False
+    )
+    for (_, arch, variant, _), cell in cells:
+        complete = cell[cell["status"] == "complete"]
+        means = complete.groupby(key)[judge.column].mean().dropna()
+        if means.empty:
+            continue
+        best = means.idxmax() if judge.better == "high" else means.idxmin()
+        chosen.append(cell[cell[key] == best].assign(**{key: "chosen"}))
+        said.append(f"{arch} {variant} {best} (of {len(means)})")
+    if not chosen:
+        raise UserError(f"--select {key} --by {by}: no complete run has {by}")
+    note = f"{key} chosen by the mean {judge.words} over seeds: {', '.join(said)}."
+    picked = pd.concat(chosen).sort_index()
+    return picked.reset_index(drop=True), replace(what, notes=(*what.notes, note))

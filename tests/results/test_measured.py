@@ -1,0 +1,131 @@
+"""Tables of other metrics and splits, and values that validation chooses."""
+
+import pytest
+import trees
+
+from resnests import aggregate, load_runs
+from resnests.errors import UserError
+from resnests.results.cells import drop_copies, label_rows
+from resnests.results.frame import read_runs
+from resnests.results.measured import choose, measured
+from resnests.results.plots import drawings
+from resnests.results.tables import accuracy_tables, comparison_table
+
+HELD_OUT = {"dataset__val_fraction": 0.1, "trainer__epochs": 2}
+F1 = {"f1": {"_target_": "mine.f1", "unit": "%"}, "ece": {"_target_": "mine.e", "better": "low"}}
+
+
+def add(root, accuracy, val, seed=0, **config):
+    """Write a run with an accuracy on either split, and metrics on record."""
+    rows = trees.history_rows(accuracy, 2, val=True)
+    rows[-1]["val_accuracy"] = val
+    metrics = {"f1": {"test": accuracy - 10, "val": val - 10}, "ece": {"test": 0.125, "val": None}}
+    values = HELD_OUT | {"seed": seed, "metrics": F1} | config
+    trees.add_run(root, accuracy, history=rows, record={"metrics": metrics}, **values)
+
+
+def cells(root, name="accuracy", split="test", select=None):
+    runs, _ = read_runs(root)
+    what = measured(runs, name, split, "last")
+    if select:
+        runs, what = choose(runs, select, "val_accuracy", what)
+    (made,) = accuracy_tables(drop_copies(label_rows(runs))[0], what=what)
+    return made, {row[0]: row[1].partition(" (")[0] for row in made.rows}
+
+
+def test_load_runs_has_metrics_of_both_splits(tmp_path):
+    add(tmp_path, 90, 80)
+    trees.add_run(tmp_path, 70, arch="resnet8")
+    runs = load_runs(tmp_path).set_index("arch")
+    row = runs.loc["resnet20"]
+    assert (row["test_f1"], row["val_f1"], row["test_ece"]) == (80, 70, 0.125)
+    assert (row["val_accuracy"], row["val_loss"]) == (80, 1.0)
+    assert runs.loc["resnet8", ["test_f1", "val_accuracy"]].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "shown", "words"),
+    [
+        ("f1", "test", "81.00% ± 1.41", "test f1"),
+        ("f1", "val", "70.00% ± 0.00", "validation f1"),
+        ("accuracy", "val", "80.00% ± 0.00", "validation accuracy"),
+        ("ece", "test", "0.1250 ± 0.0000", "test ece"),
+        ("loss", "val", "1.0000 ± 0.0000", "validation loss"),
+    ],
+)
+def test_a_table_of_a_metric_has_its_unit(tmp_path, name, split, shown, words):
+    for seed in (0, 1):
+        add(tmp_path, 90 + 2 * seed, 80, seed)
+    made, found = cells(tmp_path, name, split)
+    assert found == {"ResNet-20": shown}
+    assert words in made.caption
+
+
+def test_differences_and_figures_are_of_the_metric(tmp_path):
+    for seed, accuracy in enumerate((90, 91, 93)):
+        add(tmp_path, accuracy, 80, seed)
+        add(tmp_path, accuracy - 5 - seed, 80, seed, variant="bn_resnest")
+    runs = drop_copies(label_rows(read_runs(tmp_path)[0]))[0]
+    what = measured(runs, "f1", "test", "last")
+    (row,) = comparison_table(runs, what).rows
+    assert row[3:5] == ["3", "-6.00"]
+    labels = {d.figure.axes[0].get_xlabel() for d in drawings(runs, [], what)}
+    assert "Test f1 (%)" in labels
+
+
+def test_validation_chooses_a_value_of_each_cell_and_its_test_is_reported(tmp_path):
+    for seed in (0, 1):
+        for arch, rates in {"resnet20": (0.1, 0.3), "resnet8": (0.3, 0.1)}.items():
+            best, worse = rates
+            add(tmp_path, 70, 90, seed, arch=arch, optimizer=trees.SGD | {"lr": best})
+            add(tmp_path, 95, 60, seed, arch=arch, optimizer=trees.SGD | {"lr": worse})
+    made, found = cells(tmp_path, select="optimizer.lr")
+    assert found == {"ResNet-8": "70.00% ± 0.00", "ResNet-20": "70.00% ± 0.00"}
+    (note,) = [line for line in made.notes if "chosen by" in line]
+    assert note.startswith("optimizer.lr chosen by the mean validation accuracy over seeds: ")
+    assert "resnet20 standard 0.1 (of 2)" in note
+    assert "resnet8 standard 0.3 (of 2)" in note
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--metric", "f2"],
+            "--metric f2 --split test: no complete run has it; expected acc",
+        ),
+        (["--split", "val", "--metric", "ece"], "--metric ece --split val: no complete run has it"),
+        (
+            ["--select", "optimizer.lr", "--by", "test_accuracy"],
+            "--by test_accuracy: expected va",
+        ),
+        (["--select", "optimizer.rate"], "--select optimizer.rate: expected a key that the runs"),
+        (["--by", "val_f1"], "--by goes with --best or --select"),
+        (
+            ["--metric", "f1", "--compare", "paper"],
+            "--compare paper: the paper has test accura",
+        ),
+        (["--metric", "f1", "--epoch", "best"], "--epoch best: expected the last epoch with"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(tmp_path, monkeypatch, capsys, words, said):
+    add(tmp_path, 90, 80)
+    monkeypatch.setattr("sys.argv", ["aggregate.py", str(tmp_path), *words])
+    with pytest.raises(SystemExit) as ended:
+        aggregate.main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_without_validation_nothing_is_chosen(tmp_path):
+    trees.add_run(tmp_path, 90)
+    runs, _ = read_runs(tmp_path)
+    with pytest.raises(UserError, match=r"no complete run has it; train with dataset"):
+        choose(runs, "optimizer.lr", "val_accuracy", measured(runs, "accuracy", "test", "last"))
+
+
+def test_networks_of_ones_own_have_one_column(tmp_path):
+    add(tmp_path, 90, 80)
+    made, _ = cells(tmp_path)
+    assert made.header == ["Architecture", "Standard"]
