@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   python aggregate.py --metric f1            tables of another metric; --split val: held-out images
   python aggregate.py --select optimizer.lr  of each cell the rate that is best on held-out images
   python aggregate.py --analysis             what task=analyze found; with --output DIR figures too
+  python aggregate.py --confusion            confusion matrices, of runs with predictions=true
   python aggregate.py --to tensorboard       finished runs into a tracker; also wandb, mlflow
   python aggregate.py --to mlflow --watch    the same while they are trained, until all are over
   python aggregate.py arch=resnet* seed=0,1  of these runs only; any key of the configuration
@@ -64,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
     best = "best: of the highest accuracy on a held-out split"
     add("--epoch", choices=("last", "best"), default="last", help=best)
     add("--analysis", action="store_true", help="tables of what task=analyze measured instead")
+    matrix = "a confusion matrix of each cell instead, of runs with predictions=true"
+    add("--confusion", action="store_true", help=matrix)
     add("--trials", action="store_true", help="with the trials of searches, which are no results")
     add("--status", action="store_true", help="instead of tables, how far every cell is")
     alive = "instead of tables, serve the page alive on 127.0.0.1, at this port (default: 8642)"
@@ -119,6 +122,8 @@ def _aggregate() -> None:
         raise UserError("--host goes with --serve")
     if arguments.serve is not None:
         return _serve(root, query, arguments)
+    if arguments.confusion and (arguments.analysis or arguments.compare or arguments.select):
+        raise UserError("--confusion goes neither with --analysis nor --compare nor --select")
     plan = output.plan(arguments.output, arguments.format, arguments.statistic, arguments.compare)
     single = arguments.list or arguments.show or arguments.delete or arguments.best is not None
     runs, warnings = read_runs(root, arguments.trials, planned=not single and plan.format != "csv")
@@ -134,7 +139,9 @@ def _aggregate() -> None:
         raise UserError(f"--compare paper: the paper has test accuracies, no {what.words}")
     plan = replace(plan, what=what)
     runs, copies = drop_copies(label_rows(runs))
-    result = output.Results(runs, [*warnings, *copies], plan, arguments.analysis)
+    result = output.Results(
+        runs, [*warnings, *copies], plan, arguments.analysis, arguments.confusion
+    )
     output.write(result)
     for line in result.problems:
         print(f"aggregate.py: warning: {line}", file=sys.stderr)

@@ -53,8 +53,13 @@ class Results:
     problems: list[str]  # lines to warn of
     plan: Plan
     analysis_only: bool = False
+    confusion: bool = False
 
     def tables(self) -> list[Table]:
+        if self.confusion:
+            from resnests.results.predictions import confusion_tables
+
+            return confusion_tables(self.runs)
         if self.analysis_only:
             return analysis_tables(self._require_analyses())
         tables = accuracy_tables(self.runs, self.plan.statistic, self.plan.what)
@@ -87,6 +92,11 @@ class Results:
         return self.analyses
 
     def drawings(self) -> Iterator[Drawing]:
+        if self.confusion:
+            from resnests.results.predictions import confusion_drawings
+
+            yield from confusion_drawings(self.runs)
+            return
         from resnests.results import analysis_plots, plots
 
         if not self.analysis_only:
