@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   python aggregate.py                        the tables of runs/, as markdown
   python aggregate.py --statistic median     medians with minimum and maximum
   python aggregate.py --compare standard     differences to Standard, paired by seed
+  python aggregate.py --compare arch=resnet18    to any value of any axis, optimizer=adamw say
   python aggregate.py --compare paper        beside the published numbers
   python aggregate.py --output tables.tex    LaTeX; also .md, .csv (a row a run), .html (report)
   python aggregate.py --output results/      everything, with the figures as PNG, PDF and CSV
@@ -60,8 +61,8 @@ def parser() -> argparse.ArgumentParser:
     shown = shown.format(cut=", cut at 0 and 100%")
     shown = f"what the cells show. {shown} (default: mean)".replace("%", "%%")
     add("--statistic", choices=STATISTICS, help=shown)
-    table = "add a table of differences (may be given twice)"
-    add("--compare", choices=output.COMPARISONS, action="append", help=table)
+    table = "add a table of differences to standard, paper, or KEY=VALUE (may be given twice)"
+    add("--compare", metavar="standard | paper | KEY=VALUE", action="append", help=table)
     best = "best: of the highest accuracy on a held-out split"
     add("--epoch", choices=("last", "best"), default="last", help=best)
     add("--analysis", action="store_true", help="tables of what task=analyze measured instead")

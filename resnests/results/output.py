@@ -14,14 +14,20 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from resnests.errors import UserError
+from resnests.errors import UserError, require
 from resnests.results import render
 from resnests.results.analyses import Analyses, read_analyses
 from resnests.results.analysis import analysis_tables
 from resnests.results.columns import PLANNED
 from resnests.results.measured import ACCURACY, Measured
 from resnests.results.stats import against_baseline, against_paper, cell_statistics, with_interval
-from resnests.results.tables import Table, accuracy_tables, comparison_table, paper_table
+from resnests.results.tables import (
+    Table,
+    accuracy_tables,
+    axis_table,
+    comparison_table,
+    paper_table,
+)
 from resnests.runs.directory import write_atomic
 
 if TYPE_CHECKING:
@@ -74,6 +80,10 @@ class Results:
                     "--compare paper: nothing to compare, the paper has none of the cells with "
                     "complete runs"
                 )
+        for axis in self.plan.compare:
+            key, equals, value = axis.partition("=")
+            if equals:
+                tables.append(axis_table(self.runs, key, value, self.plan.what))
         if self.plan.format in (None, "html") and not self.analyses.empty:
             tables += analysis_tables(self.analyses)
         return tables
@@ -139,6 +149,10 @@ def plan(
         raise UserError(
             "--format csv holds one row a run, so --statistic and --compare have no place in it"
         )
+    for one in compare or []:
+        ok = one in COMPARISONS or all(one.partition("="))
+        expected = "standard, paper, or KEY=VALUE such as arch=resnet18"
+        require(ok, "--compare", one, expected)
     wanted = compare
     if wanted is None:
         wanted = list(COMPARISONS) if everything or form == "html" else []

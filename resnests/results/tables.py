@@ -9,16 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from resnests.paper import PUBLISHED, VARIANTS, dataset_label, variant_label
 from resnests.results import notes
 from resnests.results.cells import CELL, ROW, Cell, names, row_name
 from resnests.results.measured import ACCURACY, Measured
+from resnests.results.paired import mcnemar, read_predictions
 from resnests.results.stats import (
     BASELINE,
     against_baseline,
     against_paper,
+    against_value,
     cell_statistics,
     millions,
     with_interval,
@@ -82,6 +85,47 @@ def comparison_table(runs: pd.DataFrame, what: Measured = ACCURACY) -> Table:
     title = "Differences to Standard"
     lines = [*what.notes, *notes.power(differences, what)]
     return Table("differences", title, caption, header, rows, lines, _variants(differences))
+
+
+def axis_table(runs: pd.DataFrame, key: str, value: str, what: Measured = ACCURACY) -> Table:
+    """Return the difference of every other value of `key` to `value`, paired by seed, and where the
+    predictions of both are there, McNemar's test on the same images; raise a UserError.
+    """
+    differences, digits = against_value(runs, key, value, what), what.digits
+    rows = [
+        [
+            *_name(d), str(d["value"]), f"{d['n']}", f"{d['delta']:+.{digits}f}",
+            NONE if pd.isna(d["low"]) else f"{d['low']:+.{digits}f} to {d['high']:+.{digits}f}",
+            _p(d["p"]), _p(d["p_holm"]), _mcnemar(d["path"], d["path_baseline"]),
+        ]
+        for d in differences.to_dict("records")
+    ]  # fmt: skip
+    header = [
+        "Data set", "Architecture", "Variant", key, "Pairs", f"Δ to {value}", "95% interval",
+        "p", "p (Holm)", "McNemar's p, seed by seed",
+    ]  # fmt: skip
+    title = f"Differences to {key}={value}"
+    caption = (
+        f"Difference of {what.words} {notes.of_epoch(what.epoch)} to {key}={value} in "
+        f"{what.points}, paired by seed: mean, 95% interval, two-sided p of a paired t test over "
+        f"seeds, p corrected for the {differences['p'].notna().sum()} tests here (Holm), and exact "
+        "p of McNemar's test on the test images of each pair of runs with predictions=true."
+    )
+    lines = [*what.notes]
+    if differences.empty:
+        lines.append(f"No run is the same as one with {key}={value} in all else, with its seed.")
+    else:
+        lines += notes.power(differences, what)
+    return Table(f"differences_{key}_{value}", title, caption, header, rows, lines)
+
+
+def _mcnemar(paths: list[str], others: list[str]) -> str:
+    """Return the p of each pair of runs that have predictions of the same images."""
+    found = []
+    for one, other in zip(map(read_predictions, paths), map(read_predictions, others), strict=True):
+        if one and other and np.array_equal(one.labels, other.labels):
+            found.append(_p(mcnemar(one, other)))
+    return ", ".join(found) or NONE
 
 
 def paper_table(runs: pd.DataFrame, what: Measured = ACCURACY) -> Table:

@@ -8,13 +8,8 @@ from resnests import aggregate
 from resnests.errors import UserError
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import read_runs
-from resnests.results.predictions import (
-    Predictions,
-    confusion_drawings,
-    confusion_tables,
-    mcnemar,
-    read_predictions,
-)
+from resnests.results.paired import Predictions, mcnemar, read_predictions
+from resnests.results.predictions import confusion_drawings, confusion_tables
 
 LABELS = np.array([0, 0, 0, 0, 1, 1])
 

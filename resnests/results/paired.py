@@ -1,0 +1,54 @@
+"""What networks say of each test image, and a paired test of two on the same images."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+
+from resnests.errors import UserError
+from resnests.runs.directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Holds the labels (N,) of the test images, the classes predicted (N,), and all their names."""
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    classes: list[str]
+
+
+def read_predictions(path: str) -> Predictions | None:
+    """Return the predictions of the run in `path`, None where it has none; raise a UserError where
+    its file is unsound.
+    """
+    file = RunDirectory(path).predictions_file
+    if not file.is_file():
+        return None
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
+            labels, predicted, logits = found["label"], found["prediction"], found["logits"]
+            count = logits.shape[1]
+            names = found["classes"].tolist() if "classes" in found else range(count)
+        for values in (labels, predicted):
+            if values.shape != logits.shape[:1] or values.min() < 0 or values.max() >= count:
+                raise ValueError(f"no classes of {count}")
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{file}: no predictions ({error}); predictions=true writes them"
+        ) from error
+    return Predictions(labels, predicted, [str(name) for name in names])
+
+
+def mcnemar(one: Predictions, other: Predictions) -> float:
+    """Return the exact two-sided p of McNemar's test: whether two networks are right on as many of
+    the same images.
+    """
+    from scipy.special import bdtr
+
+    right = one.predicted == one.labels, other.predicted == other.labels
+    only = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+    return min(1.0, 2 * float(bdtr(min(only), sum(only), 0.5))) if sum(only) else 1.0

@@ -1,0 +1,94 @@
+"""Differences to any value of any axis, paired by seed."""
+
+import numpy as np
+import pytest
+import trees
+from scipy import stats
+
+from resnests.errors import UserError
+from resnests.results.cells import drop_copies, label_rows
+from resnests.results.frame import read_runs
+from resnests.results.output import plan
+from resnests.results.tables import axis_table
+
+ADAMW = {
+    "name": "adamw",
+    "lr": 0.001,
+    "weight_decay": 0.01,
+    "betas": [0.9, 0.99],
+    "momentum": None,
+    "nesterov": None,
+}
+
+
+def table(root, key, value):
+    return axis_table(drop_copies(label_rows(read_runs(root)[0]))[0], key, value)
+
+
+def add(root, accuracies, **config):
+    return [trees.add_run(root, a, seed=seed, **config) for seed, a in enumerate(accuracies)]
+
+
+def test_architectures_are_compared_seed_by_seed_within_the_same_recipe(tmp_path):
+    base, mine = [90.0, 91.0, 93.0], [92.0, 92.0, 96.0]
+    add(tmp_path, base)
+    add(tmp_path, mine, arch="resnet8")
+    add(tmp_path, [50, 51], arch="resnet8", trainer__epochs=7)
+    made = table(tmp_path, "arch", "resnet20")
+    (row,) = made.rows
+    assert row[1] == "ResNet-8" or row[1].startswith("ResNet-8,")
+    assert row[3:6] == ["resnet8", "3", "+2.00"]
+    p = stats.ttest_rel(mine, base).pvalue
+    assert row[7:9] == [f"{p:.3f}", f"{p:.3f}"]
+
+
+def test_an_axis_brings_its_keys_along(tmp_path):
+    add(tmp_path, [90, 91])
+    add(tmp_path, [80, 83], optimizer=ADAMW)
+    (row,) = table(tmp_path, "optimizer", "sgd").rows
+    assert row[3:6] == ["adamw", "2", "-9.00"]
+    (row,) = table(tmp_path, "optimizer", "adamw").rows
+    assert row[3:6] == ["sgd", "2", "+9.00"]
+
+
+def test_a_value_of_a_key_and_holm_over_what_is_shown(tmp_path):
+    for rate, accuracies in ((0.1, [90, 91, 92]), (0.2, [91, 93, 93]), (0.3, [80, 82, 81])):
+        add(tmp_path, accuracies, optimizer=trees.SGD | {"lr": rate})
+    made = table(tmp_path, "optimizer.lr", "0.1")
+    assert [row[3] for row in made.rows] == ["0.2", "0.3"]
+    plain, corrected = zip(*((row[7], row[8]) for row in made.rows), strict=True)
+    assert float(corrected[0]) == float(plain[0])  # the larger p
+    assert "2 tests here" in made.caption
+
+
+def test_pairs_with_predictions_have_an_exact_test(tmp_path):
+    labels = np.zeros(10, int)
+    for wrong, arch in ((0, "resnet20"), (6, "resnet8")):
+        (run,) = add(tmp_path, [90], arch=arch)
+        predicted = (np.arange(10) < wrong).astype(int)
+        logits = np.eye(2)[predicted]
+        np.savez(run.predictions_file, label=labels, prediction=predicted, logits=logits)
+    (row,) = table(tmp_path, "arch", "resnet20").rows
+    assert row[9] == f"{2 / 64:.3f}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (
+            "arch",
+            "resnet99",
+            "--compare arch=resnet99: no complete run has it; expected one of",
+        ),
+        ("colour", "red", "--compare colour=red: expected a key that the runs have"),
+    ],
+)
+def test_what_no_run_has_is_one_line(tmp_path, key, value, said):
+    add(tmp_path, [90])
+    with pytest.raises(UserError, match=said):
+        table(tmp_path, key, value)
+
+
+def test_a_comparison_is_a_word_or_a_value():
+    with pytest.raises(UserError, match=r"--compare=mean: expected standard, paper, or KEY=VALUE"):
+        plan(None, None, None, ["mean"])
