@@ -68,6 +68,8 @@ def parser() -> argparse.ArgumentParser:
     add("--analysis", action="store_true", help="tables of what task=analyze measured instead")
     matrix = "a confusion matrix of each cell instead, of runs with predictions=true"
     add("--confusion", action="store_true", help=matrix)
+    one = "with --output DIR: a figure with the curves of all cells that are meant, too"
+    add("--together", action="store_true", help=one)
     add("--trials", action="store_true", help="with the trials of searches, which are no results")
     add("--status", action="store_true", help="instead of tables, how far every cell is")
     alive = "instead of tables, serve the page alive on 127.0.0.1, at this port (default: 8642)"
@@ -126,6 +128,8 @@ def _aggregate() -> None:
     if arguments.confusion and (arguments.analysis or arguments.compare or arguments.select):
         raise UserError("--confusion goes neither with --analysis nor --compare nor --select")
     plan = output.plan(arguments.output, arguments.format, arguments.statistic, arguments.compare)
+    if arguments.together and plan.format not in (None, "html"):
+        raise UserError("--together goes with --output DIR or a page, as it draws a figure")
     single = arguments.list or arguments.show or arguments.delete or arguments.best is not None
     runs, warnings = read_runs(root, arguments.trials, planned=not single and plan.format != "csv")
     runs = select(runs, query)
@@ -140,9 +144,8 @@ def _aggregate() -> None:
         raise UserError(f"--compare paper: the paper has test accuracies, no {what.words}")
     plan = replace(plan, what=what)
     runs, copies = drop_copies(label_rows(runs))
-    result = output.Results(
-        runs, [*warnings, *copies], plan, arguments.analysis, arguments.confusion
-    )
+    kinds = arguments.analysis, arguments.confusion, arguments.together
+    result = output.Results(runs, [*warnings, *copies], plan, *kinds)
     output.write(result)
     for line in result.problems:
         print(f"aggregate.py: warning: {line}", file=sys.stderr)

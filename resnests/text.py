@@ -31,6 +31,21 @@ def as_typed(value: Any) -> Any:
     return value
 
 
+def brief(value: Any) -> Any:
+    """Return a configured value as labels have it: as typed, but a `_target_` with its arguments as
+    a call. The paths of torchvision's transforms and of ours go without saying; any other stays.
+    """
+    if isinstance(value, list):
+        return "[" + ",".join(str(brief(item)) for item in value) + "]"
+    if isinstance(value, dict) and isinstance(value.get("_target_"), str):
+        name = value["_target_"]
+        for known in ("torchvision.transforms.v2.", "resnests.data.augment."):
+            name = name.removeprefix(known)
+        others = ",".join(f"{k}={brief(v)}" for k, v in value.items() if k != "_target_")
+        return f"{name}({others})" if others else name
+    return as_typed(value)
+
+
 def progress(items: Sequence[T], what: str) -> Iterator[T]:
     """Yield `items`, with a bar on a terminal once they have taken a second."""
     from rich.console import Console

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from resnests.text import accuracy, as_typed, duration, epoch_line, flat
+from resnests.text import accuracy, as_typed, brief, duration, epoch_line, flat
 
 ROW = {"epoch": 2.0, "lr": 0.1, "seconds": 3.0, "images_per_second": 100.0, "train_loss": 0.5}
 ROW |= {"train_accuracy": 80.0, "test_loss": 0.0, "test_accuracy": 0.0}
@@ -42,3 +42,12 @@ def test_values_are_written_as_one_types_them():
 )
 def test_durations_are_readable(seconds, text):
     assert duration(seconds) == text
+
+
+def test_labels_have_a_target_as_a_call():
+    cutout = {"_target_": "resnests.data.augment.Cutout", "size": 16}
+    assert brief([cutout, {"_target_": "mine.Noise"}]) == "[Cutout(size=16),mine.Noise]"
+    assert (
+        brief({"_target_": "torchvision.transforms.v2.MixUp", "alpha": 0.5}) == "MixUp(alpha=0.5)"
+    )
+    assert brief([1, None]) == "[1,null]"

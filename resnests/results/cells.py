@@ -18,7 +18,7 @@ from resnests.config.recipe import IMAGES, distinguishing_keys
 from resnests.config.schedule import MOVED
 from resnests.paper import ARCHS, VARIANTS, arch_label, learning_rate, variant_label
 from resnests.results.columns import PLANNED
-from resnests.text import as_typed
+from resnests.text import as_typed, brief
 
 
 class Cell(NamedTuple):
@@ -116,9 +116,7 @@ def common_recipe(runs: pd.DataFrame) -> str:
     if trained.empty:
         return ""
     recipes = [json.loads(values) for values in trained["recipe_values"].unique()]
-    shared = set.intersection(
-        *({(k, as_typed(v)) for k, v in recipe.items()} for recipe in recipes)
-    )
+    shared = set.intersection(*({(k, brief(v)) for k, v in recipe.items()} for recipe in recipes))
     parts = [f"{key}={value}" for key, value in sorted(shared) if not key.startswith(_SAID)]
     rates = {
         row: _learning_rates(group)
@@ -185,7 +183,7 @@ def _row_values(recipe: dict[str, Any]) -> dict[str, Any]:
     nature.
     """
     recorded = json.loads(recipe["recipe_values"])
-    values = {k: as_typed(value) for k, value in recorded.items() if not k.startswith(_OF_VARIANT)}
+    values = {k: brief(value) for k, value in recorded.items() if not k.startswith(_OF_VARIANT)}
     if recipe["given"]:
         # How given weights were trained is not on record; two folders of them are two rows.
         values = {key: value for key, value in values.items() if key.startswith(_OF_EVALUATION)}

@@ -60,6 +60,7 @@ class Results:
     plan: Plan
     analysis_only: bool = False
     confusion: bool = False
+    together: bool = False
 
     def tables(self) -> list[Table]:
         if self.confusion:
@@ -110,7 +111,7 @@ class Results:
         from resnests.results import analysis_plots, plots
 
         if not self.analysis_only:
-            yield from plots.drawings(self.runs, self.problems, self.plan.what)
+            yield from plots.drawings(self.runs, self.problems, self.plan.what, self.together)
         yield from analysis_plots.drawings(self.analyses)
 
     def csv(self) -> str:

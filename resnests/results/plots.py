@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from resnests.errors import require
 from resnests.paper import arch_label
 from resnests.results import notes
 from resnests.results.cells import CELL, Cell, names, row_name
@@ -33,14 +34,18 @@ from resnests.results.style import (
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import METRICS, BrokenRecord
 
+MOST = 12  # cells in one figure, that lines can be told apart
+
 
 def drawings(
-    runs: pd.DataFrame, problems: list[str], what: Measured = ACCURACY
+    runs: pd.DataFrame, problems: list[str], what: Measured = ACCURACY, together: bool = False
 ) -> Iterator[Drawing]:
     """Draw all figures of labelled `runs`, those of numbers of `what`, one by one; add a line to
     `problems` for each history that cannot be read.
     """
     complete = runs[runs["status"] == "complete"]
+    if together:
+        yield from _together(complete[~complete["given"]], problems, what)
     for _, mine in complete.groupby(["dataset", "row"], observed=True):
         cells = with_interval(cell_statistics(mine, what), what=what).reset_index()
         if cells.empty:
@@ -50,10 +55,25 @@ def drawings(
             yield _variants(cells, what)
             yield _parameters(cells, what)
         for _, inside in mine[~mine["given"]].groupby("arch", observed=True):
-            data = _histories(inside, problems)
+            data = _histories(inside, problems, what)
             if len(data):
                 with mpl.rc_context(STYLE):
-                    yield _curves(data, variant_styles(inside["variant"]))
+                    yield _curves(data, variant_styles(inside["variant"]), what)
+
+
+def _together(runs: pd.DataFrame, problems: list[str], what: Measured) -> Iterator[Drawing]:
+    """Draw the curves of all cells of a data set in one figure; raise a UserError for too many."""
+    for dataset, mine in runs.groupby("dataset", observed=True):
+        data = _histories(mine, problems, what)
+        if data.empty:
+            continue
+        cells = [notes.cell_name(Cell(*key)) for key in data[CELL].itertuples(index=False)]
+        known = list(dict.fromkeys(cells))
+        expected = f"words that choose at most {MOST} cells, such as arch=resnet20"
+        require(len(known) <= MOST, "--together", f"{len(known)} cells of {dataset}", expected)
+        styles = [VariantStyle(name, index) for index, name in enumerate(known)]
+        with mpl.rc_context(STYLE):
+            yield _curves(data.assign(variant=cells), styles, what, str(dataset))
 
 
 def _published(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.Series:
@@ -65,16 +85,16 @@ def _published(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.Series:
     return same.reindex(pd.MultiIndex.from_frame(cells[CELL])).to_numpy(float)
 
 
-def _histories(runs: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+def _histories(runs: pd.DataFrame, problems: list[str], what: Measured = ACCURACY) -> pd.DataFrame:
     """Return, over the seeds of each cell, epoch, n, and mean and sample standard deviation of each
     metric per epoch.
     """
-    frames = []
+    frames, metrics = [], tuple(dict.fromkeys((*METRICS, what.column)))
     for key, cell in runs.groupby(CELL, observed=True):
         tables = []
         for path, epochs in zip(cell["path"], cell["epochs"], strict=True):
             try:
-                columns = RunDirectory(path).read_history(("epoch", *METRICS))
+                columns = RunDirectory(path).read_history(("epoch", *metrics))
                 history = np.array(list(columns.values()))
                 if history.shape[1] != epochs:
                     raise BrokenRecord(f"history.csv has {history.shape[1]} epochs, not {epochs}")
@@ -88,15 +108,19 @@ def _histories(runs: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
         cube = np.stack([table[:, :shared] for table in tables])  # (seeds, 1 + metrics, epochs)
         frame = pd.DataFrame(Cell(*key)._asdict() | {"epoch": cube[0, 0].astype(int)})
         frame["n"] = len(cube)
-        for name, values in zip(METRICS, cube[:, 1:].swapaxes(0, 1), strict=True):
+        for name, values in zip(metrics, cube[:, 1:].swapaxes(0, 1), strict=True):
             frame[f"{name}_mean"] = values.mean(axis=0)
             frame[f"{name}_std"] = values.std(axis=0, ddof=1) if len(cube) > 1 else np.nan
         frames.append(frame)
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _curves(data: pd.DataFrame, styles: list[VariantStyle]) -> Drawing:
-    """Draw training loss and test accuracy of one architecture."""
+def _curves(
+    data: pd.DataFrame, styles: list[VariantStyle], what: Measured, together: str | None = None
+) -> Drawing:
+    """Draw training loss and `what` of one architecture, or of all cells of the data set
+    `together`.
+    """
     cell = Cell(*data.loc[0, CELL])
     figure = Figure(figsize=(WIDTH, 3.9))
     loss, accuracy = figure.subplots(2, 1, sharex=True)
@@ -108,9 +132,9 @@ def _curves(data: pd.DataFrame, styles: list[VariantStyle]) -> Drawing:
     for place, style in enumerate(styles):
         shift = 0.5 * (place - (len(styles) - 1) / 2) / len(styles)
         _curve(loss, curves[style.variant], "train_loss", style, shift)
-        _curve(accuracy, curves[style.variant], "test_accuracy", style, shift)
-    _scale(loss, accuracy, data)
-    name = figure_name(cell.dataset, row_name(cell.arch, cell.row))
+        _curve(accuracy, curves[style.variant], what.column, style, shift)
+    _scale(loss, accuracy, data, what)
+    name = figure_name(together or cell.dataset, "" if together else row_name(cell.arch, cell.row))
     single = data["epoch"].nunique() == 1
     drawn = [legend_entry(style, style.point if single else style.line) for style in styles]
     title_and_legend(figure, name, drawn)
@@ -118,28 +142,29 @@ def _curves(data: pd.DataFrame, styles: list[VariantStyle]) -> Drawing:
     if data["n"].max() > 1:
         kind = "bar" if single else "band"
         seeds = f"mean of {seeds}, {kind} of one sample standard deviation to either side"
-    key = figure_key("curves", cell.dataset, cell.arch, cell.row)
+    parts = [together, "together"] if together else [cell.dataset, cell.arch, cell.row]
+    key = figure_key("curves", *parts)
     return Drawing(key, f"Learning curves, {name}: {seeds}", figure, data)
 
 
-def _scale(loss: Axes, accuracy: Axes, data: pd.DataFrame) -> None:
+def _scale(loss: Axes, accuracy: Axes, data: pd.DataFrame, what: Measured) -> None:
     """Set axes that show the end of training; the first tenth of the epochs may leave the panel of
     accuracies.
     """
     loss.set(ylabel="Training loss")
     if loss.get_yscale() == "log":
         plain_numbers(loss.yaxis)
-    accuracy.set(ylabel="Test accuracy (%)", xlabel="Epoch")
+    accuracy.set(ylabel=what.axis, xlabel="Epoch")
     accuracy.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if data["epoch"].nunique() == 1:
         accuracy.set_xlim(data["epoch"].iloc[0] - 0.5, data["epoch"].iloc[0] + 0.5)
-    mean, std = data["test_accuracy_mean"], data["test_accuracy_std"].fillna(0)
+    mean, std = data[f"{what.column}_mean"], data[f"{what.column}_std"].fillna(0)
     settled = data["epoch"] > 0.1 * data["epoch"].max()
-    low = (mean - std)[settled].clip(lower=0).min()
-    high = (mean + std)[settled].clip(upper=100).max()
+    low = (mean - std)[settled].clip(lower=what.bounds[0]).min()
+    high = (mean + std)[settled].clip(upper=what.bounds[1]).max()
     if mean[settled].isna().all():
         low, high = 0, 100
-    margin = 0.05 * (high - low) + 0.2
+    margin = 0.05 * (high - low) + 0.1**what.digits * 20
     accuracy.set_ylim(low - margin, high + margin)
 
 
@@ -150,7 +175,9 @@ def _curve(axes: Axes, curve: pd.DataFrame, metric: str, style: VariantStyle, sh
     """
     curve = curve[curve[f"{metric}_mean"].notna()]
     x, y, std = (curve[name].to_numpy() for name in ("epoch", f"{metric}_mean", f"{metric}_std"))
-    low, high = np.maximum(y - std, 0), y + std
+    low, high = y - std, y + std
+    if (y >= 0).all():
+        low = np.maximum(low, 0)
     if axes.get_yscale() == "log":
         low = np.maximum(low, y / 10)  # the axis ends above 0
     if metric.endswith("accuracy"):

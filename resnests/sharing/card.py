@@ -62,8 +62,7 @@ metrics: [accuracy]
 
 # {names}, {dataset_label(record.dataset)}
 
-A network of *ResNEsts and DenseNEsts: Block-based DNN Models with Improved Representation
-Guarantees* (Chen, Lee, Garudadri, Rao; NeurIPS 2021) or of their family, trained by resnests.
+{_origin(record)}
 All accuracies are of the last epoch.
 
 {_table(rows)}
@@ -84,6 +83,16 @@ All accuracies are of the last epoch.
 
 {_table(_provenance(record) | digests)}
 """
+
+
+def _origin(record: Record) -> str:
+    """Return whose network it is, as far as the configuration tells."""
+    target = record.config.get("arch", {}).get("_target_")
+    if target:
+        return f"A network made by `{target}`, trained by resnests."
+    return """\
+A network of *ResNEsts and DenseNEsts: Block-based DNN Models with Improved Representation
+Guarantees* (Chen, Lee, Garudadri, Rao; NeurIPS 2021) or of their family, trained by resnests."""
 
 
 def _in_and_out(about: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from resnests.runs.record import FINAL
 from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.precision import warn_of_emulation
-from resnests.text import flat, progress
+from resnests.text import brief, flat, progress
 
 CONTEXT_GB = 0.6  # that CUDA takes for a process, beside what its tensors do
 
@@ -244,6 +244,12 @@ def _values(config: Config) -> dict[str, Any]:
     return dict(flat(config_dict(config)))
 
 
+def _told(value: Any) -> Any:
+    """Return a value as a label has it: a `_target_` as a call, all else as Python writes it."""
+    items = value if isinstance(value, list) else [value]
+    return brief(value) if any(isinstance(item, dict) for item in items) else value
+
+
 def _disambiguate(runs: list[Run]) -> list[Run]:
     """Return `runs`, whose labels tell apart those of the same names and seed."""
     groups: dict[str, list[Run]] = defaultdict(list)
@@ -257,6 +263,6 @@ def _disambiguate(runs: list[Run]) -> list[Run]:
             keys.insert(keys.index(WEIGHTS), "weights")  # a digest alone says little
         for run, recipe in zip(group, recipes, strict=True) if keys else ():
             values = _values(run.config) | recipe
-            told = " ".join(f"{key}={values.get(key)}" for key in keys)
+            told = " ".join(f"{key}={_told(values.get(key))}" for key in keys)
             differs[run.directory.path] = told
     return [replace(run, differs=differs.get(run.directory.path, "")) for run in runs]

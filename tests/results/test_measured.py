@@ -100,6 +100,7 @@ def test_validation_chooses_a_value_of_each_cell_and_its_test_is_reported(tmp_pa
             "--by test_accuracy: expected va",
         ),
         (["--select", "optimizer.rate"], "--select optimizer.rate: expected a key that the runs"),
+        (["--together"], "--together goes with --output DIR"),
         (["--by", "val_f1"], "--by goes with --best or --select"),
         (
             ["--metric", "f1", "--compare", "paper"],
@@ -129,3 +130,37 @@ def test_networks_of_ones_own_have_one_column(tmp_path):
     add(tmp_path, 90, 80)
     made, _ = cells(tmp_path)
     assert made.header == ["Architecture", "Standard"]
+
+
+def test_curves_of_chosen_cells_stand_in_one_figure(tmp_path):
+    for seed in (0, 1):
+        for arch in ("resnet20", "resnet8"):
+            for variant in ("standard", "bn_resnest"):
+                add(tmp_path, 90 - seed, 80, seed, arch=arch, variant=variant)
+    runs = drop_copies(label_rows(read_runs(tmp_path)[0]))[0]
+    what, problems = measured(runs, "accuracy", "val", "last"), []
+    made = {d.key: d for d in drawings(runs, problems, what, together=True)}
+    one = made["curves_cifar10_together"]
+    assert set(one.data["variant"]) == {
+        "ResNet-8 Standard", "ResNet-20 Standard", "ResNet-8 BN-ResNEst", "ResNet-20 BN-ResNEst",
+    }  # fmt: skip
+    assert one.figure.axes[1].get_ylabel() == "Validation accuracy (%)"
+    assert "val_accuracy_mean" in one.data
+    assert problems == []
+    for count in range(10):
+        add(tmp_path, 90, 80, arch="resnet8", trainer__epochs=2, trainer__batch_size=count + 2)
+    runs = drop_copies(label_rows(read_runs(tmp_path)[0]))[0]
+    with pytest.raises(UserError, match=r"--together=1\d cells of cifar10: expected words that"):
+        list(drawings(runs, [], together=True))
+
+
+def test_runs_that_ended_by_patience_share_the_epochs_of_a_curve(tmp_path):
+    for seed, epochs in enumerate((3, 5)):
+        rows = trees.history_rows(90, epochs, val=True)
+        record = {"epochs": epochs}
+        options = HELD_OUT | {"trainer__epochs": 9, "trainer__patience": 2}
+        trees.add_run(tmp_path, 90, history=rows, seed=seed, record=record, **options)
+    runs, problems = drop_copies(label_rows(read_runs(tmp_path)[0]))[0], []
+    (curves,) = (d for d in drawings(runs, problems) if d.key.startswith("curves"))
+    assert curves.data["epoch"].tolist() == [1, 2, 3]
+    assert problems == []

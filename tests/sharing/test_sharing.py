@@ -20,6 +20,7 @@ from resnests.models.resnet import count_parameters
 from resnests.models.weights import save_weights
 from resnests.runs.directory import RunDirectory
 from resnests.sharing import export as writers
+from resnests.sharing.card import card
 from resnests.sharing.export import export
 
 IMAGES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -51,12 +52,12 @@ def test_load_model_gives_the_network_back(tmp_path, variant):
     assert torch.equal(loaded(IMAGES), model(IMAGES))
     given = build_model("resnet8", variant, weights=folder / "model.safetensors")
     assert torch.equal(given.eval()(IMAGES), model(IMAGES))
-    card = (folder / "README.md").read_text()
-    assert "| test accuracy | 90.00% |" in card
-    assert "mean over n = 2 seed(s) | 91.00% ± 1.41 |" in card
-    assert "| optimizer.weight_decay | 0.0005 |" in card
-    assert "0123456789abcdef" in card
-    code = card.split("```python\n")[1].split("```")[0].replace('"."', repr(str(folder)))
+    text = (folder / "README.md").read_text()
+    assert "| test accuracy | 90.00% |" in text
+    assert "mean over n = 2 seed(s) | 91.00% ± 1.41 |" in text
+    assert "| optimizer.weight_decay | 0.0005 |" in text
+    assert "0123456789abcdef" in text
+    code = text.split("```python\n")[1].split("```")[0].replace('"."', repr(str(folder)))
     exec(code, {"images": IMAGES})  # as the card says it is used
 
 
@@ -148,11 +149,11 @@ def test_a_folder_exported_in_two_formats_keeps_both(tmp_path):
     assert torch.equal(load_model(folder)(IMAGES), model(IMAGES))
     about = json.loads((folder / "config.json").read_text())
     assert list(about["files"]) == ["safetensors", "torchscript"]
-    card = (folder / "README.md").read_text()
-    assert "load_model" in card
-    assert "torch.jit.load" in card
+    text = (folder / "README.md").read_text()
+    assert "load_model" in text
+    assert "torch.jit.load" in text
     for described in about["files"].values():
-        assert described["sha256"] in card
+        assert described["sha256"] in text
     run = RunDirectory.of(config)
     run.write_record(dataclasses.replace(run.read_record(), test_accuracy=12.0))
     export(dataclasses.replace(config, format="torchscript"))
@@ -190,10 +191,10 @@ def test_whoever_gets_a_folder_can_prepare_an_image_and_name_a_class(tmp_path, m
     folder = export(config)
     about = json.loads((folder / "config.json").read_text())
     assert (about["classes"], about["size"], about["image_size"]) == (names, 24, [24, 24])
-    card = (folder / "README.md").read_text()
-    assert "(N, 3, 24, 24)" in card
-    assert "the shorter side was scaled to 24 pixels" in card
-    assert '(N, 10), one for each class, in this order: "größe|0", "größe|1",' in card
+    text = (folder / "README.md").read_text()
+    assert "(N, 3, 24, 24)" in text
+    assert "the shorter side was scaled to 24 pixels" in text
+    assert '(N, 10), one for each class, in this order: "größe|0", "größe|1",' in text
     assert torch.equal(load_model(folder)(IMAGES), model(IMAGES))
     edit(folder, classes=names[::-1])
     with pytest.raises(UserError, match=r"config.json was edited"):
@@ -210,8 +211,8 @@ def test_the_card_averages_complete_runs_alone_and_counts_nothing_correct(tmp_pa
         other = RunDirectory(run.path.parent / f"seed={seed}")
         other.path.mkdir()
         other.write_record(dataclasses.replace(record, **changed))
-    card = (export(config) / "README.md").read_text()
-    assert "mean over n = 3 seed(s) | 60.67% ± 52.55 |" in card
+    text = (export(config) / "README.md").read_text()
+    assert "mean over n = 3 seed(s) | 60.67% ± 52.55 |" in text
 
 
 def edit(folder: Path, **values) -> None:
@@ -294,3 +295,15 @@ def test_a_network_that_a_format_does_not_know_is_one_line(tmp_path, monkeypatch
     monkeypatch.setitem(writers._WRITERS, "torchscript", unknown)
     with pytest.raises(UserError, match=r"^format=torchscript: the network cannot be exported: Ru"):
         export(config)
+
+
+def test_a_card_says_whose_network_it_is(tmp_path):
+    run = trees.add_run(tmp_path, 90)
+    ours, about = run.read_record(), {"files": {}, "image_size": [32, 32], "size": None}
+    about |= {"mean": [0], "std": [1], "classes": None, "num_classes": 10}
+    assert "Chen, Lee, Garudadri, Rao" in card(run, ours, about)
+    arch = {"name": "mine", "_target_": "mine.net"}
+    own = dataclasses.replace(ours, config=ours.config | {"arch": arch})
+    text = card(run, own, about)
+    assert "A network made by `mine.net`, trained by resnests." in text
+    assert "ResNEsts" not in text
