@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import trees
@@ -125,9 +126,12 @@ def finished(tmp_path_factory) -> Path:
         for variant in ("standard", "resnest"):
             rows = trees.history_rows(90 + seed, 5, val=True)
             values = {"seed": seed, "variant": variant, "dataset__val_fraction": 0.1}
+            record = {"metrics": {"f1": {"val": 80.0, "test": 81.0}}}
             run = trees.add_run(
-                folder / "runs", 90 + seed, history=rows, trainer__epochs=5, **values
+                folder / "runs", 90 + seed, history=rows, trainer__epochs=5, record=record, **values
             )
+    labels = np.arange(10)
+    np.savez(run.predictions_file, label=labels, prediction=labels, logits=np.eye(10))
     run.analysis.path.mkdir()
     run.analysis.write_record(dataclasses.replace(run.read_record(), task="analyze"))
     solves = [Solve(TRAINED, "exact", "3.3", 576, 0.3)]

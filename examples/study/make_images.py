@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SIZE = 24
+SIZE = 32
 
 
 def shape(kind: str, rng: np.random.Generator) -> np.ndarray:

@@ -20,6 +20,7 @@ from resnests.config.parts import Dataset
 from resnests.config.targets import build
 from resnests.data.arrays import Loaded, Split, from_arrays, in_turn, stratified
 from resnests.data.sources import SOURCES
+from resnests.data.torchvision_sets import arrays_of, is_torchvision
 from resnests.errors import UserError, require
 
 
@@ -99,7 +100,11 @@ def read(dataset: Dataset) -> Loaded:
     if dataset.target is None:
         prepare(dataset)
         return SOURCES[dataset.source].read(dataset)
-    parts: Any = build("dataset", dataset, named={"root": dataset.root})
+    parts: Any
+    if is_torchvision(dataset):
+        parts = arrays_of(dataset)
+    else:
+        parts = build("dataset", dataset, named={"root": dataset.root})
     what = f"dataset._target_={dataset.target}"
     if not isinstance(parts, dict) or not {"train", "test"} <= parts.keys():
         form = '{"train": (images, labels), "test": (images, labels)}'
