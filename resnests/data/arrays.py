@@ -24,12 +24,14 @@ class Split:
     images: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...] | None = None
+    files: np.ndarray | None = None  # text (N,): which file each image is of, below dataset.root
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: slice | np.ndarray) -> Split:
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        files = None if self.files is None else self.files[index]
+        return replace(self, images=self.images[index], labels=self.labels[index], files=files)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ class Folder:
             known = _decode(listing, dataset.size)
             if dataset.size is not None:
                 cache.write(known, dataset.size)
-        return replace(known, notes=(*listing.notes, *known.notes))
+        files = np.array([str(picture.path.relative_to(root)) for picture in listing.test])
+        notes = (*listing.notes, *known.notes)
+        return replace(known, test=replace(known.test, files=files), notes=notes)
 
     def digest(self, dataset: Dataset) -> str | None:
         """Return the digest that read() would, without decoding a picture."""

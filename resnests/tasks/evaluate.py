@@ -40,7 +40,7 @@ def evaluate(run: Run) -> None:
         raise UserError(f"weights={path}: their test loss is {loss}, expected {expected}")
     run.begin()
     if config.predictions:
-        write_predictions(run, model, test)
+        write_predictions(run, model, test, splits.test)
     record.test_loss, record.test_accuracy = loss, accuracy
     note_metrics(record, {f"test_{name}": value for name, value in found.items()}, config)
     record.seconds = round(seconds, 3)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from resnests.config.schema import Config
+from resnests.data.arrays import Split
 from resnests.data.pipelines import Images
 from resnests.errors import UserError
 from resnests.models.weights import load_weights
@@ -51,7 +52,7 @@ def measure(run: Run) -> None:
     for kind, file in files.items():
         load_weights(file, model)
         if kind == "" and config.predictions:
-            write_predictions(run, model, evaluations["test"])
+            write_predictions(run, model, evaluations["test"], splits.test)
         for split, images in evaluations.items() if metrics else ():
             found = loop.evaluate(model, images, precision, run.should_stop, metrics)
             measured |= {f"{split}_{kind}{name}": found[name] for name in metrics}
@@ -64,14 +65,18 @@ def measure(run: Run) -> None:
     directory.write_record(record)
 
 
-def write_predictions(run: Run, model: nn.Module, test: Images) -> None:
-    """Write what the network says of each test image, in their order, as predictions.npz."""
+def write_predictions(run: Run, model: nn.Module, test: Images, split: Split) -> None:
+    """Write what the network says of each image of the test `split`, in their order, as
+    predictions.npz.
+    """
     precision = run.config.trainer.precision
     logits = [part.cpu() for part, _ in loop.predict(model, test, precision, run.should_stop)]
     scores = torch.cat(logits).numpy()
     values = {"label": test.labels.cpu().numpy(), "prediction": scores.argmax(1), "logits": scores}
     if run.record.classes:
         values["classes"] = np.array(run.record.classes, dtype=str)
+    if split.files is not None:
+        values["path"] = split.files
     file = io.BytesIO()
     np.savez_compressed(file, **values)
     write_atomic(run.directory.predictions_file, file.getvalue())

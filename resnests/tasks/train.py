@@ -94,7 +94,7 @@ def train(run: Run) -> None:
         run.note_memory()
     save_weights(directory.weights_file, model)
     if config.predictions:
-        write_predictions(run, model, evaluations["test"])
+        write_predictions(run, model, evaluations["test"], splits.test)
     if averaged:
         save_weights(directory.averaged_weights_file, averaged.module)
 

@@ -1,10 +1,12 @@
 """Losses and metrics of one's own: through a training, on record, and refused in one line."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from data_images import write_classes
 from helpers import TINY, history, make_config, tiny
 from torch.nn import functional as F
 
@@ -197,3 +199,17 @@ def test_predictions_are_written_at_the_end_of_a_run_and_for_a_finished_one(tmp_
     assert not directory.predictions_file.exists()
     with pytest.raises(UserError, match="predictions=True: expected false, as task=export"):
         config("predictions=true", "task=export", "weights=w")
+
+
+def test_predictions_of_a_folder_name_its_files(tmp_path):
+    write_classes(tmp_path / "leaves", 5)
+    folder = {"name": "leaves", "source": "images", "root": str(tmp_path / "leaves")}
+    options = (f"runs_dir={tmp_path / 'runs'}", "predictions=true", "trainer.batch_size=4")
+    mine = config(*options, dataset=folder)
+    run_experiment(mine)
+    with np.load(RunDirectory.of(mine).predictions_file, allow_pickle=False) as found:
+        files, classes, labels = found["path"], found["classes"], found["label"]
+    assert len(files) == len(labels) > 0
+    for file, label in zip(files, labels, strict=True):
+        assert (tmp_path / "leaves" / file).is_file()
+        assert classes[label] in Path(file).parts
