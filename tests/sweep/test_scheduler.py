@@ -291,6 +291,16 @@ def test_a_job_queues_again_before_its_time_limit_if_it_got_on(
     assert calls == asked
 
 
+def test_a_node_without_scontrol_leaves_it_to_the_sweep(runs, submission, monkeypatch):
+    def run_job(index, at_once):
+        put(runs[2], "interrupted", epochs=3)
+        signal.raise_signal(signal.SIGUSR2)
+
+    monkeypatch.setattr(slurm_job, "run_job", run_job)
+    monkeypatch.setenv("PATH", "")
+    assert slurm_job.main() == 1
+
+
 def test_a_job_leaves_alone_what_is_finished(runs, submission, monkeypatch):
     put(runs[2], "complete")
     monkeypatch.setattr(slurm_job, "run_job", lambda *_: pytest.fail("trained again"))
