@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 from clusters import (
@@ -113,10 +115,11 @@ def test_two_sweeps_of_one_grid_share_it(tmp_path, nodes):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 def test_a_node_without_the_package_is_one_line_of_each_run_and_no_second_task(tmp_path):
-    package = REPOSITORY / "resnests"
-    hidden = f'mount -t tmpfs none {package} && exec "$0" "$@"'
+    packages = [Path(folder) / "resnests" for folder in (REPOSITORY, *sys.path)]
+    hidden = [f"mount -t tmpfs none {path}" for path in {*packages} if path.is_dir()]
+    command = " && ".join([*hidden, 'exec "$0" "$@"'])
     with RayNodes(nodes=0) as nodes:
-        nodes.add(prefix=("unshare", "--mount", "sh", "-c", hidden))
+        nodes.add(prefix=("unshare", "--mount", "sh", "-c", command))
         until(lambda: nodes.alive() == 2)
         assert sweep(tmp_path, *RAY, "cluster.gpus=0", "seed=0,1") == 1
     lines = log(tmp_path).splitlines()
