@@ -20,6 +20,7 @@ INTERVALS = (
     "100% where no value can be beyond."
 )
 _SIGNED = ("eps.train_loss", "eps.test_loss")  # columns whose values can be below 0
+_OWN = ("seed", "path", "arch.widths", "arch.blocks")
 _LISTS = ("solves", "points", "descents", "l2_path", "over_l2", "kept")
 
 
@@ -59,7 +60,7 @@ def read_analyses(runs: pd.DataFrame) -> Analyses:
             continue
         shared = {k: v for k, v in dataclasses.asdict(analysis).items() if k not in _LISTS}
         own = [dataclasses.asdict(solve) for solve in analysis.solves]
-        named = {name: run.get(name) for name in (*CELL, "seed", "path", "arch.widths")} | shared
+        named = {name: run.get(name) for name in (*CELL, *_OWN)} | shared
         # l2 of a solve is of other penalties alone, and would hide that of the analysis
         solves += [named | {"position": i} | solve | {"l2": analysis.l2}
                    for i, solve in enumerate(own)]  # fmt: skip

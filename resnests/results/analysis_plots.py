@@ -16,6 +16,7 @@ from resnests.results.analyses import Analyses, informative
 from resnests.results.analysis_details import drops
 from resnests.results.analysis_lines import line_drawings
 from resnests.results.analysis_sizes import size_drawings
+from resnests.results.analysis_widths import width_drawings
 from resnests.results.cells import row_name
 from resnests.results.style import (
     STYLE,
@@ -56,6 +57,7 @@ def drawings(analyses: Analyses) -> Iterator[Drawing]:
                 key = figure_key(f"drops_{family}", dataset, arch, row)
                 yield _drops(some, key, f"{name}. {_WORDS[family]}")
     yield from size_drawings(runs)
+    yield from width_drawings(runs)
 
 
 def _families(prefixes: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -1,24 +1,23 @@
-"""Draw how the gap to the bound depends on the depth and the width of networks."""
+"""Draw the gap of convolutional networks over the depth and the width of their last stage."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from resnests.results.cells import row_name
 from resnests.results.style import (
-    COLORS,
-    MARKERS,
     STYLE,
     WIDTH,
     Drawing,
+    VariantStyle,
     figure_key,
     figure_name,
     legend_entry,
@@ -26,111 +25,78 @@ from resnests.results.style import (
     variant_styles,
 )
 
-_RUN: dict[str, Any] = {"marker": MARKERS[0], "linestyle": "none"}
-_WIDTH_PANELS = {
-    "eps": "ε, cross-entropy",
-    "squared_eps": "ε, squared error",
-    "smallest_singular_value": "Smallest singular value",
-}
-_WIDTH_WORDS = (
-    "Width test, {name}: ε, the gap between the best last two maps and the best map of all "
-    "features, and the smallest singular value of [W_0 .. W_{{L-1}}]. That ε = 0 right of the "
-    "line, where that is not 0, is by construction, as both maps reach the same span; that it "
-    "is not 0 left of it is measured. Lines: what as many directions kept by chance would lose "
-    "in the mean, and what lost ones would seem to be worth without any meaning. "
-    "Below its first tick the scale of ε is linear; there it is 0 within certificates"
+_PANELS = {"eps": "ε", "squared_eps": "ε, squared", "rho": "Selectivity"}
+_LINES: dict[str, tuple[Any, str]] = {"random_eps": ("--", "by chance"), "floor": (":", "floor")}
+_WORDS = (
+    "{what}, {name} ({archs}): ε, the gap between the best last two maps and the best map of all "
+    "exact features, by cross-entropy with penalty and by squared error, and its selectivity; a "
+    "point a run, lines through means. Dashed: what as many directions kept by chance would lose "
+    "in the mean. Dotted: what lost ones would seem to be worth without any meaning. That ε >= 0 "
+    "is by construction; its size is measured"
 )
-_WIDTH_COLUMNS = [
-    "variant", "row", "seed", "width", "needed_width", "smallest_singular_value",
-    "eps", "eps_error", "squared_eps", "random_eps", "rho", "floor", "trained", "last_maps",
-    "bound", "linear",
-]  # fmt: skip
 
 
 def size_drawings(runs: pd.DataFrame) -> Iterator[Drawing]:
-    """Draw what there is to show of analysed `runs`: architectures of several depths or widths."""
+    """Draw ε of coupled networks that differ in the depth, or the width, of the last stage."""
     coupled = runs[runs["coupled"].eq(True) & runs["width"].isna()]
-    alike = ["dataset", "arch.widths", "row"]
-    for (dataset, widths, row), mine in coupled.groupby(alike, observed=True):
-        if mine["blocks"].nunique() > 1:
-            with mpl.rc_context(STYLE):
-                key = figure_key("depth", dataset, widths, row)
-                yield _depth(mine, key, figure_name(dataset, row))
-    wide = runs.dropna(subset=["width"])
-    alike = ["dataset", "arch", "setting"]
-    for (dataset, arch, setting), mine in wide.groupby(alike, observed=True):
-        if mine["width"].nunique() > 1:
-            with mpl.rc_context(STYLE):
-                yield _width(mine, str(dataset), str(arch), setting)
+    coupled = coupled.dropna(subset=["arch.widths", "arch.blocks"])
+    if coupled.empty:
+        return
+    widths = coupled["arch.widths"].map(json.loads)
+    shape = re.compile(r"arch\.(blocks|widths)=\[[^]]*\](, )?")
+    coupled = coupled.assign(
+        depth=coupled["blocks"],
+        last_width=widths.str[-1],
+        early=widths.str[:-1].astype(str) + coupled["arch.blocks"],
+        other=[shape.sub("", row).strip(", ") for row in coupled["row"].astype(str)],
+    )
+    kinds = (
+        ("depth", "arch.widths", "Depth of the last stage and the gap", "Blocks of the last stage"),
+        ("last_width", "early", "Width of the last stage and the gap", "Width of the last stage"),
+    )
+    for by, alike, what, label in kinds:
+        for (dataset, same, other), mine in coupled.groupby(
+            ["dataset", alike, "other"], observed=True
+        ):
+            if mine[by].nunique() > 1:
+                with mpl.rc_context(STYLE):
+                    key = figure_key(by, str(dataset), str(same), other)
+                    yield _draw(mine, by, key, figure_name(str(dataset), other), what, label)
 
 
-def _depth(runs: pd.DataFrame, key: str, name: str) -> Drawing:
-    """Draw ε over the number of blocks of architectures of the same widths."""
-    figure = Figure(figsize=(WIDTH, 3.4))
-    panels = figure.subplots(2, 1, sharex=True)
+def _draw(runs: pd.DataFrame, by: str, key: str, name: str, what: str, label: str) -> Drawing:
+    """Draw ε, squared ε beside chance and floor, and selectivity over the column `by`."""
+    figure = Figure(figsize=(WIDTH, 4.6))
+    panels = figure.subplots(len(_PANELS), 1, sharex=True)
     variants = variant_styles(runs["variant"])
-    for axes, column, label in zip(
-        panels, ("eps", "squared_eps"), ("ε, cross-entropy", "ε, squared error"), strict=True
-    ):
+    for axes, (column, words) in zip(panels, _PANELS.items(), strict=True):
         for style in variants:
-            mine = runs[runs["variant"] == style.variant]
-            axes.plot(mine["blocks"], mine[column], **style.point, alpha=0.5, markersize=3)
-            means = mine.groupby("blocks")[column].mean()
-            axes.plot(means.index, means, **style.line | {"marker": ""})
-        axes.set(ylabel=label, ylim=(0, None))
-    depths = runs.drop_duplicates("blocks").sort_values("blocks")
-    panels[1].set_xlabel("Blocks of the last stage")
-    panels[1].set_xticks(depths["blocks"], [f"{blocks}" for blocks in depths["blocks"]])
-    title_and_legend(
-        figure,
-        f"{name}: depth and the gap",
-        [legend_entry(style, style.line) for style in variants],
-    )
-    archs = ", ".join(depths["arch"].astype(str))
-    words = (
-        f"ε over the number of blocks of the last stage, {name} ({archs}): the gap between the "
-        "best last two maps and the best map of all exact features, a point a run, lines through "
-        "means. That ε >= 0 is by construction; its size is measured"
-    )
-    columns = ["arch", "variant", "row", "seed", "blocks", "eps", "eps_error", "squared_eps"]
+            _line(axes, runs[runs["variant"] == style.variant], by, column, style)
+        axes.set(ylabel=words, ylim=(0, None))
+    sizes = runs.drop_duplicates(by).sort_values(by)
+    panels[-1].set(xlabel=label, xscale="log")
+    panels[-1].set_xticks(sizes[by], [f"{size}" for size in sizes[by]])
+    panels[-1].minorticks_off()
+    handles = [legend_entry(style, style.line) for style in variants]
+    handles += [
+        Line2D([], [], color="#888888", linestyle=dash, label=words)
+        for dash, words in _LINES.values()
+    ]
+    title_and_legend(figure, f"{name}: {what[0].lower()}{what[1:]}", handles)
+    archs = ", ".join(dict.fromkeys(runs["arch"].astype(str)))
+    columns = ["arch", "variant", "row", "seed", by, "eps_error", *_PANELS, *_LINES]
+    words = _WORDS.format(what=what, name=name, archs=archs)
     return Drawing(key, words, figure, runs[columns])
 
 
-def _width(runs: pd.DataFrame, dataset: str, arch: str, setting: str) -> Drawing:
-    """Draw ε and the smallest singular value over the width, a point a run."""
-    figure = Figure(figsize=(WIDTH, 4.6))
-    panels = figure.subplots(3, 1, sharex=True)
-    needed = runs["needed_width"].iloc[0]
-    floors = (float(runs["tolerance"].max()), 1e-6, 1e-3)
-    for panel, (column, label), floor in zip(panels, _WIDTH_PANELS.items(), floors, strict=True):
-        values = runs[column].clip(lower=0)
-        panel.plot(runs["width"], values, **_RUN, color=COLORS[2], alpha=0.7, markersize=3)
-        if column == "squared_eps":
-            for name, color in (("random_eps", COLORS[1]), ("floor", COLORS[3])):
-                means = runs.dropna(subset=[name]).astype({name: float}).groupby("width")[name]
-                panel.plot(means.mean(), color=color, linewidth=0.9)
-        panel.set_yscale("symlog", linthresh=floor)
-        panel.axvline(needed, color=COLORS[4], linestyle="--", linewidth=0.9)
-        panel.set_ylabel(label)
-    _scale_widths(panels[-1], needed, runs["width"])
-    handles = [
-        Line2D([], [], **_RUN, color=COLORS[2], label="a run"),
-        Line2D([], [], color=COLORS[4], linestyle="--", label=f"N_in + ΣK_i = {needed:g}"),
-        Line2D([], [], color=COLORS[1], label="by chance"),
-        Line2D([], [], color=COLORS[3], label="floor"),
-    ]
-    name = figure_name(dataset, row_name(arch, setting))
-    title_and_legend(figure, f"{name}: width and the gap to the bound", handles)
-    key, words = figure_key("width", dataset, arch, setting), _WIDTH_WORDS.format(name=name)
-    return Drawing(key, words, figure, runs[_WIDTH_COLUMNS])
-
-
-def _scale_widths(axes: Axes, needed: float, widths: pd.Series) -> None:
-    """Scale and label the axis of widths: with the needed one, and those that leave room for it."""
-    axes.set_xlabel("Width M")
-    axes.set_xscale("log", base=2)
-    ticks = [needed]
-    for tick in sorted(widths.unique()):
-        ticks += [tick] if all(abs(np.log2(tick / other)) > 0.18 for other in ticks) else []
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=60, fontsize=6)
-    axes.minorticks_off()
+def _line(axes: Axes, runs: pd.DataFrame, by: str, column: str, style: VariantStyle) -> None:
+    """Draw `runs` of one variant as points, and lines through means."""
+    known = runs.dropna(subset=[column])
+    axes.plot(known[by], known[column], **style.point, alpha=0.5, markersize=3)
+    means = known.astype({column: float}).groupby(by)[column].mean()
+    axes.plot(means.index, means, **style.line | {"marker": ""})
+    if column != "squared_eps":
+        return
+    for name, (dash, _) in _LINES.items():
+        means = runs.dropna(subset=[name]).astype({name: float}).groupby(by)[name].mean()
+        axes.plot(means.index, means, color=style.line["color"], linestyle=dash, linewidth=0.7)

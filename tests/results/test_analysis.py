@@ -44,10 +44,26 @@ def analyses(tmp_path) -> Analyses:
 def test_eps_over_depth_takes_architectures_of_the_same_widths(analyses):
     (drawing,) = [d for d in drawings(analyses) if d.key.startswith("depth_cifar10")]
     assert set(drawing.data["arch"]) == {"resnet20", "resnet110"}
-    assert set(drawing.data["blocks"]) == {9, 54}
-    deep = drawing.data[drawing.data["blocks"] == 54]
+    assert set(drawing.data["depth"]) == {9, 54}
+    deep = drawing.data[drawing.data["depth"] == 54]
     assert sorted(deep["eps"].round(6)) == [0.054, 0.054, 0.064, 0.064]
     assert drawing.render("png").startswith(b"\x89PNG")
+
+
+def test_eps_over_depth_and_width_of_the_last_stage_of_one_architecture(tmp_path):
+    """What experiment=forgetting_conv sweeps differs in arch.widths and arch.blocks."""
+    for width in (64, 128):
+        for blocks in ([1, 1, 2], [1, 1, 4]):
+            for variant in ("resnest", "bn_resnest"):
+                shape = {"arch__widths": [16, 32, width], "arch__blocks": blocks}
+                add_analysis(tmp_path, "resnet20", variant, 0, blocks[-1], 1 / width, **shape)
+    analyses = read_analyses(label_rows(load_runs(tmp_path)))
+    found = {drawing.key: drawing.data for drawing in drawings(analyses)}
+    wide = [data for key, data in found.items() if key.startswith("last_width_cifar10")]
+    deep = [data for key, data in found.items() if key.startswith("depth_cifar10")]
+    assert len(wide) == len(deep) == 2
+    assert all(set(data["last_width"]) == {64, 128} and len(data) == 4 for data in wide)
+    assert all(set(data["depth"]) == {2, 4} and len(data) == 4 for data in deep)
 
 
 def test_the_table_has_eps_with_what_certificates_leave_open(analyses):
