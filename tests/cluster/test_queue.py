@@ -18,7 +18,7 @@ from resnests.runs.record import METRICS, Provenance, Record
 from resnests.sweep.drive import run_sweep
 from resnests.sweep.executors.slurm import SlurmExecutor
 from resnests.sweep.executors.slurm_commands import Seen
-from resnests.sweep.executors.slurm_script import job_script
+from resnests.sweep.executors.slurm_script import LACKS, job_script
 from resnests.sweep.executors.slurm_task import UNLISTED
 from resnests.sweep.executors.submission import Submission
 from resnests.sweep.plan import Run
@@ -331,3 +331,21 @@ def test_a_long_queue_is_asked_once_a_look_and_costs_a_twentieth_of_a_core(slurm
         assert took < min(2, mine.pause(0) / 20)
         assert len(slurm.words("squeue").splitlines()) == 1
     assert all(job.outcomes for job in jobs)
+
+
+@pytest.mark.parametrize("lacking", ["omegaconf", "torch"])
+def test_a_node_whose_python_lacks_a_package_says_so(runs, tmp_path, monkeypatch, lacking):
+    folder = tmp_path / "lacking"
+    folder.mkdir()
+    hide = f"import sys; sys.modules[{lacking!r}] = None\n"
+    (folder / "sitecustomize.py").write_text(hide)
+    python = tmp_path / "node's python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    script = job_script(Submission.write([runs[:1]]), [])
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"{LACKS}cannot train: ")
+    assert lacking in last

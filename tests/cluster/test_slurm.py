@@ -327,7 +327,8 @@ def test_what_a_node_lacks_is_one_line_of_each_run(tmp_path, slurm):
         command, cwd=tmp_path, capture_output=True, text=True, timeout=240, env=environment
     )
     assert done.returncode == 1
-    assert "not started: digits/resnet20/standard seed=0: job" in done.stderr
+    said = "not started: digits/resnet20/standard seed=0: cluster=slurm: its node cannot train: "
+    assert done.stderr.startswith(said)
     assert "No module named" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 

@@ -25,9 +25,11 @@ cd {here} || resnests_lacks {no_folder}
 exec {python} -c {program}
 """
 _PROGRAM = """\
-import sys
+import importlib.util, sys
 try:
     from resnests.sweep.executors.slurm_job import main
+    if importlib.util.find_spec("torch") is None:
+        raise ImportError("No module named 'torch'")
 except ImportError as error:
     sys.exit(f"{lacks}cannot train: {{sys.executable}}: {{error}}")
 sys.exit(main())"""
