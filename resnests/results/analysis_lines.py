@@ -73,7 +73,8 @@ def _styles(frame: pd.DataFrame) -> list[tuple[pd.DataFrame, dict[str, Any]]]:
     result = []
     for (name, mine), color in zip(lines, colors, strict=True):
         place = columns[2].index(name[2])
-        words = (arch_label(name[0]), name[1].replace("arch.", ""), variant_label(name[2]))
+        row = name[1].replace("arch.", "").replace("widths=", "")
+        words = (arch_label(name[0]), row, variant_label(name[2]))
         told = [word for word, values in zip(words, columns, strict=True) if len(values) > 1]
         style = {"color": color, "marker": MARKERS[place % 7], "linestyle": DASHES[place % 7]}
         result.append((mine, style | {"label": ", ".join(told) or words[0]}))

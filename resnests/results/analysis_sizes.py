@@ -26,7 +26,7 @@ from resnests.results.style import (
 )
 
 _PANELS = {"eps": "ε", "squared_eps": "ε, squared", "rho": "Selectivity"}
-_LINES: dict[str, tuple[Any, str]] = {"random_eps": ("--", "by chance"), "floor": (":", "floor")}
+_LINES: dict[str, tuple[Any, str]] = {"random_eps": ("-", "by chance"), "floor": (":", "floor")}
 _WORDS = (
     "{what}, {name} ({archs}): ε, the gap between the best last two maps and the best map of all "
     "exact features, by cross-entropy with penalty and by squared error, and its selectivity; a "

@@ -104,13 +104,23 @@ def title_and_legend(figure: Figure, title: str, handles: list[Line2D]) -> None:
     figure.legend(
         handles=handles,
         loc="outside upper center",
-        ncols=4 if len(handles) == 4 else 3,
+        ncols=columns_of([str(handle.get_label()) for handle in handles]),
         columnspacing=0.9,
         handletextpad=0.4,
         handlelength=2.0 if handles[0].get_linestyle() != "None" else 1.0,
         title="\n".join(textwrap.wrap(title, 58)),
         title_fontsize=STYLE["axes.titlesize"],
     )
+
+
+def columns_of(labels: list[str]) -> int:
+    """Return how many columns of a legend, filled one after the other, the figure has room for."""
+    for columns in (4 if len(labels) == 4 else 3, 2):
+        rows = math.ceil(len(labels) / columns)
+        longest = [max(map(len, labels[i : i + rows])) for i in range(0, len(labels), rows)]
+        if sum(longest) + 5 * columns <= 60:  # characters, handles as 5
+            return columns
+    return 1
 
 
 def legend_entry(style: VariantStyle, drawn: dict[str, Any]) -> Line2D:

@@ -11,6 +11,7 @@ from resnests.results.analyses import Analyses, digits_of, interval, read_analys
 from resnests.results.analysis import analysis_tables
 from resnests.results.analysis_plots import drawings
 from resnests.results.cells import label_rows
+from resnests.results.style import columns_of
 from resnests.runs.analysis import (
     LAST_BLOCK,
     LAST_MAPS,
@@ -110,6 +111,14 @@ def test_figures_over_epochs_penalties_and_of_the_spectrum(analyses):
     assert len(found["hessian_cifar10"].data) == 4, "of the first seed"
     for key in ("epochs_cifar10", "l2_cifar10", "hessian_cifar10"):
         assert found[key].render("png").startswith(b"\x89PNG")
+
+
+def test_a_legend_keeps_to_its_figure():
+    """Labels such as "[8,16,64], BN-ResNEst" in three columns were cut off on both sides."""
+    assert columns_of(["Standard", "ResNEst", "BN-ResNEst", "A-ResNEst"]) == 4
+    assert columns_of([f"width={width}" for width in range(10, 18)]) == 3
+    assert columns_of(["[8,16,64], BN-ResNEst"] * 6) == 2
+    assert columns_of(["blocks=[1,1,2], [8,16,64], BN-ResNEst"] * 6) == 1
 
 
 def test_as_many_features_as_images_is_a_line_and_no_number(tmp_path):
