@@ -16,6 +16,7 @@ from resnests.analysis.rows import CACHED, Rows
 
 LIMIT = 2000  # passes over the images that a solve may take
 SETTLED = 5e-4  # nats that a test loss should be from that of the minimiser at most
+COARSE = 1e-1  # nats of a certificate, above which steps are short for other reasons than rounding
 POLISH = 20  # Newton steps that are taken for it
 
 
@@ -152,7 +153,7 @@ def minimise(
     has none of it, and no step brings any, not even by rounding.
 
     A step to a tenth needs no float64: products are in float32, which is twice as fast, until one
-    does not halve the certificate. Values and gradients, and so all that is reported, are not.
+    near the least value does not halve the certificate. Values and gradients, and so all that is reported, are not.
     """
 
     def error_at(point: Point) -> float | None:
@@ -177,7 +178,7 @@ def minimise(
             scale /= 2
             there = risk.at(point.weights + scale * step)
             passes += 1
-        if there.gap > point.gap / 2:
+        if there.gap > point.gap / 2 and point.gap < COARSE:
             dtype = torch.float64
         point = there
         error = error_at(point)
