@@ -153,7 +153,8 @@ def minimise(
     has none of it, and no step brings any, not even by rounding.
 
     A step to a tenth needs no float64: products are in float32, which is twice as fast, until one
-    near the least value does not halve the certificate. Values and gradients, and so all that is reported, are not.
+    near the least value does not halve the certificate. Values and gradients, and so all that is
+    reported, are in float64.
     """
 
     def error_at(point: Point) -> float | None:
