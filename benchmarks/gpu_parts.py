@@ -74,7 +74,8 @@ def steps(session: Session) -> None:
     for arch in session.archs:  # the order of what decides most
         session.measure(f"steps: {arch}", arch=arch, extras=True)
     for arch in session.archs[:2]:
-        session.measure(f"plain: {arch}", arch=arch, mode="plain", steps=50)
+        for mode in ("graph", "plain"):
+            session.measure(f"{mode}: {arch}", arch=arch, mode=mode, steps=50)
         session.measure(f"layout: {arch}", arch=arch, channels_last=False)
         for precision in () if session.smoke else ("fp32", "tf32"):
             for layout in (True, False):

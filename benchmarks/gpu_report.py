@@ -20,7 +20,8 @@ COLUMNS = {
     "device_ms_step": "of kernels",
     "kernels_step": "kernels",
     "evaluation_s": "evaluation, s",
-    "last_batch_ms": "last batch, ms",
+    "plain_evaluation_s": "one by one",
+    "last_batch_ms": "last batch so, ms",
     "first_step_s": "first step, s",
     "reserved_GiB": "GiB",
 }

@@ -27,6 +27,7 @@ from resnests.config.schema import Trainer
 from resnests.data.arrays import Split
 from resnests.data.pipelines import Images, TensorPipeline, memory_format
 from resnests.models.resnet import build_model
+from resnests.training.evaluation import WholeEvaluation
 from resnests.training.loop import evaluate
 from resnests.training.numerics import move, set_numerics
 from resnests.training.optim import build_optimizer
@@ -39,13 +40,13 @@ class Spec:
 
     arch: str
     precision: str = "bf16"
-    mode: str = "graph"  # or plain: operation by operation
+    mode: str = "whole"  # step as a graph; graph: its gradients; plain: operation by operation
     device: str = "cuda"
     channels_last: bool | None = None
     compile: bool = False
     extras: bool = False  # evaluation, a smaller last batch, kernels
     batch: int = 128
-    images: int = 50_000
+    images: int = 391 * 128  # as many steps an epoch as CIFAR-10 has, all of full batches
     tested: int = 10_000
     steps: int = 100
     rounds: int = 3
@@ -76,15 +77,12 @@ class Steps:
         self.take = self._stepwise()
 
     def _stepwise(self) -> Callable[[int], object]:
-        """Return what takes so many steps as loop.py does, with full batches."""
+        """Return what takes so many steps as loop.py does."""
         optimizer = build_optimizer(
             read_conf("optimizer", "sgd", Optimizer), self.model.parameters()
         )
-        batches = itertools.chain.from_iterable(
-            self.pipeline.batches(epoch) for epoch in itertools.count(1)
-        )
-        full = (batch for batch in batches if len(batch[1]) == self.spec.batch)
-        steps = train_steps(Step(self.model, self.trainer), optimizer, full)
+        step, whole = Step(self.model, self.trainer), self.spec.mode == "whole"
+        steps = train_steps(step, optimizer, self.pipeline, whole)
         return lambda count: list(itertools.islice(steps, count))
 
     def wait(self) -> None:
@@ -121,16 +119,17 @@ class Steps:
     def extras(self) -> dict[str, Any]:
         """Return the seconds of an evaluation, the time of a last batch, and what ran most."""
         test = Images(self.split.take(slice(self.spec.tested)), self.dataset, self.device)
-        evaluations = [
-            self.timed(lambda: evaluate(self.model, test, self.spec.precision))[1] for _ in range(2)
-        ]
+        step, precision = Step(self.model, self.trainer), self.spec.precision
+        graphs = WholeEvaluation(step, test)
+        one_by_one = self.timed(lambda: evaluate(self.model, test, precision))[1]
+        evaluations = [self.timed(lambda: graphs.evaluate(lambda: False))[1] for _ in range(2)]
         self.model.train()
-        step = Step(self.model, self.trainer)
         step.captures = False
         images, labels = next(self.pipeline.batches(1))
         last = images[: self.spec.batch * 5 // 8], labels[: self.spec.batch * 5 // 8]
         seconds = [self.timed(lambda: step(*last))[1] for _ in range(4)]
-        found = {"evaluation_s": evaluations[-1], "last_batch_ms": seconds[-1] * 1e3}
+        found = {"evaluation_s": evaluations[-1], "plain_evaluation_s": one_by_one}
+        found |= {"last_batch_ms": seconds[-1] * 1e3}
         return found | (self.kernels() if self.device.type == "cuda" else {})
 
     def kernels(self, steps: int = 5) -> dict[str, Any]:

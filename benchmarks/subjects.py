@@ -16,7 +16,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import active_children
 
@@ -36,6 +36,7 @@ from resnests.training.loop import evaluate
 from resnests.training.numerics import set_numerics
 from resnests.training.optim import build_optimizer
 from resnests.training.step import Step
+from resnests.training.whole import WholeStep
 
 BATCH = 128
 
@@ -121,7 +122,7 @@ class Ours(Subject):
         self.batches = itertools.chain.from_iterable(
             self.pipeline.batches(epoch) for epoch in itertools.count(1)
         )
-        self.training = train_steps(Step(self.model, trainer), optimizer, self.batches)
+        self.training = train_steps(Step(self.model, trainer), optimizer, self.pipeline)
 
     def evaluate(self, count: int) -> float:
         started = self.now()
@@ -133,13 +134,26 @@ class Ours(Subject):
         return self.timed((len(labels) for _, labels in self.batches), count)
 
 
-def train_steps(step: Step, optimizer: torch.optim.Optimizer, batches: Iterable) -> Iterator[int]:
-    """Train on each batch with the lines of loop.py; yield its size after it."""
+def train_steps(
+    step: Step, optimizer: torch.optim.Optimizer, pipeline: TensorPipeline, whole: bool = True
+) -> Iterator[int]:
+    """Train epoch after epoch with the lines of loop.py; yield the images of each step after it.
+
+    Without `whole` the update and the augmentation stay outside of a graph.
+    """
     step.model.train()
-    for images, labels in batches:
-        step(images, labels)
-        optimizer.step()
-        yield len(labels)
+    sgd = isinstance(optimizer, torch.optim.SGD) and step.captures and whole
+    graphs = WholeStep(step, optimizer, pipeline) if sgd else None
+    for epoch in itertools.count(1):
+        if graphs and (steps := graphs.steps(epoch)):
+            for number, take in enumerate(steps):
+                take()
+                yield min(pipeline.batch_size, pipeline.count - number * pipeline.batch_size)
+            continue
+        for images, labels in pipeline.batches(epoch):
+            step(images, labels)
+            optimizer.step()
+            yield len(labels)
 
 
 class Baseline(Subject):

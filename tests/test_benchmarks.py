@@ -108,9 +108,9 @@ def test_a_session_goes_on_after_what_fails_or_hangs(session, tmp_path):
 def test_a_session_measures_processes_that_begin_together(session):
     gpu_parts.share(session)
     (row,) = session.rows
-    assert (row["count"], row["mode"], row["arch"]) == (2, "graph", "resnet8")
+    assert (row["count"], row["mode"], row["arch"]) == (2, "whole", "resnet8")
     assert row["images_s"] > 0
-    assert "| share: processes | bf16 | graph |" in report(session.rows)
+    assert "| share: processes | bf16 | whole |" in report(session.rows)
 
 
 def test_a_session_has_what_the_documents_name():

@@ -23,6 +23,7 @@ from resnests.data.arrays import Split
 from resnests.data.augment import Augment, build_mix, drawing_from
 from resnests.errors import require
 
+Draws = tuple[Tensor, Tensor, Tensor]
 Batch = tuple[Tensor, Tensor]  # images float32 (B, 3, H, W) normalised, labels int64 (B,)
 
 
@@ -110,10 +111,16 @@ class Images:
 
     def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
         """Yield all images and labels in order; the last batch may be smaller."""
-        batch_size = batch_size or self.batch_size
-        for start in range(0, len(self), batch_size):
-            part = slice(start, start + batch_size)
+        start = 0
+        for size in self.sizes(batch_size):
+            part = slice(start, start + size)
             yield self.as_input(self.images[part]), self.labels[part]
+            start += size
+
+    def sizes(self, batch_size: int | None = None) -> list[int]:
+        """Return the sizes of the batches."""
+        most, count = batch_size or self.batch_size, len(self)
+        return [min(most, count - start) for start in range(0, count, most)]
 
     def as_input(self, images: Tensor) -> Tensor:
         """Normalise uint8 (B, H, W, 3) to float32 (B, 3, H, W) in the layout of the network."""
@@ -147,26 +154,47 @@ class TensorPipeline:
             seed,
         )
         self.count, self.steps = len(train), math.ceil(len(train) / batch_size)
+        self.drawn: dict[int, Draws] = {}  # of one epoch
         self.augment: Augment | None = None
         self.mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` (from 1) from step `start` on; the last may be smaller."""
-        count, device = self.count, self.pixels.device
-        order = torch.randperm(count, generator=stream(self.seed, "shuffle", epoch)).to(device)
-        draws = stream(self.seed, "augment", epoch)
-        offsets = torch.randint(-self.padding, self.padding + 1, (2, count, 1), generator=draws).to(
-            device
-        )
-        flips = torch.rand((count, 1), generator=draws).lt(0.5 if self.flip else 0.0).to(device)
+        order, offsets, flips = (drawn.to(self.pixels.device) for drawn in self.draws(epoch))
         for step in range(start, self.steps):
             part = slice(step * self.batch_size, (step + 1) * self.batch_size)
             pixels = self._cut(order[part], offsets[:, part], flips[part])
             labels = self.data.labels[order[part]]
-            if self.augment is None and self.mix is None:
+            if self.is_plain:
                 yield self.data.as_input(pixels), labels
             else:
                 yield self._varied(pixels, labels, stream_seed(self.seed, "vary", epoch, step))
+
+    @property
+    def is_plain(self) -> bool:
+        """Return whether images are cropped and flipped, and no more."""
+        return self.augment is None and self.mix is None
+
+    def draws(self, epoch: int) -> Draws:
+        """Return the order (N,) of the images in `epoch`, offsets (2, N, 1) and flips (N, 1), on
+        the CPU.
+        """
+        if epoch not in self.drawn:
+            self.draw(epoch)
+        return self.drawn[epoch]
+
+    def draw(self, epoch: int) -> None:
+        """Draw the numbers of `epoch`, such as while a device is busy with the one before it."""
+        order = torch.randperm(self.count, generator=stream(self.seed, "shuffle", epoch))
+        draws, most = stream(self.seed, "augment", epoch), self.padding
+        offsets = torch.randint(-most, most + 1, (2, self.count, 1), generator=draws)
+        flips = torch.rand((self.count, 1), generator=draws).lt(0.5 if self.flip else 0.0)
+        self.drawn = {epoch: (order, offsets, flips)}
+
+    def plain_batch(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Batch:
+        """Return the images at `index` (B,), cut and flipped as _cut has it, and their labels."""
+        images = self.data.as_input(self._cut(index, offsets, flips))
+        return images, self.data.labels.index_select(0, index)
 
     def _varied(self, pixels: Tensor, labels: Tensor, seed: int) -> Batch:
         """Return images of `pixels` uint8 (B, H, W, 3) and labels, augmented and mixed."""

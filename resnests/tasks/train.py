@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -29,6 +30,8 @@ from resnests.training.optim import (
     build_schedule,
     parameter_groups,
 )
+
+HISTORY_SECONDS = 1.0  # between two writings of history.csv, unless a checkpoint follows
 
 log = logging.getLogger(__name__)
 
@@ -65,17 +68,20 @@ def train(run: Run) -> None:
     def epoch_done(state: State) -> None:
         require_numerics(config.trainer)
         _note(run.record, state, config)
-        directory.write_history(state.history)
-        log.info("%s", epoch_line(state.history[-1], config.trainer.epochs))
         done = state.epoch - 1
+        is_due = checkpoints.is_due(done) or done == config.trainer.epochs
+        if is_due or time.perf_counter() - history.written > HISTORY_SECONDS:
+            history.write(state.history)  # before the checkpoint
+        log.info("%s", epoch_line(state.history[-1], config.trainer.epochs))
         if done in config.trainer.keep_epochs:  # before the checkpoint: it says that this is done
             save_weights(directory.kept_weights_file(done), model)
-        if checkpoints.is_due(done) or done == config.trainer.epochs:
+        if is_due:
             save(state)
 
     _warn_of_past_epochs(run, state)
     _note(run.record, state, config)
-    directory.write_history(state.history)
+    history = History(directory)
+    history.write(state.history)
     directory.write_record(run.record)  # after it, as its parameters say whose history that is
     pipeline = build_pipeline(config, dataset, splits.train, device)
     evaluations = run.evaluations(splits, dataset)
@@ -92,11 +98,25 @@ def train(run: Run) -> None:
         raise
     finally:
         run.note_memory()
+        if history.rows < len(state.history):
+            history.write(state.history)
     save_weights(directory.weights_file, model)
     if config.predictions:
         write_predictions(run, model, evaluations["test"], splits.test)
     if averaged:
         save_weights(directory.averaged_weights_file, averaged.module)
+
+
+class History:
+    """Writes history.csv, and knows when it did: on a fast GPU each epoch would be too often."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory, self.written, self.rows = directory, -math.inf, 0
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Write all of `rows`."""
+        self.directory.write_history(rows)
+        self.written, self.rows = time.perf_counter(), len(rows)
 
 
 def _resume(directory: RunDirectory, identity: dict[str, Any], parts: Mapping[str, Any]) -> State:

@@ -24,6 +24,7 @@ from resnests.training.generators import generator_states, restore_generators
 from resnests.training.objectives import Criterion, Measure
 from resnests.training.optim import learning_rate, set_learning_rate
 from resnests.training.step import Step, add_totals, autocast, zero_totals
+from resnests.training.whole import WholeStep
 
 REPORT_EVERY = 1.0  # seconds between two looks at the loss, for which the host waits for the device
 
@@ -80,10 +81,11 @@ def fit(training: Training, state: State) -> None:
     """
     trainer, pipeline = training.config.trainer, training.pipeline
     step = Step(training.model, trainer, training.loss)
+    whole = WholeStep.of(training, step)
     progress = _Progress(training, state)
     restore_generators(state.generators, step.device)
     while state.epoch <= trainer.epochs and not is_exhausted(trainer, state):
-        _train_epoch(training, step, state, progress)
+        _train_epoch(training, step, whole, state, progress)
         row = {
             "epoch": state.epoch,
             "lr": training.rate(state, pipeline.steps - 1),
@@ -95,7 +97,7 @@ def fit(training: Training, state: State) -> None:
         _require_finite(row["train_loss"], "train loss", state.epoch)
         started = time.perf_counter()
         if state.epoch % trainer.eval_every == 0 or state.epoch == trainer.epochs:
-            row |= _evaluate_all(training, state, progress)
+            row |= _evaluate_all(training, whole, state, progress)
         row["seconds"] = round(state.epoch_seconds + time.perf_counter() - started, 4)
         row["images_per_second"] = round(pipeline.count / state.epoch_seconds, 2)
         state.history.append(row)
@@ -115,23 +117,22 @@ def is_exhausted(trainer: Trainer, state: State) -> bool:
     return rows[-1]["epoch"] - best["epoch"] >= trainer.patience
 
 
-def _train_epoch(training: Training, step: Step, state: State, progress: _Progress) -> None:
+def _train_epoch(
+    training: Training, step: Step, whole: WholeStep | None, state: State, progress: _Progress
+) -> None:
     """Train from state.step to the end of the epoch. Between two reports nothing waits for the
     device.
     """
-    model, optimizer, pipeline = training.model, training.optimizer, training.pipeline
-    clip_norm = training.config.optimizer.clip_norm
+    model, optimizer = training.model, training.optimizer
     started, earlier, stopped = time.perf_counter(), state.epoch_seconds, False
     step.totals.copy_(torch.tensor(state.totals, dtype=step.totals.dtype))
     model.train()
-    for images, labels in _remaining_batches(pipeline, state, step.device):
+    whole_steps = whole and whole.steps(state.epoch, state.step)
+    for take_step in whole_steps or _steps(training, step, state):
         if training.schedule is None:
             set_learning_rate(optimizer, training.rate(state, state.step))
         state.lr = optimizer.param_groups[0]["lr"]
-        step(images, labels)  # loss.backward()
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-        optimizer.step()
+        take_step()
         if training.averaged:
             training.averaged.update_parameters(model)
         if training.schedule and training.config.optimizer.is_per_step:
@@ -143,11 +144,27 @@ def _train_epoch(training: Training, step: Step, state: State, progress: _Progre
             progress.show("training")
         if stopped := training.should_stop():
             break
+    if whole and whole_steps and state.epoch < training.config.trainer.epochs:
+        whole.pipeline.draw(state.epoch + 1)  # the device is some steps behind, yet
     state.totals = step.totals.tolist()
     state.epoch_seconds = earlier + time.perf_counter() - started
     state.generators = generator_states(step.device)
     if stopped:
         raise Interrupted
+
+
+def _steps(training: Training, step: Step, state: State) -> Iterator[Callable[[], None]]:
+    """Yield what takes each step from state.step on."""
+    model, clip_norm = training.model, training.config.optimizer.clip_norm
+    for images, labels in _remaining_batches(training.pipeline, state, step.device):
+
+        def take(images: Tensor = images, labels: Tensor = labels) -> None:
+            step(images, labels)  # loss.backward()
+            if clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            training.optimizer.step()
+
+        yield take
 
 
 def _remaining_batches(pipeline: Pipeline, state: State, device: torch.device) -> Iterator[Batch]:
@@ -163,7 +180,9 @@ def _remaining_batches(pipeline: Pipeline, state: State, device: torch.device) -
     yield from itertools.chain(first, batches)
 
 
-def _evaluate_all(training: Training, state: State, progress: _Progress) -> dict[str, float]:
+def _evaluate_all(
+    training: Training, whole: WholeStep | None, state: State, progress: _Progress
+) -> dict[str, float]:
     """Return the columns that the evaluations add to the history; raise Diverged or Interrupted."""
     columns: dict[str, float] = {}
     progress.show("evaluating")
@@ -173,7 +192,11 @@ def _evaluate_all(training: Training, state: State, progress: _Progress) -> dict
     precision, measures = training.config.trainer.precision, training.metrics
     for kind, network in networks.items():
         for prefix, split in training.evaluations.items():
-            found = evaluate(network, split, precision, training.should_stop, measures)
+            found = None
+            if whole and network is training.model and not measures:
+                found = whole.evaluate(split, training.should_stop)
+            if found is None:
+                found = evaluate(network, split, precision, training.should_stop, measures)
             _require_finite(found["loss"], f"{prefix} {kind}loss", state.epoch)
             columns |= {f"{prefix}_{kind}{name}": value for name, value in found.items()}
     return columns

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,7 @@ class Step:
         self.network: Network = torch.compile(model, dynamic=False) if trainer.compile else model
         self.captures = self.device.type == "cuda" and trainer.cuda_graph is not False
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.pool: Any = None  # of memory, for all graphs: no two are replayed at once
 
     def __call__(self, images: Tensor, labels: Tensor) -> None:
         """Work on images (B, 3, H, W) with labels (B,).
@@ -67,17 +69,19 @@ class Step:
         """
         full = len(labels) == self.trainer.batch_size
         if full and self.captures and self.graph is None:
-            self._try_capture(images, labels)
+            self.images, self.labels = images.clone(), labels.clone()
+            self.graph = self.capture(lambda: self.compute_gradients(self.images, self.labels))
         if full and self.graph is not None:
             self.images.copy_(images)
             self.labels.copy_(labels)
             self.graph.replay()
             return
         self.model.zero_grad(set_to_none=self.graph is None)
-        self._run(self.network if full else self.model, images, labels)
+        self.compute_gradients(images, labels)
 
-    def _run(self, network: Network, images: Tensor, labels: Tensor) -> None:
-        """Compute the gradients, operation by operation."""
+    def compute_gradients(self, images: Tensor, labels: Tensor) -> None:
+        """Add the gradients of a batch to those in the parameters, operation by operation."""
+        network = self.network if len(labels) == self.trainer.batch_size else self.model
         try:
             with autocast(self.device, self.trainer.precision):
                 logits = network(images)
@@ -93,10 +97,20 @@ class Step:
             ) from error
         add_totals(self.totals, loss.detach() * len(labels), logits.detach(), labels)
 
-    def _try_capture(self, images: Tensor, labels: Tensor) -> None:
-        """Capture the graph; raise what __call__ promises where that fails."""
+    def capture(
+        self,
+        work: Callable[[], None],
+        changed: Sequence[Tensor] = (),
+        is_possible: Callable[[], bool] = lambda: True,
+    ) -> torch.cuda.CUDAGraph | None:
+        """Return `work`, which computes gradients, as a graph; raise what __call__ promises where
+        that fails.
+
+        `changed` are the tensors in which it leaves anything else but statistics and totals. None
+        where the network draws on the host, or `is_possible`, asked after a first try, says no.
+        """
         try:
-            self._capture(images, labels)
+            return self._capture(work, [*self.model.buffers(), self.totals, *changed], is_possible)
         except RuntimeError as error:
             first = _first(error)
             if isinstance(first, torch.cuda.OutOfMemoryError):  # no failure of the graph
@@ -108,37 +122,41 @@ class Step:
             wanted = "trainer.cuda_graph=false trains without a CUDA graph, and slower"
             raise CaptureFailed(f"{wanted}: {_reason(first)}") from error
 
-    def _capture(self, images: Tensor, labels: Tensor) -> None:
-        """Make the graph, on inputs of its own; weights, statistics, totals and random generators
-        are as before after it. Where it fails they are lost.
+    def _capture(
+        self, work: Callable[[], None], changed: Sequence[Tensor], is_possible: Callable[[], bool]
+    ) -> torch.cuda.CUDAGraph | None:
+        """Make the graph; what is `changed` and the random generators are as before after it. Where
+        it fails they are lost.
 
         Each replay draws from the device's default generator, which a capture registers, as the
         operations would. Were the draws of the warm-up not undone, a resumed run, which warms up
         once more, would go on with other numbers than the run that was never interrupted.
         """
-        self.images, self.labels = images.clone(), labels.clone()
-        changed = (*self.model.buffers(), self.totals)
-        before = [value.clone() for value in changed]
+        before = [value.detach().clone() for value in changed]
         drawn = generator_states(self.device)
-        side = torch.cuda.Stream()
+        side, graph, possible = torch.cuda.Stream(), None, True
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 self.model.zero_grad(set_to_none=True)
-                self._run(self.network, self.images, self.labels)
+                work()
+                possible = possible and is_possible()
+                _restore(changed, before)
+                if not possible:
+                    break
         torch.cuda.current_stream().wait_stream(side)
         self.model.zero_grad(set_to_none=True)
         if drawn_on_host(drawn, self.device):
             self._refuse_host_draws()
-        else:
+        elif possible:
             graph = torch.cuda.CUDAGraph()
             # thread_local: a data loader's thread may pin memory meanwhile
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._run(self.network, self.images, self.labels)
-            self.graph = graph
-        for value, old in zip(changed, before, strict=True):
-            value.copy_(old)
+            with torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
+                work()
+            self.pool = self.pool or graph.pool()
+        _restore(changed, before)
         restore_generators(drawn, self.device)
+        return graph
 
     def _refuse_host_draws(self) -> None:
         """Go on without a graph, which would repeat the numbers that were drawn on the host."""
@@ -147,6 +165,12 @@ class Step:
             raise UserError(f"trainer.cuda_graph=true: expected null, as {reason}")
         log.info("trains without a CUDA graph: %s", reason)
         self.captures = False
+
+
+def _restore(values: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for value, old in zip(values, before, strict=True):
+            value.copy_(old)
 
 
 def _first(error: RuntimeError) -> RuntimeError:

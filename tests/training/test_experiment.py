@@ -267,3 +267,23 @@ def test_every_convolution_has_the_layout_that_was_asked_for(tmp_path, asked, la
         hook.remove()
     assert seen
     assert all(seen)
+
+
+@pytest.mark.parametrize(("seconds", "writings"), [(1000.0, 2), (0.0, 6)])
+def test_history_is_written_once_a_second_before_checkpoints_and_at_every_end(
+    tmp_path, monkeypatch, seconds, writings
+):
+    """A fast GPU's epoch takes a third of a second, of which each writing would be a thirtieth."""
+    monkeypatch.setattr(train, "HISTORY_SECONDS", seconds)
+    write, written = RunDirectory.write_history, []
+    monkeypatch.setattr(
+        RunDirectory, "write_history", lambda *given: (written.append(1), write(*given))
+    )
+    options = ("trainer.epochs=5", "trainer.checkpoint_every=100")
+    config = tiny(f"runs_dir={tmp_path / 'whole'}", *options)
+    run_experiment(config)
+    assert len(written) == writings
+    assert len(history(RunDirectory.of(config).path)) == 5
+    stopped, steps = tiny(f"runs_dir={tmp_path / 'stopped'}", *options), itertools.count()
+    assert run_experiment(stopped, should_stop=lambda: next(steps) == 11) == "interrupted"
+    assert len(history(RunDirectory.of(stopped).path)) == 2, "all that were over"

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import history, tiny
-from test_step import Recorder as Recorder
-from test_step import batches, emulated_cuda, train_steps  # noqa: F401
+from test_step import batches, train_steps
 
 from resnests.config.schema import Trainer, config_dict, config_from
 from resnests.errors import UserError
@@ -149,7 +148,7 @@ def totals(step, optimizer):
     return [step.totals.tolist() for _ in train_steps(step, optimizer, batches())]
 
 
-def test_a_graph_draws_what_the_operations_draw(emulated_cuda):  # noqa: F811
+def test_a_graph_draws_what_the_operations_draw(emulated_cuda):
     """The warm-up's draws are undone, so that a resumed run, which warms up again, goes on."""
     expected = totals(*graphed(torch.nn.Dropout(0.5)))
     step, optimizer = graphed(torch.nn.Dropout(0.5))
@@ -163,7 +162,7 @@ class HostNoise(torch.nn.Module):
         return x + random.gauss(0, 1)
 
 
-def test_a_network_that_draws_on_the_host_trains_without_a_graph(emulated_cuda, caplog):  # noqa: F811
+def test_a_network_that_draws_on_the_host_trains_without_a_graph(emulated_cuda, caplog):
     def run(captures):
         random.seed(1)
         step, optimizer = graphed(HostNoise())

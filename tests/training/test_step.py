@@ -1,8 +1,6 @@
 """The training step compiled and as a CUDA graph does what it does operation by operation.
 
-Without a GPU the graph is emulated: what the step computes is recorded as a list of operations on
-fixed tensors and replayed into the same tensors, so a stale buffer or a gradient outside the graph
-shows here as it would there.
+Without a GPU the graph is emulated: see graphs.py.
 """
 
 import contextlib
@@ -16,15 +14,13 @@ import torch
 
 # older versions look at torch.cuda when it is first imported, before it is emulated here
 import torch._dynamo
+from graphs import Recorder
 from helpers import make_config, tiny
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from resnests.config.schema import Trainer
 from resnests.data.arrays import Split
 from resnests.data.pipelines import build_pipeline
 from resnests.errors import CaptureFailed, UserError
-from resnests.models import norm_relu as kernels
 from resnests.models.resnet import build_model
 from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory
@@ -45,64 +41,6 @@ def needs_gpu(test):
     # torch says of the mode in which a wait is an error that it is a prototype
     warns = pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
     return pytest.mark.gpu(missing(warns(test)))
-
-
-class Recorder(TorchDispatchMode):
-    """A CUDA graph on the CPU: what runs inside is recorded, and has no effect until it is
-    replayed.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.tape, self.replays = [], 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        written = [
-            value
-            for argument, value in zip(func._schema.arguments, args, strict=False)
-            if argument.alias_info
-            and argument.alias_info.is_write
-            and isinstance(value, torch.Tensor)
-        ]
-        before = [value.clone() for value in written]
-        result = func(*args, **(kwargs or {}))
-        self.tape.append((func, args, kwargs or {}, result))
-        self.undo = [*zip(written, before, strict=True), *self.undo]
-        return result
-
-    def __enter__(self):
-        self.undo = []
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        super().__exit__(*error)
-        with torch.no_grad():
-            for value, before in self.undo:
-                value.copy_(before)
-
-    def replay(self):
-        self.replays += 1
-        with torch.no_grad():
-            for func, args, kwargs, result in self.tape:
-                for fixed, fresh in zip(
-                    tree_leaves(result), tree_leaves(func(*args, **kwargs)), strict=True
-                ):
-                    if isinstance(fixed, torch.Tensor) and fixed.data_ptr() != fresh.data_ptr():
-                        fixed.copy_(fresh)
-
-
-@pytest.fixture
-def emulated_cuda(monkeypatch):
-    class Stream:
-        def wait_stream(self, other):
-            pass
-
-    monkeypatch.setattr(kernels, "library", lambda: None)  # compiled CPU kernels cannot be recorded
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorder)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: graph)
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
 
 
 def make_step(variant, device="cpu", emulate=False, **trainer):
