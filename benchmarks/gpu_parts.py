@@ -84,8 +84,9 @@ def steps(session: Session) -> None:
 
 
 def share(session: Session) -> None:
-    """Several runs on a card: by turns, and at the same time under MPS."""
+    """Several runs on a card: by streams of a process, by turns, and at once under MPS."""
     for count in (2,) if session.smoke else (4, 8):
+        session.measure("share: streams", arch=session.archs[0], streams=count)
         session.measure("share: processes", count, arch=session.archs[0])
     if session.smoke or not shutil.which("nvidia-cuda-mps-control"):
         return

@@ -14,6 +14,7 @@ COLUMNS = {
     "channels_last": "channels last",
     "compile": "compile",
     "count": "processes",
+    "streams": "streams",
     "images_s": "images/s",
     "ms_step": "ms a step",
     "host_ms_step": "of the host",

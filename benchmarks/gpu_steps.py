@@ -8,18 +8,19 @@ that several processes can begin at the same instant.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.subjects import read_conf, train_steps
 from resnests.config.parts import Dataset, Optimizer
@@ -44,6 +45,7 @@ class Spec:
     device: str = "cuda"
     channels_last: bool | None = None
     compile: bool = False
+    streams: int = 1  # networks in the process, each on a stream
     extras: bool = False  # evaluation, a smaller last batch, kernels
     batch: int = 128
     images: int = 391 * 128  # as many steps an epoch as CIFAR-10 has, all of full batches
@@ -52,8 +54,17 @@ class Spec:
     rounds: int = 3
 
 
+@dataclass
+class Network:
+    """Holds a network, its steps, and the stream that they are on."""
+
+    model: nn.Module
+    steps: Iterator[int]
+    stream: torch.cuda.Stream | None
+
+
 class Steps:
-    """Holds a network in training."""
+    """Holds one network in training, or several that share the process."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.device = spec, torch.device(spec.device)
@@ -72,18 +83,25 @@ class Steps:
         layout = memory_format(self.trainer, self.device)
         values = (self.dataset, 4, spec.batch, 0, self.device, layout)
         self.pipeline = TensorPipeline(self.split, *values)
-        self.model = build_model(spec.arch)
-        move(self.model, self.device, self.trainer)
-        self.take = self._stepwise()
+        self.networks = [self._network() for _ in range(spec.streams)]
+        self.model = self.networks[0].model
 
-    def _stepwise(self) -> Callable[[int], object]:
-        """Return what takes so many steps as loop.py does."""
-        optimizer = build_optimizer(
-            read_conf("optimizer", "sgd", Optimizer), self.model.parameters()
-        )
-        step, whole = Step(self.model, self.trainer), self.spec.mode == "whole"
-        steps = train_steps(step, optimizer, self.pipeline, whole)
-        return lambda count: list(itertools.islice(steps, count))
+    def _network(self) -> Network:
+        """Return a network in training, on a stream of its own where there are several."""
+        model, kind = build_model(self.spec.arch), self.device.type
+        move(model, self.device, self.trainer)
+        optimizer = build_optimizer(read_conf("optimizer", "sgd", Optimizer), model.parameters())
+        step = Step(model, self.trainer)
+        steps = train_steps(step, optimizer, self.pipeline, self.spec.mode == "whole")
+        alone = self.spec.streams == 1 or kind != "cuda"
+        return Network(model, steps, None if alone else torch.cuda.Stream())
+
+    def take(self, count: int) -> None:
+        """Take so many steps of each network as loop.py does, in turns."""
+        for _ in range(count):
+            for network in self.networks:
+                with torch.cuda.stream(network.stream) if network.stream else nullcontext():
+                    next(network.steps)
 
     def wait(self) -> None:
         """Wait for the device."""
@@ -109,7 +127,7 @@ class Steps:
         figures: dict[str, Any] = {
             "ms_step": wall / steps * 1e3,
             "host_ms_step": statistics.median(hosts) / steps * 1e3,
-            "images_s": self.spec.batch * steps / wall,
+            "images_s": self.spec.streams * self.spec.batch * steps / wall,
             "spread": max(walls) / min(walls),
         }
         if self.device.type == "cuda":

@@ -107,7 +107,9 @@ def test_a_session_goes_on_after_what_fails_or_hangs(session, tmp_path):
 @pytest.mark.slow
 def test_a_session_measures_processes_that_begin_together(session):
     gpu_parts.share(session)
-    (row,) = session.rows
+    streams, row = session.rows
+    assert (streams["count"], streams["streams"]) == (1, 2)
+    assert streams["images_s"] > 0
     assert (row["count"], row["mode"], row["arch"]) == (2, "whole", "resnet8")
     assert row["images_s"] > 0
     assert "| share: processes | bf16 | whole |" in report(session.rows)
