@@ -76,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
     add("--serve", metavar="PORT", type=int, nargs="?", const=8642, help=alive)
     other = "with --serve: another address of this machine; who knows the printed token may look"
     add("--host", metavar="HOST", help=other)
-    add("--list", action="store_true", help="instead of tables, the directories of the runs")
+    paths = "instead of tables, the directories of the runs; with --best, of those"
+    add("--list", action="store_true", help=paths)
     whole = "instead of tables, the one run that is meant: values, numbers, the end of its log"
     add("--show", action="store_true", help=whole)
     best = "instead of tables, the N complete runs with the highest accuracy"
@@ -199,15 +200,18 @@ def _single_runs(runs: pd.DataFrame, query: list[str], arguments: argparse.Names
     """Print or delete the runs that are meant; exit with status 1 where some could not be."""
     from resnests.commands import runs as commands
 
-    asked = [arguments.list, arguments.show, arguments.delete, arguments.best is not None]
+    asked = [arguments.show, arguments.delete, arguments.list or arguments.best is not None]
     if sum(asked) > 1 or arguments.output:
-        raise UserError("--list, --show, --best and --delete go neither together nor with --output")
-    if arguments.list:
+        alone = "--show, --delete, and --list or --best go neither together nor with --output"
+        raise UserError(alone)
+    if arguments.best is not None:
+        commands.print_best(
+            runs, arguments.best, arguments.by or "validation", paths_only=arguments.list
+        )
+    elif arguments.list:
         commands.print_paths(runs)
     elif arguments.show:
         commands.print_run(runs)
-    elif arguments.best is not None:
-        commands.print_best(runs, arguments.best, arguments.by or "validation")
     elif not query:
         raise UserError("--delete: expected words that say which runs, such as status=failed")
     else:

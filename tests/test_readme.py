@@ -5,9 +5,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -23,9 +26,12 @@ from resnests.runs.directory import find_runs
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
 LINES = [re.split(r"\s#", line)[0].strip() for block in BLOCKS for line in block.splitlines()]
-RUNS = sorted({line for line in LINES if line.startswith("python run.py")})
+# The lines of a day follow each other: they have a test of their own.
+(DAY,) = re.findall(r"## A day with a sweep\n\n```sh\n(.*?)```", README, flags=re.DOTALL)
+DAY = [re.split(r"\s#", line)[0].strip() for line in DAY.splitlines()]
+RUNS = sorted({line for line in LINES if line.startswith("python run.py")} - {*DAY})
 TABLES = sorted({line for line in LINES if line.startswith("python aggregate.py")})
-ENDLESS = "python aggregate.py --status --watch"  # until Ctrl-C
+ENDLESS = ("python aggregate.py --status --watch", "python aggregate.py --serve")  # until Ctrl-C
 FINISHED = ("task=export", "task=analyze")  # these are of runs that are there already
 SMALL = ("variant=standard", "seed=0", "trainer.epochs=1", "dataset.train_limit=96")
 
@@ -141,7 +147,7 @@ def finished(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in TABLES if line != ENDLESS])
+@pytest.mark.parametrize("line", [line for line in TABLES if line not in (*ENDLESS, DAY[4])])
 def test_every_line_about_results_prints_or_writes_them(line, finished):
     if "--to wandb" in line:
         pytest.importorskip("wandb", reason="needs resnests[wandb]")
@@ -162,3 +168,44 @@ def test_the_example_of_own_parts_trains(tmp_path):
     type_line(line, cwd=tmp_path)
     runs = list(find_runs(tmp_path / "examples" / "own_parts" / "runs"))
     assert [run.read_record().status for run in runs] == ["complete"] * 3
+
+
+@pytest.mark.slow
+def test_a_day_with_a_sweep(tmp_path, monkeypatch):
+    """Start, watch, stop, go on, add a seed, delete a bad cell, export the best: as it is typed."""
+    monkeypatch.setenv("RESNESTS_LOCK_DIR", str(tmp_path / "leases"))
+    begin, watch, status, more, delete, export = DAY
+    small = ("arch=resnet8", "arch.name=tiny", "arch.blocks=[1,1]", "arch.widths=[4,8]")
+    small += ("dataset.train_limit=96", "trainer.batch_size=32", "trainer.epochs=30")
+    small += ("trainer.device=cpu",)
+    (tmp_path / "run.py").symlink_to(REPOSITORY / "run.py")
+    (tmp_path / "runs").mkdir()
+    sweep = subprocess.Popen(
+        [sys.executable, *shlex.split(begin)[1:], *small], cwd=tmp_path, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not list((tmp_path / "runs").rglob("history.csv")):
+        assert sweep.poll() is None
+        time.sleep(0.2)
+    seen = type_line(status, cwd=tmp_path)
+    assert " of 4 done" in seen
+    assert " running" in seen
+    with subprocess.Popen(
+        [sys.executable, *shlex.split(watch)[1:], "0"], cwd=tmp_path, stdout=subprocess.PIPE,
+        text=True,
+    ) as server:  # fmt: skip
+        address = server.stdout.readline().split()[0]
+        while " of 4 done" not in (page := urlopen(address).read().decode()):
+            time.sleep(0.2)
+        assert "Running" in page
+        server.terminate()
+    sweep.send_signal(signal.SIGINT)
+    assert sweep.wait() == 130
+    (goes_on,) = [line for line in type_line(status, cwd=tmp_path).splitlines() if "-m" in line]
+    assert "4 of 4 runs" not in type_line(goes_on.strip(), cwd=tmp_path)
+    assert type_line(status, cwd=tmp_path).startswith("4 of 4 done")
+    assert "4 of 8 runs are finished already" in type_line(more, *small, cwd=tmp_path)
+    assert "deleted" in type_line(delete, cwd=tmp_path)
+    assert type_line(status, cwd=tmp_path).startswith("6 of 6 done")
+    type_line(export, cwd=tmp_path)
+    assert len(list((tmp_path / "best").rglob("last_model.pt"))) == 1

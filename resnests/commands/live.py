@@ -35,6 +35,7 @@ SHARE = 0.04  # of the time that looking may take
 POLL_SECONDS = 1.5  # between two looks, at least
 VIEWS = 8  # choices of runs that are remembered
 MOST_RUNNING, MOST_FAILED, MOST_CELLS, MOST_CURVES, ROWS = 12, 20, 300, 8, 50
+MOST_LETTERS = 500  # of words that choose runs
 COLUMNS = {
     "Data set": "dataset", "Architecture": "arch", "Variant": "variant", "Recipe": "row",
     "Seed": "seed", "Status": "status", "Validation, %": "val_accuracy",
@@ -88,6 +89,7 @@ class View:
     def __init__(self, reader: Reader, root: str, words: list[str], plan: Plan) -> None:
         self.status, self.plan = Status(root, query=words, reader=reader), plan
         self.seen: pd.DataFrame | None = None
+        self.version = 0  # another one whenever anything of it is
         self.tables: list[Table] = []
         self.cells: dict[str, tuple[Cell, pd.DataFrame]] = {}
         self.problems: list[str] = []
@@ -105,7 +107,7 @@ class View:
             cell_key(Cell(*key)): (Cell(*key), mine)
             for key, mine in runs.groupby(CELL, observed=True)
         }
-        self.seen = runs
+        self.seen, self.version = runs, time.time_ns()
 
 
 class Live:
@@ -115,7 +117,7 @@ class Live:
         self.root, self.plan = root, plan
         self.reader = InsideReader(root)
         self.views: dict[tuple[str, ...], View] = {}
-        self.lock = threading.Lock()
+        self.lock, self.ready = threading.Lock(), False
 
     def warm_up(self) -> None:
         """Look once before anybody asks."""
@@ -123,11 +125,13 @@ class Live:
 
     def page(self, query: dict[str, list[str]], tag: str) -> tuple[str | None, str]:
         """Return the page that `query` asks for, None where it is the one of `tag`; and its tag."""
-        if not self.lock.acquire(timeout=0.3):  # the first look at many runs takes seconds
+        # The first look at many runs takes seconds: meanwhile the page says so.
+        if not self.lock.acquire(timeout=60 if self.ready else 0.3):
             return render(**self._empty("reading the runs ...")), ""
         try:
             return self._page(Address(query), tag)
         finally:
+            self.ready = True
             self.lock.release()
 
     def _page(self, address: Address, tag: str) -> tuple[str | None, str]:
@@ -141,7 +145,7 @@ class Live:
         running = [run for run in view.status.unfinished if run["status"] == "running"]
         progress = [run_progress(run) for run in running[:MOST_RUNNING]]
         sweeps = [sweep.lines() for sweep in view.status.sweeps]
-        state = [id(view.seen), view.status.headline(), progress, sweeps, view.status.warnings]
+        state = [view.version, view.status.headline(), progress, sweeps, view.status.warnings]
         state += [view.status.queue, address.query]
         now = f'"{hashlib.sha256(json.dumps(state, default=str).encode()).hexdigest()[:20]}"'
         if tag == now:
@@ -288,7 +292,7 @@ class Address:
     """What an address asks for."""
 
     def __init__(self, query: dict[str, list[str]]) -> None:
-        self.words = " ".join(query.get("w", [])).split()
+        self.words = " ".join(query.get("w", []))[:MOST_LETTERS].split()
         self.sort = query.get("sort", [""])[0]
         self.cell = query.get("cell", [""])[0]
         self.run = query.get("run", [""])[0]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -75,10 +76,11 @@ def log_end(log: Path) -> list[str]:
         return []
 
 
-def print_best(runs: pd.DataFrame, count: int, by: str) -> None:
+def print_best(runs: pd.DataFrame, count: int, by: str, paths_only: bool = False) -> None:
     """Print the complete runs with the highest accuracy, the best first; raise a UserError.
 
-    What is chosen on the test set has an accuracy there that flatters it: that is said.
+    With `paths_only` their directories are on standard output and nothing else. What is chosen on
+    the test set has an accuracy there that flatters it: that is said.
     """
     if count < 1:
         raise UserError(f"--best {count}: expected at least 1")
@@ -90,9 +92,10 @@ def print_best(runs: pd.DataFrame, count: int, by: str) -> None:
         raise UserError(f"--best {count}: no complete run has {by} accuracy; {mend}")
     best = known.sort_values([column, "path"], ascending=[False, True]).head(count)
     for accuracy, path in zip(best[column], best["path"], strict=True):
-        print(f"{by} {accuracy:.2f}%  {path}")
+        print(path if paths_only else f"{by} {accuracy:.2f}%  {path}")
     if by == "test":
-        print("chosen on the test set, whose accuracy therefore flatters these runs")
+        said = "chosen on the test set, whose accuracy therefore flatters these runs"
+        print(said, file=sys.stderr if paths_only else sys.stdout)
 
 
 def delete_runs(runs: pd.DataFrame, sure: bool) -> int:

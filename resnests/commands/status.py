@@ -20,6 +20,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from resnests.commands.queue import queue_lines, queued_runs
 from resnests.errors import UserError
@@ -45,10 +46,11 @@ def show(root: str, watch: bool = False, trials: bool = False, query: Sequence[s
     console = Console(highlight=False, markup=False, emoji=False)  # errors are shown as they are
     can_draw = console.is_terminal and not console.is_dumb_terminal
     if not console.is_terminal:
-        console.width = 200
+        console.width = 10_000  # whatever reads it wants whole lines
     status = Status(root, trials, query)
     if not watch:
-        console.print(status.poll())
+        for part in status.poll().renderables:
+            console.print(part, crop=False)
         return
     with Live(status.poll(), console=console, auto_refresh=False) as live:
         try:
@@ -127,15 +129,21 @@ class Status:
         try:
             self.read()
         except UserError:
-            lines = [line for sweep in self.sweeps for line in sweep.lines()]
-            if not lines and not self.queue:
+            if not self.sweeps and not self.queue:
                 raise
-            lines = [*self.queue, *(lines or [f"no run in {self.root} yet"])]
-            return Group(*map(printable, lines))
-        lines = [*map(run_line, self.unfinished), *self.queue]
-        lines += [line for sweep in self.sweeps for line in sweep.lines()]
-        lines += [*self.warnings, *self.copies]
-        return Group(self.headline(), self.table or "", *map(printable, lines))
+            none = [] if self.sweeps else [Text(f"no run in {self.root} yet")]
+            return Group(*map(printable, self.queue), *(self._sweep_lines() or none))
+        lines = map(printable, [*map(run_line, self.unfinished), *self.queue])
+        rest = map(printable, [*self.warnings, *self.copies])
+        return Group(self.headline(), self.table or "", *lines, *self._sweep_lines(), *rest)
+
+    def _sweep_lines(self) -> list[Text]:
+        """Return the lines of sweeps; a command is one line, as it is copied from the terminal."""
+        lines = [printable(line) for sweep in self.sweeps for line in sweep.lines()]
+        return [
+            Text(line, no_wrap=True, overflow="ignore") if line.startswith("  ") else Text(line)
+            for line in lines
+        ]
 
     def read(self) -> None:
         """Bring all that is shown up to date; raise a UserError where there is no run."""

@@ -78,7 +78,7 @@ def _template() -> jinja2.Template:
 @cache
 def resource(name: str) -> str:
     """Return the text of a file beside the template."""
-    return files("resnests.results").joinpath("templates", name).read_text()
+    return files("resnests.results").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def cell_key(cell: Cell) -> str:

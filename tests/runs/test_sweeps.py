@@ -14,7 +14,7 @@ from helpers import REPOSITORY, TINY, run_command
 from trees import add_run, make_config
 
 from resnests import load_runs
-from resnests.commands.status import Status
+from resnests.commands.status import Status, show
 from resnests.errors import UserError
 from resnests.results.cells import label_rows
 from resnests.results.frame import Reader, read_runs
@@ -112,6 +112,24 @@ def test_while_the_sweep_lives_its_runs_wait_and_say_for_what(tmp_path):
     assert first == "0 of 6 done, 6 planned"
     assert any("no process of it on this host; this goes on with it:" in line for line in rest)
     assert any(f"rm {file}" in line for line in rest)
+
+
+def test_a_command_is_one_line_on_a_narrow_terminal_and_all_else_fits(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("TERM", "dumb")  # without colours
+    monkeypatch.setenv("COLUMNS", "80")
+    root = tmp_path / "runs"
+    command = f"python run.py -m {' '.join(f'trainer.key_{i}=value' for i in range(20))}"
+    ask(root, grid(root), command=command, dead=True)
+    add_run(root, status="failed", record={"error": "ValueError: " + "long words " * 20})
+    show(str(root))
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if len(line) > 80] == [
+        line for line in printed if line.endswith(command)
+    ]
+    assert any("1 failed" in line for line in printed)
 
 
 def test_the_file_goes_when_all_is_done_and_not_before(tmp_path):
