@@ -259,11 +259,13 @@ def _cells(view: View, device: str) -> dict[str, Any]:
     p, known = view.progress, {"run": view.run.label, "device": device}
     if "epoch" not in p:
         return dict.fromkeys(_COLUMNS, "") | known | {"epoch": p.get("state") or ""}
+    val = p.get("val_accuracy")
+    held_out = "" if val is None else f", validation {val:.2f}%"
     return known | {
         "": ProgressBar(total=p["epochs"], completed=p["epochs"] - _epochs_left(p), width=_BAR),
         "epoch": f"{p['epoch']}/{p['epochs']}",
         "loss": f"{p['loss']:.4f}",
-        "accuracy": f"{p['accuracy']:.2f}%",
+        "accuracy": f"{p['accuracy']:.2f}%{held_out}",
         "images/s": f"{p['images_per_second']:.0f}",
         "left": duration(p["seconds_left"]) if p["seconds_left"] is not None else "",
     }

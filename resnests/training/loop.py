@@ -264,6 +264,7 @@ class _Progress:
         """Report where the training is."""
         self.last = time.perf_counter()
         seen = min(self.state.step * self.pipeline.batch_size, self.pipeline.count)
+        last = self.state.history[-1] if self.state.history else {}
         # Epochs per second of this process.
         speed = (self._done() - self.done_before) / (self.last - self.started)
         self.report(
@@ -275,6 +276,7 @@ class _Progress:
                 "steps": self.pipeline.steps,
                 "loss": self.state.totals[0] / max(seen, 1),
                 "accuracy": 100 * self.state.totals[1] / max(seen, 1),
+                "val_accuracy": last.get("val_accuracy"),  # after the epoch before
                 "images_per_second": speed * self.pipeline.count,
                 "seconds_left": (self.epochs - self._done()) / speed if speed else None,
             }

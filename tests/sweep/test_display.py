@@ -61,6 +61,16 @@ def test_the_live_table_shows_counts_and_every_running_run(tmp_path):
         assert cell in text
 
 
+def test_the_live_table_shows_validation_where_images_were_held_out(tmp_path):
+    runs = runs_of(tmp_path, 1)
+    display = Display(runs, runs)
+    display.started -= 1
+    started(runs[0])
+    runs[0].directory.write_progress(PROGRESS | {"val_accuracy": 70.0})
+    display._refresh(display._due())
+    assert "80.00%, validation 70.00%" in shown(display)
+
+
 def test_plain_lines_tell_start_and_end_of_each_run_of_a_sweep(tmp_path, capsys):
     runs = runs_of(tmp_path, 2)
     display = Display(runs, runs)
