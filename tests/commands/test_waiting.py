@@ -36,7 +36,10 @@ def test_jobs_and_why_they_wait_are_listed_before_any_run_is_on_record(tmp_path,
         "and 4 more",
         f"not yet on record: {root}/{submission.batches[0][0]}, job 17_0 on n1",
     ]
-    assert Status(str(root)).poll().renderables == [*lines, f"no run in {root} yet"]
+    assert [str(part) for part in Status(str(root)).poll().renderables] == [
+        *lines,
+        f"no run in {root} yet",
+    ]
     runs[0].directory.path.mkdir(parents=True)
     runs[0].directory.record_file.touch()
     assert queue_lines(queued_runs(str(root))) == lines[:-1]
