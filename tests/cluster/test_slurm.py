@@ -258,7 +258,7 @@ def test_detached_jobs_need_no_sweep(tmp_path, slurm):
     script, *words = command.split()
     status = run_command(*words, cwd=tmp_path, script=script)  # before any run is on record
     assert (status.returncode, status.stderr) == (0, "")
-    assert "queued: digits/tiny/" in status.stdout
+    assert "queued: runs/digits/tiny/" in status.stdout
     assert sweep(tmp_path, *SLURM, *GRID, "cluster.detach=true") == 0
     assert len(slurm.queue()) <= 4  # none of them twice
     until(lambda: not slurm.queue())
