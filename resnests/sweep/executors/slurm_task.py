@@ -11,7 +11,7 @@ from resnests.sweep.executors.submission import NO_LOG, Submission, place
 from resnests.sweep.process import log_line
 from resnests.sweep.scheduler import REFUSED, Job, State
 
-UNLISTED = "squeue does not list it"
+UNLISTED = "not listed by squeue"
 
 
 @dataclass(eq=False, kw_only=True)
