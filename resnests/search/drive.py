@@ -29,6 +29,7 @@ from resnests.sweep.plan import Run
 from resnests.sweep.protocol import INTERRUPTED
 from resnests.sweep.stop import Stop
 from resnests.sweep.summary import print_unsent
+from resnests.sweep.tryout import set_aside, trying
 from resnests.trackers.sync import Add, syncing
 
 POLL_SECONDS = 0.3  # between two looks at the trials
@@ -44,10 +45,12 @@ def search(space: Space, allocation: Allocation, words: list[str]) -> int:
     with storage_errors(study_folder(space.first)):
         study = Study(space)
         with (
+            trying(allocation.gpus) as trials,
             TemporaryDirectory(prefix="resnests-") as folder,
             forking(first * study.tune.trials, allocation, Path(folder)),
             syncing(first[0].config) as add_to_trackers,
         ):
+            set_aside(Aside(folder), allocation, trials)
             work = Search(study, replace(allocation, aside=folder), add_to_trackers)
             work.run()
         if work.runs:

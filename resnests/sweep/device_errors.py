@@ -37,16 +37,23 @@ def device_failure(error: BaseException, lease: Lease, has_begun: bool) -> str |
 
     `has_begun` is whether the run made a step already: memory that sufficed for one suffices.
     """
-    for one in _chain(error):
-        text = str(one).lower()
-        if type(one).__name__ == "OutOfMemoryError" and not has_begun:
-            if reason := _filled_by_others(lease):
-                return reason
-        elif any(mark in text for mark in DEVICES) and not any(mark in text for mark in RUNS):
-            return str(one).splitlines()[0]
+    if reason := words_of_device(error):
+        return reason
+    full = any(type(one).__name__ == "OutOfMemoryError" for one in _chain(error))
+    if full and not has_begun and (reason := _filled_by_others(lease)):
+        return reason
     for uuid in lease.devices if lease.allocation.kind == "cuda" else ():
         if complaint := nvml_complaint(uuid):
             return complaint
+    return None
+
+
+def words_of_device(error: BaseException) -> str | None:
+    """Return what `error`, or what it came from, says in words of CUDA's for a device at fault."""
+    for one in _chain(error):
+        text = str(one).lower()
+        if any(mark in text for mark in DEVICES) and not any(mark in text for mark in RUNS):
+            return str(one).splitlines()[0]
     return None
 
 

@@ -16,7 +16,7 @@ from resnests.runs.digests import with_digests
 from resnests.runs.files import require_locks
 from resnests.runs.sweeps import write_asked
 from resnests.runs.weights import export
-from resnests.sweep.aside import Aside, News, Note
+from resnests.sweep.aside import Aside, News
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.display import Display
 from resnests.sweep.executors.local import LauncherExecutor, local_sweep
@@ -37,7 +37,7 @@ from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.scheduler import Executor, Scheduler
 from resnests.sweep.stop import Stop
 from resnests.sweep.summary import print_skipped, print_summary
-from resnests.sweep.tryout import Trials, failures, trying
+from resnests.sweep.tryout import set_aside, trying
 from resnests.trackers.sync import syncing
 
 # Starts a job for each of the runs of these numbers, by an allocation; returns when they are over.
@@ -95,18 +95,6 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
             write_asked([run.config for run in runs], waits_for="waiting for a device")
             executor = LauncherExecutor(start, folder, print)
             return _train_here(runs, todo, executor, allocation, len(barred))
-
-
-def set_aside(aside: Aside, allocation: Allocation, trials: Trials) -> None:
-    """Note the devices that failed their trial, a line each; raise a UserError where all did."""
-    failed = failures(trials)
-    for device, reason in failed.items():
-        what = f"{device} is not used: torch cannot compute on it ({reason})"
-        print(f"warning: {what}", file=sys.stderr)
-        aside.add(Note(device, reason, is_broken=True))
-    if failed and failed.keys() >= set(allocation.devices):
-        expected = "auto, cuda or cuda:N with a GPU that torch can use, or cpu"
-        raise UserError(f"trainer.device={allocation.kind}: expected {expected}")
 
 
 def _train_here(

@@ -17,6 +17,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from resnests.environment import python_path
+from resnests.errors import UserError
+from resnests.sweep.aside import Aside, Note
+from resnests.sweep.devices import Allocation
 
 SECONDS = 120.0  # for an import of torch from a slow disk, and the first use of a card
 
@@ -64,6 +67,18 @@ def failures(trials: Trials) -> dict[str, str]:
             found[device] = lines[-1]
     _end(trials)
     return found
+
+
+def set_aside(aside: Aside, allocation: Allocation, trials: Trials) -> None:
+    """Note the devices that failed their trial, a line each; raise a UserError where all did."""
+    failed = failures(trials)
+    for device, reason in failed.items():
+        what = f"{device} is not used: torch cannot compute on it ({reason})"
+        print(f"warning: {what}", file=sys.stderr)
+        aside.add(Note(device, reason, is_broken=True))
+    if failed and failed.keys() >= set(allocation.devices):
+        expected = "auto, cuda or cuda:N with a GPU that torch can use, or cpu"
+        raise UserError(f"trainer.device={allocation.kind}: expected {expected}")
 
 
 def _end(trials: Trials) -> None:

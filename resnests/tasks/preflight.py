@@ -28,6 +28,7 @@ from resnests.data.pipelines import Batch, Images, build_pipeline, memory_format
 from resnests.data.splits import Splits, load, with_statistics
 from resnests.errors import UserError, exit_status_of
 from resnests.models.resnet import count_parameters, initial_model
+from resnests.sweep.device_errors import words_of_device
 from resnests.tasks.classes import require_same_classes
 from resnests.training.loop import evaluate
 from resnests.training.numerics import move, require_numerics, set_numerics
@@ -185,7 +186,9 @@ def device_of(config: Config) -> torch.device:
 
 
 def _check_on_device(config: Config, splits: Splits, quick: bool) -> None:
-    """Check on the run's kind of device, or on the CPU where others have taken its memory."""
+    """Check on the run's kind of device, or on the CPU where others have taken its memory, or it
+    fails: which device is at fault is the sweep's to find out.
+    """
     device = device_of(config)
     # Networks of ours take any batch; and where a CPU stands in for the device of another machine,
     # a full batch might be too much for it.
@@ -193,7 +196,10 @@ def _check_on_device(config: Config, splits: Splits, quick: bool) -> None:
     quick = quick or ours or (config.cluster is not None and device.type == "cpu")
     try:
         check(config, splits, device, quick)
-    except torch.cuda.OutOfMemoryError:
+    except Exception as error:
+        is_full = isinstance(error, torch.cuda.OutOfMemoryError)
+        if device.type == "cpu" or not (is_full or words_of_device(error)):
+            raise
         check(config, splits, torch.device("cpu"), quick=True)
 
 

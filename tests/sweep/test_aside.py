@@ -7,21 +7,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import REPOSITORY, gpu, run_command, tiny
+from helpers import REPOSITORY, gpu, run_command, tiny, write_run
 from helpers import TINY as SMALL
 
+from resnests.config.targets import broken
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory, find_runs
-from resnests.sweep import device_errors, drive, process, tryout
+from resnests.sweep import device_errors, process, tryout
 from resnests.sweep.aside import Aside, News, NoDevice, Note
 from resnests.sweep.device_errors import device_failure
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import lease
-from resnests.sweep.plan import Run
+from resnests.sweep.plan import CONTEXT_GB, Run, known_memory
 from resnests.sweep.process import run_on_devices, run_on_host
 from resnests.sweep.protocol import DEVICE
 from resnests.sweep.stop import Stop
+from resnests.sweep.tryout import set_aside
 from resnests.sweep.worker import Worker, exit_status
+from resnests.tasks import preflight
 
 LAUNCH = "CUDA error: unspecified launch failure"
 
@@ -143,6 +146,37 @@ def test_a_card_that_others_fill_is_at_fault_for_what_it_has_no_room_for(
         one.release()
 
 
+def test_the_check_before_the_first_run_is_made_on_the_cpu_where_its_device_fails(monkeypatch):
+    """Else a broken card would look like a fault of what the user brought."""
+    tried, said = [], [broken("arch=mine: a batch fails", RuntimeError(LAUNCH))]
+
+    def check(config, splits, device, quick):
+        tried.append(device.type)
+        if device.type == "cuda":
+            raise said[0] from RuntimeError(said[0])
+
+    monkeypatch.setattr(preflight, "check", check)
+    monkeypatch.setattr(preflight, "device_of", lambda config: torch.device("cuda"))
+    preflight._check_on_device(tiny(), None, quick=True)
+    assert tried == ["cuda", "cpu"]
+    said[0] = broken("arch=mine: a batch fails", RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(UserError, match="cannot be multiplied"):
+        preflight._check_on_device(tiny(), None, quick=True)
+
+
+def test_what_runs_of_a_cell_took_is_known_to_the_next_ones(tmp_path):
+    """And so how many of them a card has room for."""
+    options = ("devices.runs_per_gpu=8", f"runs_dir={tmp_path}")
+    configs = [tiny(*options, f"seed={seed}") for seed in range(3)]
+    runs = [Run(config, RunDirectory.of(config)) for config in configs]
+    assert known_memory(runs[2:]) is None
+    write_run(configs[0], "complete", peak_device_memory_bytes=3_000_000_000)
+    write_run(configs[1], "interrupted", peak_device_memory_bytes=5_000_000_000)
+    assert known_memory(runs[2:]) == 5 + CONTEXT_GB
+    alone = tiny(f"runs_dir={tmp_path}", "seed=2")
+    assert known_memory([Run(alone, RunDirectory.of(alone))]) is None, "nothing shares a card"
+
+
 @pytest.fixture
 def run(tmp_path) -> Run:
     config = tiny(f"runs_dir={tmp_path / 'runs'}")
@@ -238,13 +272,13 @@ def test_a_trial_compares_the_card_with_nvmls(monkeypatch, uuid, is_it):
 def test_devices_that_fail_their_trial_are_left_out_and_all_of_them_end_a_sweep(
     aside, monkeypatch, capsys
 ):
-    monkeypatch.setattr(drive, "failures", lambda trials: trials)
-    drive.set_aside(aside, cards(aside, 2), {"GPU-1": "no driver"})
+    monkeypatch.setattr(tryout, "failures", lambda trials: trials)
+    set_aside(aside, cards(aside, 2), {"GPU-1": "no driver"})
     assert aside.usable(["GPU-0", "GPU-1"], "") == {"GPU-0"}
     said = "warning: GPU-1 is not used: torch cannot compute on it (no driver)\n"
     assert capsys.readouterr().err == said
     with pytest.raises(UserError, match=r"trainer.device=cuda: expected .* that torch can use"):
-        drive.set_aside(aside, cards(aside, 2), {"GPU-0": "old", "GPU-1": "old"})
+        set_aside(aside, cards(aside, 2), {"GPU-0": "old", "GPU-1": "old"})
 
 
 @pytest.mark.slow
