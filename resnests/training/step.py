@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from resnests.config.schema import Trainer
 from resnests.errors import CaptureFailed, UserError
+from resnests.training.compiling import compiling
 from resnests.training.generators import drawn_on_host, generator_states, restore_generators
 from resnests.training.objectives import Criterion
 
@@ -57,6 +59,7 @@ class Step:
         self.device = next(model.parameters()).device
         self.totals = zero_totals(self.device)
         self.network: Network = torch.compile(model, dynamic=False) if trainer.compile else model
+        self.is_compiled = False
         self.captures = self.device.type == "cuda" and trainer.cuda_graph is not False
         self.graph: torch.cuda.CUDAGraph | None = None
         self.pool: Any = None  # of memory, for all graphs: no two are replayed at once
@@ -81,7 +84,13 @@ class Step:
 
     def compute_gradients(self, images: Tensor, labels: Tensor) -> None:
         """Add the gradients of a batch to those in the parameters, operation by operation."""
-        network = self.network if len(labels) == self.trainer.batch_size else self.model
+        if len(labels) != self.trainer.batch_size or not self.trainer.compile:
+            return self._compute(self.model, images, labels)
+        with nullcontext() if self.is_compiled else compiling(self.model, self.trainer):
+            self._compute(self.network, images, labels)
+        self.is_compiled = True
+
+    def _compute(self, network: Network, images: Tensor, labels: Tensor) -> None:
         try:
             with autocast(self.device, self.trainer.precision):
                 logits = network(images)

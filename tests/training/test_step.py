@@ -7,6 +7,7 @@ import contextlib
 import copy
 import itertools
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -24,8 +25,10 @@ from resnests.errors import CaptureFailed, UserError
 from resnests.models.resnet import build_model
 from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory
+from resnests.runs.lock import is_flocked
 from resnests.tasks.experiment import run_experiment
 from resnests.training.checkpoint import load_checkpoint, save_checkpoint
+from resnests.training.compiling import compiling, lock_file
 from resnests.training.numerics import set_numerics
 from resnests.training.optim import build_optimizer
 from resnests.training.step import Step
@@ -260,6 +263,34 @@ def test_a_resumed_run_on_the_gpu_has_the_bits_of_an_uninterrupted_one(tmp_path)
         set_numerics(Trainer())
     weights = [read_torch(RunDirectory.of(config).weights_file) for config in (whole, resumed)]
     assert_same(*weights)
+
+
+def test_one_process_at_a_time_compiles_a_network_and_no_other_waits_for_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        torch, "compile", lambda model, dynamic: lambda images: noted(model, images)
+    )
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    held, step = [], make_step("standard", compile=True)
+    file = lock_file(step.model, step.trainer)
+
+    def noted(model, images):
+        held.append(is_flocked(file))
+        return model(images)
+
+    with compiling(make_step("resnest").model, step.trainer):  # another network
+        train(step, sizes=(5, 8, 8))
+    assert held == [True, False], "at its first full batch"
+    slow = make_step("standard", compile=True)
+    with compiling(slow.model, slow.trainer):
+        waiting = threading.Thread(target=train, args=(slow,), daemon=True)
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        assert len(held) == 2
+    waiting.join(60)
+    assert not waiting.is_alive()
+    other = make_step("standard", precision="bf16", compile=True)
+    assert lock_file(other.model, other.trainer) != file
 
 
 @pytest.mark.slow
