@@ -8,8 +8,8 @@ goes on tells whose failure it was:
   another one. It gets no run any more.
 - The device is **suspected** until then. It gets a run only where all others are broken or
   suspected as well.
-- The **run** is at fault where it fails so on every device that is left. Its suspicions are
-  withdrawn.
+- The **run** is at fault where it fails so on three devices, or on all that are left. Its
+  suspicions are withdrawn.
 
 The notes are files in the folder of the sweep, one for a device and a run, as its jobs are
 processes of their own.

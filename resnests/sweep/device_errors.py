@@ -28,7 +28,8 @@ DEVICES = (
     "unexpected error from cuda",
     "cuda driver initialization failed",
 )
-RUNS = ("device-side assert", "cuda out of memory", "cublas_status_not_supported")
+FULL = ("out of memory", "_alloc_failed")
+RUNS = ("device-side assert", "cublas_status_not_supported", *FULL)
 FOREIGN_GB = 2.0  # that other programs hold on a card that is full for a run without them
 
 
@@ -39,8 +40,8 @@ def device_failure(error: BaseException, lease: Lease, has_begun: bool) -> str |
     """
     if reason := words_of_device(error):
         return reason
-    full = any(type(one).__name__ == "OutOfMemoryError" for one in _chain(error))
-    if full and not has_begun and (reason := _filled_by_others(lease)):
+    is_full = any(mark in str(one).lower() for one in _chain(error) for mark in FULL)
+    if is_full and not has_begun and (reason := _filled_by_others(lease)):
         return reason
     for uuid in lease.devices if lease.allocation.kind == "cuda" else ():
         if complaint := nvml_complaint(uuid):
@@ -70,7 +71,10 @@ def _filled_by_others(lease: Lease) -> str | None:
 
     if lease.allocation.kind != "cuda" or leased_slots(lease.devices[0]) - set(lease.names):
         return None  # runs of ours are there as well: it is only full
-    free, total = torch.cuda.mem_get_info()
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError:  # there is not even room to ask
+        return "other programs fill it"
     others = (total - free - torch.cuda.memory_reserved()) / 1e9
     if others < FOREIGN_GB:
         return None

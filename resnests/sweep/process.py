@@ -26,6 +26,7 @@ from resnests.sweep.tryout import failures, start_trials
 from resnests.text import last_log_line_of
 
 POLL_SECONDS = 0.2
+DEVICES = 3  # on which a run fails as if they were broken: then it is at fault itself
 
 
 def run_on_host(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Stop) -> str:
@@ -64,7 +65,9 @@ def run_on_devices(run: Run, allocation: Allocation, stop: Stop) -> int:
         trials = start_trials(note.device for note in aside.suspicions(name))
         for device, reason in failures(trials).items():
             aside.add(Note(device, reason, name, is_broken=True))
-        if not aside.usable(allocation.devices, name) and aside.suspicions(name):
+        suspicions = aside.suspicions(name)
+        is_tried = len(suspicions) >= DEVICES or not aside.usable(allocation.devices, name)
+        if suspicions and is_tried:
             aside.withdraw(name)  # it fails everywhere, on devices that pass their trials
             record_exit(run, 1)
             return 1

@@ -95,6 +95,8 @@ def test_it_is_said_once_and_taken_back(aside):
         ("CUDA error: no kernel image is available for execution on the device", True),
         ("CUDA error: device-side assert triggered", False),  # such as of a label out of range
         ("CUDA out of memory. Tried to allocate 2.00 GiB", False),
+        ("CUDA error: out of memory", False),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", False),
         ("mat1 and mat2 shapes cannot be multiplied (8x4 and 5x3)", False),
     ],
 )
@@ -118,6 +120,17 @@ def test_what_nvml_says_of_its_card_counts_whatever_failed(aside, driver):
         held = lease(one, "test")
         assert device_failure(RuntimeError("anything"), held, has_begun=True) == said
         held.release()
+
+
+def test_a_card_too_full_to_ask_is_filled_by_others(aside, monkeypatch):
+    def full():
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    held = lease(cards(aside, 1), "test")
+    error = RuntimeError("CUDA error: out of memory")
+    assert device_failure(error, held, has_begun=False) == "other programs fill it"
+    held.release()
 
 
 @pytest.mark.parametrize(
@@ -203,8 +216,10 @@ def test_a_worker_notes_the_device_that_failed_under_it(run, aside, monkeypatch)
     assert exit_status(Worker(run.config, two, Stop())) == DEVICE, "no device is left to try"
 
 
-def trained(monkeypatch, run, aside, bad, trial_fails=(), own_fault=False):
-    """Exit status of `run` on two cards, of which those in `bad` fail under every run."""
+def trained(monkeypatch, run, aside, bad, trial_fails=(), own_fault=False, count=2):
+    """Exit status of `run` on so many cards, of which those in `bad` fail under every run."""
+
+    tried = []
 
     def train(run, allocation, stop):
         name = str(run.directory.path)
@@ -213,6 +228,7 @@ def trained(monkeypatch, run, aside, bad, trial_fails=(), own_fault=False):
             return DEVICE
         if usable[0] in bad or own_fault:
             aside.add(Note(usable[0], LAUNCH, name))
+            tried.append(usable[0])
             return DEVICE
         return 0
 
@@ -222,7 +238,9 @@ def trained(monkeypatch, run, aside, bad, trial_fails=(), own_fault=False):
         process, "failures", lambda trials: {d: "no good" for d in trials if d in trial_fails}
     )
     run.directory.path.mkdir(parents=True, exist_ok=True)
-    return run_on_devices(run, cards(aside, 2), Stop())
+    code = run_on_devices(run, cards(aside, count), Stop())
+    assert len(tried) <= 3
+    return code
 
 
 def test_a_run_goes_on_elsewhere_and_where_it_ends_well_the_device_was_broken(
@@ -232,8 +250,9 @@ def test_a_run_goes_on_elsewhere_and_where_it_ends_well_the_device_was_broken(
     assert aside.broken() == {"GPU-0"}
 
 
-def test_a_run_that_fails_so_on_every_device_is_at_fault_itself(run, aside, monkeypatch):
-    assert trained(monkeypatch, run, aside, bad=[], own_fault=True) == 1
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_a_run_that_fails_so_on_every_device_is_at_fault_itself(run, aside, monkeypatch, count):
+    assert trained(monkeypatch, run, aside, bad=[], own_fault=True, count=count) == 1
     assert aside.notes() == []
     assert run.status() == "failed"
 
