@@ -28,6 +28,7 @@ from resnests.commands.live import Live
 from resnests.errors import UserError
 from resnests.results.output import Plan
 from resnests.results.report import resource
+from resnests.text import printable
 
 PORT = 8642
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -125,6 +126,10 @@ class Handler(BaseHTTPRequestHandler):
             page, now = self.server.live.page(query, tag)
         except UserError as error:
             return self._send(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+        except Exception as error:  # what files hold that nobody thought of
+            said = f"{type(error).__name__}: {printable(str(error))}"
+            print(f"aggregate.py: the page cannot be made: {said}", file=sys.stderr)
+            return self._send(HTTPStatus.INTERNAL_SERVER_ERROR, f"cannot be made: {said}")
         if page is None:
             return self._send(HTTPStatus.NOT_MODIFIED, "", {"ETag": now})
         self._send(HTTPStatus.OK, page, {"ETag": now} if now else {}, "html")

@@ -33,6 +33,7 @@ from resnests.results.select import select
 from resnests.runs.directory import ANALYSIS, RunDirectory
 from resnests.runs.record import FINAL
 from resnests.runs.sweeps import Asked, seconds_left
+from resnests.sweep.scheduler import State
 from resnests.text import duration, printable
 
 POLL_SECONDS = 2.0  # seconds between two polls of --watch
@@ -160,7 +161,7 @@ class Status:
         if frame is not self.frame:
             self.frame, self.statuses = frame, _statuses(frame)
         self.sweeps = self._unfinished_sweeps(self.statuses, queue.keys())
-        waits = {path: one.reason for path, one in queue.items()}
+        waits = {path: j.reason for path, j in queue.items() if j.state is State.QUEUED}
         waiting = [(str(sweep.file), sweep.asked.waits_for) for sweep in self.sweeps if sweep.alive]
         if self.seen != (now := (id(frame), waits, waiting)):
             self._summarize(_with_queue(frame, waits, self.sweeps))

@@ -148,7 +148,9 @@ def _learning_rates(row: pd.DataFrame) -> str:
     """Return the learning rates of one row, such as "optimizer.lr=0.1 (0.01 for ResNEst)"."""
     if "optimizer.lr" not in row:
         return ""
-    rates = row.groupby("variant", observed=True)["optimizer.lr"].first()
+    rates = row.groupby("variant", observed=True)["optimizer.lr"].first().dropna()
+    if rates.empty:  # an optimizer of one's own may have none, or one that is no number
+        return ""
     usual = rates.mode().iloc[-1]
     others = ", ".join(
         f"{rate} for {variant_label(variant)}" for variant, rate in rates.items() if rate != usual

@@ -143,6 +143,7 @@ class Columns:
         shared = pd.DataFrame([self.shared[place] for place in used])
         shared = shared.take([used[row.place] for row in rows])
         more = pd.DataFrame([row.more for row in rows])
+        shared = shared.drop(columns=more.columns, errors="ignore")  # as no configuration has them
         frame = pd.concat([own, shared.reset_index(drop=True), more], axis=1)
         config = [name for name in shared if not name.startswith("provenance.")]
         provenance = [name for name in (*shared, *own) if name.startswith("provenance.")]
@@ -174,7 +175,12 @@ class Columns:
 def _flattened(config: dict[str, bytes], provenance: dict[str, bytes]) -> dict[str, Any]:
     """Return the values of both under their dotted keys; raise BrokenRecord."""
     tree = {key: msgspec.json.decode(raw) for key, raw in config.items()}
-    row = {key: as_typed(value) for key, value in flat(tree) if key not in _LABELS}
+    taken = {*_LABELS, *COLUMNS}  # the latter are no keys of ours: whoever wrote them does no harm
+    row = {
+        key: as_typed(value)
+        for key, value in flat(tree)
+        if key not in taken and not key.startswith("provenance.")
+    }
     values = {name: msgspec.json.decode(raw) for name, raw in provenance.items() if raw != b"null"}
     known = dataclasses.asdict(checked(Provenance, values))
     for key, value in flat({name: known[name] for name in _SHARED}):

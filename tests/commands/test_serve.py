@@ -261,6 +261,19 @@ def test_another_host_is_served_with_the_token_only(root):
         assert ask(Cookie=cookie.split(";")[0], Host="evil.example").status == 403
 
 
+def test_what_nobody_thought_of_is_one_line(root, capfd, monkeypatch):
+    with served(root) as ask:
+        assert ask().status == 200
+        monkeypatch.setattr("resnests.commands.live.render", lambda **_: 1 / 0)
+        assert ask().status == 500
+        said = capfd.readouterr().err
+        assert (
+            said == "aggregate.py: the page cannot be made: ZeroDivisionError: division by zero\n"
+        )
+        monkeypatch.undo()
+        assert ask().status == 200
+
+
 def test_a_request_that_is_none_costs_itself_only(ask, capfd):
     for line in (
         b"\r\n\r\n",

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import math
 import os
 import socket
@@ -589,3 +590,25 @@ def test_a_nested_target_is_a_value_like_any_other(tmp_path):
     ]
     assert any("optimizer.extra={a:null}" in note for note in made.notes)
     assert list(read_runs(tmp_path)[0]["arch.act._target_"]) == ["torch.nn.GELU", "torch.nn.ReLU"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"path": "x", "status": "complete"}, {"provenance.host": "x"}, {"val_accuracy": 99.0},
+        {"provenance": {"started": "x"}}, {"row": "x", "given": 1},
+        {"optimizer": {"lr": {"a": [1, {}]}}},
+    ],
+)  # fmt: skip
+def test_a_configuration_that_somebody_made_up_hides_no_column(tmp_path, config):
+    values = {"dataset__val_fraction": 0.1, "trainer__epochs": 3}
+    run = trees.add_run(tmp_path, history=trees.history_rows(90, 3, val=True), **values)
+    record = json.loads(run.record_file.read_text())
+    record["config"] |= config
+    run.record_file.write_text(json.dumps(record))
+    runs = label_rows(load_runs(tmp_path))
+    assert runs.columns.is_unique
+    assert accuracy_tables(runs)[0].rows[0][1].startswith("90.00%")
+    assert runs["path"].tolist() == [str(run.path)]
+    assert runs["val_accuracy"].tolist() == [91.0]
+    assert runs["provenance.host"].tolist() == ["nowhere"]
