@@ -132,8 +132,8 @@ class Status:
         except UserError:
             if not self.sweeps and not self.queue:
                 raise
-            none = [] if self.sweeps else [Text(f"no run in {self.root} yet")]
-            return Group(*map(printable, self.queue), *(self._sweep_lines() or none))
+            none = [] if self.sweeps else [f"no run in {self.root} yet"]
+            return Group(*map(printable, self.queue), *self._sweep_lines(), *none)
         lines = map(printable, [*map(run_line, self.unfinished), *self.queue])
         rest = map(printable, [*self.warnings, *self.copies])
         return Group(self.headline(), self.table or "", *lines, *self._sweep_lines(), *rest)
