@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 from cluster.queues import StandIn
-from helpers import tiny
+from helpers import TINY, run_command, tiny
 
 from resnests.commands.queue import queue_lines, queued_runs
 from resnests.commands.status import Status
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
-from resnests.sweep.executors.submission import Submission
+from resnests.runs.sweeps import find_asked, read_asked
+from resnests.sweep.executors.submission import Submission, find_submissions
 from resnests.sweep.plan import Run
 
 
@@ -43,3 +44,23 @@ def test_jobs_and_why_they_wait_are_listed_before_any_run_is_on_record(tmp_path,
     runs[0].directory.path.mkdir(parents=True)
     runs[0].directory.record_file.touch()
     assert queue_lines(queued_runs(str(root))) == lines[:-1]
+
+
+@pytest.mark.slow
+def test_after_a_detached_submission_the_whole_grid_is_known_at_once(tmp_path, monkeypatch):
+    slurm = StandIn(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", slurm.path)
+    words = ("-m", *TINY, "seed=0,1,2", "cluster=slurm", "cluster.detach=true")
+    done = run_command(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    root = tmp_path / "runs"
+    (submission,) = find_submissions(root)
+    assert set(read_asked(*find_asked(root)).cells[0].seeds) == {0, 1, 2}
+    slurm.show(*(f"{submission.name}|17|{i}|PENDING||Resources" for i in range(3)))
+    first, _, *rest = map(str, Status(str(root)).poll().renderables)
+    assert first == "0 of 3 done, 3 queued (Resources)"
+    assert any("3 of 3 runs left, at work on" in line for line in rest)
+    slurm.show()  # all of them were cancelled
+    first, _, *rest = map(str, Status(str(root)).poll().renderables)
+    assert first == "0 of 3 done, 3 planned"
+    assert any("no process of it on this host" in line for line in rest)
