@@ -278,10 +278,6 @@ class Config:
                 for key, value in values.items()
             }
         self.metric_parts()
-        ok = not self.metrics or self.task in ("train", "evaluate", "tune")
-        require(ok, "metrics", ", ".join(self.metrics), f"none, as task={self.task} has no such")
-        ok = not self.predictions or self.task in ("train", "evaluate")
-        require(ok, "predictions", True, f"false, as task={self.task} writes none")
         ok = self.trainer.patience is None or self.dataset.val_fraction > 0
         expected = "null without dataset.val_fraction, as the test set decides nothing"
         require(ok, "trainer.patience", self.trainer.patience, expected)

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from resnests.config.recipe import distinguishing_keys
 from resnests.errors import UserError, require_one_of
 from resnests.runs.record import METRICS
+from resnests.text import brief
 
 SPLITS = {"test": "test", "val": "validation"}
 
@@ -110,14 +112,18 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
     cells = runs.assign(recipe_values=others).groupby(
         ["dataset", "arch", "variant", "recipe_values"], sort=False
     )
-    for (_, arch, variant, _), cell in cells:
+    telling = sorted(distinguishing_keys([json.loads(text) for text in set(others)]))
+    telling = [name for name in telling if not name.startswith(("arch.", "variant.", key))]
+    for (_, arch, variant, recipe), cell in cells:
         complete = cell[cell["status"] == "complete"]
         means = complete.groupby(key)[judge.column].mean().dropna()
         if means.empty:
             continue
         best = means.idxmax() if judge.better == "high" else means.idxmin()
         chosen.append(cell[cell[key] == best].assign(**{key: "chosen"}))
-        said.append(f"{arch} {variant} {best} (of {len(means)})")
+        values = {k: brief(v) for k, v in json.loads(recipe).items()}
+        more = "".join(f" {name}={values[name]}" for name in telling if name in values)
+        said.append(f"{arch} {variant}{more} {best} (of {len(means)})")
     if not chosen:
         raise UserError(f"--select {key} --by {by}: no complete run has {by}")
     note = f"{key} chosen by the mean {judge.words} over seeds: {', '.join(said)}."

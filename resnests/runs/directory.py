@@ -9,6 +9,8 @@ torch.
         progress.json  the latest heartbeat of a running training, about once a second
         checkpoint.pt  what resuming needs; checkpoint.previous.pt is the one before it
         model.pt       the final weights, a plain state dict under the official names
+        model_ema.pt   their running mean, of trainer.ema
+        predictions.npz      what the network says of each test image, of predictions=true
         model_epoch_<n>.pt   those after epoch n, of trainer.keep_epochs
         run.log        the output of the training process
         run.lock       held by the process that owns the directory

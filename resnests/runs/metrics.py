@@ -39,7 +39,11 @@ def lacks_metrics(record: Record, config: Config) -> bool:
 
 
 def is_unmeasured(directory: RunDirectory, record: Record, config: Config) -> bool:
-    """Return whether a complete run lacks metrics or predictions that `config` asks for."""
+    """Return whether a complete run lacks metrics or predictions that `config` asks for; other
+    tasks than those that measure have neither.
+    """
+    if config.task not in ("train", "evaluate"):
+        return False
     wanted = config.predictions and record.status == "complete"
     lacks_predictions = wanted and not directory.predictions_file.is_file()
     return lacks_predictions or lacks_metrics(record, config)

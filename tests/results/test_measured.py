@@ -85,6 +85,11 @@ def test_validation_chooses_a_value_of_each_cell_and_its_test_is_reported(tmp_pa
     assert note.startswith("optimizer.lr chosen by the mean validation accuracy over seeds: ")
     assert "resnet20 standard 0.1 (of 2)" in note
     assert "resnet8 standard 0.3 (of 2)" in note
+    add(tmp_path, 70, 90, arch="resnet8", trainer__batch_size=64)
+    (note,) = [
+        line for line in cells(tmp_path, select="optimizer.lr")[0].notes if "chosen by" in line
+    ]
+    assert "resnet8 standard trainer.batch_size=64 0.1 (of 1)" in note
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from resnests.config.schema import config_dict, config_from
 from resnests.data.splits import load
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
-from resnests.runs.metrics import lacks_metrics
+from resnests.runs.metrics import is_unmeasured, lacks_metrics
 from resnests.sweep.plan import Run
 from resnests.tasks import preflight
 from resnests.tasks.experiment import run_experiment
@@ -197,8 +197,19 @@ def test_predictions_are_written_at_the_end_of_a_run_and_for_a_finished_one(tmp_
         assert (found["logits"] == first).all()
     directory.clear()
     assert not directory.predictions_file.exists()
-    with pytest.raises(UserError, match="predictions=True: expected false, as task=export"):
-        config("predictions=true", "task=export", "weights=w")
+
+
+def test_other_tasks_of_the_same_experiment_measure_nothing(tmp_path):
+    metrics = {"zeros": {"_target_": "mine.zeros"}}
+    plain = config(f"runs_dir={tmp_path}")
+    run_experiment(plain)
+    directory = RunDirectory.of(plain)
+    for task in ("export", "analyze"):
+        weights = ("weights=shared",) if task == "export" else ()
+        words = (f"runs_dir={tmp_path}", f"task={task}", "predictions=true", *weights)
+        assert not is_unmeasured(
+            directory, directory.read_record(), config(*words, metrics=metrics)
+        )
 
 
 def test_predictions_of_a_folder_name_its_files(tmp_path):
