@@ -65,7 +65,7 @@ def sweep(session: Session) -> None:
 def tests(session: Session) -> None:
     """The tests that need a GPU; with --smoke they are collected."""
     more = ["--collect-only"] if session.smoke else []
-    files = ["tests/training/test_step.py", "tests/training/test_numerics.py"]
+    files = ["tests/training"]
     session.python("tests: of a GPU", "-m", "pytest", "-q", "-m", "gpu", *files, *more, limit=240)
 
 

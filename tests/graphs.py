@@ -6,12 +6,21 @@ tensors, so that a stale buffer or a gradient outside the graph shows here as it
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # What makes the host wait for a GPU: item(), float(), indexing with a mask
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item"}
+
+
+def needs_gpu(test):
+    """Mark a test for pytest -m gpu, which is skipped without one."""
+    missing = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    # torch says of the mode in which a wait is an error that it is a prototype
+    warns = pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
+    return pytest.mark.gpu(missing(warns(test)))
 
 
 class Recorder(TorchDispatchMode):

@@ -15,7 +15,7 @@ import torch
 
 # older versions look at torch.cuda when it is first imported, before it is emulated here
 import torch._dynamo
-from graphs import Recorder
+from graphs import Recorder, needs_gpu
 from helpers import make_config, tiny
 
 from resnests.config.schema import Trainer
@@ -36,14 +36,6 @@ from resnests.training.step import Step
 TINY = ([2, 1, 1], [4, 8, 16])
 SIZES = (8, 8, 5, 8, 3, 8)  # batches of an epoch and a bit, with smaller ones among them
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for trainer.deterministic
-
-
-def needs_gpu(test):
-    """Mark a test for pytest -m gpu, which is skipped without one."""
-    missing = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-    # torch says of the mode in which a wait is an error that it is a prototype
-    warns = pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
-    return pytest.mark.gpu(missing(warns(test)))
 
 
 def make_step(variant, device="cpu", emulate=False, **trainer):

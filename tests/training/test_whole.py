@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from graphs import WAITS, Recorder
+from graphs import WAITS, Recorder, needs_gpu
 from helpers import history, make_config, tiny
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -78,17 +78,17 @@ def one_by_one(captures, monkeypatch):
     return call
 
 
-def make_training(*options, variant="standard", model=None):
+def make_training(*options, variant="standard", model=None, device="cpu"):
     config = make_config(f"trainer.batch_size={BATCH}", "trainer.epochs=2", *options)
     rng = np.random.default_rng(0)
     split = Split(rng.integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8), np.arange(COUNT) % 10)
     torch.manual_seed(0)
     model = model or build_model(TINY, variant)
-    model.to(memory_format=torch.channels_last)
-    pipeline = build_pipeline(config, config.dataset, split, torch.device("cpu"))
+    model.to(device, memory_format=torch.channels_last)
+    pipeline = build_pipeline(config, config.dataset, split, torch.device(device))
     optimizer = build_optimizer(config.optimizer, parameter_groups(config.optimizer, model))
     quiet = (lambda _: None, lambda _: None, lambda: False)
-    loss = build_loss(config, split.labels, torch.device("cpu"))
+    loss = build_loss(config, split.labels, torch.device(device))
     schedule = build_schedule(config, optimizer, pipeline.steps)
     averaged = averaged_model(model, config.trainer.ema)
     return Training(
@@ -358,3 +358,33 @@ def test_whole_steps_are_those_of_the_tensor_pipeline_and_sgd(captures, option, 
     step = Step(training.model, training.config.trainer)
     step.captures = False
     assert WholeStep.of(training, step) is None
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", ["standard", "resnest", "bn_resnest", "a_resnest"])
+def test_on_a_gpu_graphs_train_as_a_step_without_them_but_for_rounding(variant, precision):
+    options = (f"trainer.precision={precision}", "optimizer.lr=0.01", "optimizer.clip_norm=1")
+    losses, weights, _ = trained(*options, variant=variant, device="cuda")
+    plain = trained(*options, "trainer.cuda_graph=false", variant=variant, device="cuda")
+    tolerance = 1e-3 if precision == "fp32" else 5e-2
+    torch.testing.assert_close(losses, plain[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(weights, plain[1], rtol=tolerance, atol=tolerance)
+
+
+@needs_gpu
+def test_on_a_gpu_whole_steps_wait_for_nothing_and_evaluations_are_right():
+    training = make_training("optimizer.clip_norm=1", device="cuda")
+    whole = whole_of(training)
+    steps = list(whole.steps(1))
+    assert len(whole.graphs) == 2, "the update is in the graph"
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for rate, take in enumerate(steps, 1):
+            set_learning_rate(training.optimizer, rate / 100)
+            take()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    split = training.pipeline.data
+    found = whole.evaluate(split, lambda: False)
+    assert found == pytest.approx(evaluate(training.model, split, "fp32"), rel=1e-3)
