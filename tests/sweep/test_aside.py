@@ -315,7 +315,10 @@ def test_cards_that_nvml_sees_and_torch_cannot_use_end_a_sweep_before_its_first_
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs Linux and two cores",
+)
 def test_a_broken_device_costs_a_sweep_nothing(tmp_path):
     """Emulated on the slots of a CPU: every run on one of two fails at its first epoch."""
     dying = f"cpu-{min(os.sched_getaffinity(0))}"
