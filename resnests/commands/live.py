@@ -57,14 +57,14 @@ class InsideReader(Reader):
 
     def read(self) -> tuple[pd.DataFrame, list[str]]:
         """Return what the last look found, or the next one where it is due."""
-        started = time.monotonic()
-        if self.last is None or started >= self.due:
+        if self.last is None or time.monotonic() >= self.due:
+            is_first, started = self.last is None, time.thread_time()
             try:
                 self.last = super().read()
             except UserError as error:
                 self.last = error
-            now = time.monotonic()
-            self.due = now + max(POLL_SECONDS, (now - started) / SHARE)
+            cost = 0.0 if is_first else time.thread_time() - started  # the next one costs less
+            self.due = time.monotonic() + max(POLL_SECONDS, cost / SHARE)
         if isinstance(self.last, UserError):
             raise self.last
         return self.last
@@ -222,7 +222,7 @@ class Live:
         return shown
 
     def _running(self, run: dict[str, Any]) -> dict[str, Any]:
-        beat = RunDirectory(run["path"]).read_progress()
+        beat = RunDirectory(run["path"]).shown_progress()
         fraction = None
         if "epoch" in beat:
             fraction = (beat["epoch"] - 1 + beat["step"] / beat["steps"]) / beat["epochs"]

@@ -214,7 +214,7 @@ class Status:
         """Return how long the runs at work and those that sweeps go on with take, as measured."""
         rates, running = [], []
         for run in self.unfinished:
-            beat = RunDirectory(run["path"]).read_progress() if run["status"] == "running" else {}
+            beat = RunDirectory(run["path"]).shown_progress() if run["status"] == "running" else {}
             if beat.get("seconds_left") is not None:
                 epochs = beat["epochs"] - beat["epoch"] + 1 - beat["step"] / beat["steps"]
                 running.append(beat["seconds_left"])
@@ -336,7 +336,7 @@ def run_line(run: dict[str, Any]) -> str:
 
 def run_progress(run: dict[str, Any]) -> list[str]:
     """Return where a run is trained and how far it is, in words."""
-    progress = RunDirectory(run["path"]).read_progress()
+    progress = RunDirectory(run["path"]).shown_progress()
     host = run.get("provenance.host")
     where = f"{host} " if host != socket.gethostname() else ""
     parts = [f"on {where}{progress.get('device', run.get('provenance.device'))}"]

@@ -220,14 +220,19 @@ class RunDirectory:
         write_atomic(self.progress_file, json.dumps(heartbeat).encode())
 
     def read_progress(self) -> dict[str, Any]:
-        """Return the latest heartbeat ({} where there is no sound one): state, device, epoch, loss,
-        ..., time (Unix seconds), host.
+        """Return the latest heartbeat ({} where there is none): state, device, epoch, loss, ...,
+        time (Unix seconds), host.
         """
         try:
             progress = json.loads(self.progress_file.read_bytes())
         except (OSError, ValueError, RecursionError):
             return {}
-        return progress if isinstance(progress, dict) and is_heartbeat(progress) else {}
+        return progress if isinstance(progress, dict) else {}
+
+    def shown_progress(self) -> dict[str, Any]:
+        """Return the latest heartbeat, {} where it is none that can be shown."""
+        progress = self.read_progress()
+        return progress if is_heartbeat(progress) else {}
 
     def kept_weights_file(self, epoch: int) -> Path:
         """Return where the weights after `epoch` are, if trainer.keep_epochs has it."""

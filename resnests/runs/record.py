@@ -216,8 +216,8 @@ def is_heartbeat(progress: dict[str, Any]) -> bool:
     values = [progress.get(name) for name in names if "epoch" in progress]
     values += [progress.get("seconds_left") or 0, progress.get("time", 0)]
     numbers = all(isinstance(value, int | float) and abs(value) < 1e15 for value in values)
-    texts = [progress.get(name) or "" for name in ("state", "device", "host", "job")]
-    if not numbers or not all(isinstance(text, str) for text in texts):
+    texts = [progress.get(name) for name in ("state", "device", "host", "job")]
+    if not numbers or not all(text is None or isinstance(text, str) for text in texts):
         return False
     if "epoch" not in progress:
         return True

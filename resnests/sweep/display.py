@@ -44,7 +44,7 @@ class View:
 
     def update(self, since: float) -> None:
         """Look again; what is older than `since` (Unix seconds) is of an earlier attempt."""
-        progress = self.run.directory.read_progress()
+        progress = self.run.directory.shown_progress()
         self.progress = progress if progress.get("time", 0) >= since else {}
         try:
             fresh = self.run.directory.record_file.stat().st_mtime >= since

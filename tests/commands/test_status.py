@@ -151,3 +151,19 @@ def test_every_cell_can_be_read_on_a_narrow_terminal_too(tmp_path, width):
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= width
     assert ("  ResNEst: 1 done, 1 interrupted\n" in shown) == (width == 80)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"loss": "<b>"}, {"epochs": 0}, {"steps": 0}, {"seconds_left": 1e400}, {"time": "now"},
+        {"images_per_second": None}, {"device": {}}, {"epoch": 10**400}, {"accuracy": float("nan")},
+    ],
+)  # fmt: skip
+def test_a_heartbeat_that_somebody_made_up_is_not_shown(tmp_path, change):
+    run = add_run(tmp_path, status="running", provenance=ME)
+    run.write_progress(PROGRESS)
+    run.progress_file.write_text(json.dumps(json.loads(run.progress_file.read_text()) | change))
+    first, *_, line = Status(str(tmp_path)).poll().renderables
+    assert first == "0 of 1 done, 1 running"
+    assert line == "running: cifar10/resnet20/standard seed=0 on cpu"
