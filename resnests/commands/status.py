@@ -51,7 +51,7 @@ def show(root: str, watch: bool = False, trials: bool = False, query: Sequence[s
     status = Status(root, trials, query)
     if not watch:
         for part in status.poll().renderables:
-            console.print(part, crop=False)
+            console.print(part, soft_wrap=isinstance(part, Text) and bool(part.no_wrap))
         return
     with Live(status.poll(), console=console, auto_refresh=False) as live:
         try:
