@@ -13,7 +13,7 @@ from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory
 from resnests.runs.history import HISTORY
 from resnests.runs.record import Provenance, Record
-from resnests.tasks import train
+from resnests.tasks import keeper
 from resnests.tasks.experiment import run_experiment
 from resnests.training.loop import State
 
@@ -236,7 +236,7 @@ def test_the_speed_on_record_is_that_of_all_epochs_together():
         for speed in (100.0, 300.0)
     ]
     record = Record.of(tiny(), Provenance())
-    train._note(record, State(epoch=3, history=rows), tiny())
+    keeper.note_epochs(record, State(epoch=3, history=rows), tiny())
     assert (record.epochs, record.images_per_second, record.seconds) == (2, 150.0, 2.0)
 
 
@@ -274,7 +274,7 @@ def test_history_is_written_once_a_second_before_checkpoints_and_at_every_end(
     tmp_path, monkeypatch, seconds, writings
 ):
     """A fast GPU's epoch takes a third of a second, of which each writing would be a thirtieth."""
-    monkeypatch.setattr(train, "HISTORY_SECONDS", seconds)
+    monkeypatch.setattr(keeper, "HISTORY_SECONDS", seconds)
     write, written = RunDirectory.write_history, []
     monkeypatch.setattr(
         RunDirectory, "write_history", lambda *given: (written.append(1), write(*given))
