@@ -25,7 +25,7 @@ def shape(kind: str, rng: np.random.Generator) -> np.ndarray:
     return np.where(inside[..., None], image + rng.integers(60, 160, 3), image).astype(np.uint8)
 
 
-def main(folder: str = "shapes", train: int = 40, test: int = 20) -> None:
+def main(folder: str = "shapes", train: int = 100, test: int = 50) -> None:
     rng = np.random.default_rng(0)
     for split, count in (("train", train), ("test", test)):
         for kind in ("circle", "cross", "square"):
