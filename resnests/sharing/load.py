@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from resnests.config.compose import conf_dir
-from resnests.config.parts import Component
+from resnests.config.parts import Arch, Component
 from resnests.config.schema import part_from
 from resnests.config.targets import targets
 from resnests.errors import UserError, require_extra
@@ -99,11 +99,17 @@ def _require_own_values(weights: Path, about: dict[str, Any]) -> None:
 def _require_own_code(place: Path, component: Component) -> None:
     """Raise a UserError where a component names code other than the networks in conf/.
 
-    All of this package would be too much: it has functions that write files.
+    All of this package would be too much: it has functions that write files. Factories of other
+    libraries, which also read files and download, may have no other arguments than in conf/.
     """
-    files = [*conf_dir().glob("arch/*.yaml"), *conf_dir().glob("variant/*.yaml")]
-    known = {OmegaConf.select(OmegaConf.load(file), "_target_") for file in files}
+    group = "arch" if isinstance(component, Arch) else "variant"
+    trees: list[Any] = [
+        OmegaConf.to_container(OmegaConf.load(file)) for file in conf_dir().glob(f"{group}/*.yaml")
+    ]
+    if component in [part_from(group, tree) for tree in trees]:
+        return
+    known = {tree.get("_target_") for tree in trees}
     for target in targets(component):
-        if target not in known:
+        if target not in known or not target.startswith("resnests."):
             mend = "trust=True runs it: do that where you trust who made the folder"
             raise UserError(f"{place}: config.json names code, {target}, which is not run. {mend}")

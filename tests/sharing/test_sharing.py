@@ -16,12 +16,13 @@ from helpers import REPOSITORY, TINY, run_command
 from resnests import build_model, load_model
 from resnests.config.schema import config_dict, config_from
 from resnests.errors import UserError
-from resnests.models.resnet import count_parameters
+from resnests.models.resnet import count_parameters, load_arch
 from resnests.models.weights import save_weights
 from resnests.runs.directory import RunDirectory
 from resnests.sharing import export as writers
 from resnests.sharing.card import card
 from resnests.sharing.export import export
+from resnests.sharing.load import _require_own_code
 
 IMAGES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -105,6 +106,11 @@ def test_code_that_a_folder_names_runs_only_with_trust(tmp_path, monkeypatch):
             "_target_": "resnests.models.single_stage.SingleStage",
             "block": [{"_target_": "numpy.savetxt", "fname": written, "X": []}],
         },
+        {"_target_": "timm.create_model", "model_name": "resnet18", "checkpoint_path": written},
+        {
+            "_target_": "resnests.models.small_images.small_stem",
+            "network": {"_target_": "torchvision.models.resnet18", "weights": "DEFAULT"},
+        },
     ):
         edit(folder, arch={"name": "mine"} | arch)
         strip(folder)
@@ -128,6 +134,11 @@ def strip(folder: Path) -> None:
     save_file(load_file(file), file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     edit(folder, files={"safetensors": {"file": file.name, "sha256": digest}})
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "densenest40_12"])
+def test_networks_of_conf_are_no_code_of_others(tmp_path, name):
+    _require_own_code(tmp_path, load_arch(name))
 
 
 def test_a_folder_of_an_earlier_version_is_read(tmp_path):
