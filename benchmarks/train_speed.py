@@ -28,7 +28,8 @@ from benchmarks import gpu
 from benchmarks.process import REPOSITORY, Process, interleaved, ratio, table, together, wall_time
 from benchmarks.subjects import CLOCKS, Spec, read_conf
 from resnests.config.parts import Optimizer
-from resnests.config.schema import PRECISIONS, Trainer
+from resnests.config.schema import Trainer
+from resnests.config.training import PRECISIONS
 from resnests.cpuinfo import cpu_info
 from resnests.models.resnet import build_model, load_arch
 from resnests.training.optim import build_optimizer

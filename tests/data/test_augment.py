@@ -112,10 +112,10 @@ def test_float_images_of_a_transform_are_scaled_back():
 
 
 def test_the_source_of_a_transform_is_identity(tmp_path, monkeypatch):
-    file = tmp_path / "mine.py"
+    file = tmp_path / "a_transform.py"
     file.write_text("def same(image):\n    return image\n")
     monkeypatch.syspath_prepend(tmp_path)
-    mine = augmented({"_target_": "mine.same"})
+    mine = augmented({"_target_": "a_transform.same"})
     (before,) = with_digests([mine])
     assert "pipeline.code" in before.digests
     file.write_text("def same(image):\n    return image.flip(-1)\n")
