@@ -585,8 +585,8 @@ def test_a_nested_target_is_a_value_like_any_other(tmp_path):
         run.write_record(dataclasses.replace(record, **changes))
     made = table(tmp_path)
     assert [row[0] for row in made.rows] == [
-        "ResNet-20, arch.act={_target_:torch.nn.GELU,sizes:[1,2]}",
-        "ResNet-20, arch.act={_target_:torch.nn.ReLU,sizes:[1,2]}",
+        "ResNet-20, arch.act=torch.nn.GELU(sizes=[1,2])",
+        "ResNet-20, arch.act=torch.nn.ReLU(sizes=[1,2])",
     ]
     assert any("optimizer.extra={a:null}" in note for note in made.notes)
     assert list(read_runs(tmp_path)[0]["arch.act._target_"]) == ["torch.nn.GELU", "torch.nn.ReLU"]
