@@ -17,7 +17,7 @@ from torch import Tensor
 from resnests.config.schema import Pipeline
 from resnests.config.targets import broken, build_callable
 from resnests.errors import UserError
-from resnests.training.generators import generator_states, restore_generators
+from resnests.generators import generator_states, restore_generators
 
 Transform = Callable[[Tensor], Tensor]
 

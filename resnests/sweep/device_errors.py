@@ -5,31 +5,10 @@ What stays open, such as an illegal memory access, is settled by where else it f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from resnests.sweep.cards import nvml_complaint
 from resnests.sweep.leases import Lease, leased_slots
+from resnests.training.device_words import FULL, chain, words_of_device
 
-# In the words of CUDA, its libraries and torch; in lower case
-DEVICES = (
-    "cuda error",
-    "cudnn_status_",
-    "cudnn error",
-    "cublas_status_",
-    "nccl error",
-    "uncorrectable ecc",
-    "busy or unavailable",
-    "no cuda gpus are available",
-    "no cuda-capable device",
-    "no nvidia driver",
-    "nvidia driver on your system is too old",
-    "not compiled with cuda enabled",
-    "no kernel image is available",
-    "unexpected error from cuda",
-    "cuda driver initialization failed",
-)
-FULL = ("out of memory", "_alloc_failed")
-RUNS = ("device-side assert", "cublas_status_not_supported", *FULL)
 FOREIGN_GB = 2.0  # that other programs hold on a card that is full for a run without them
 
 
@@ -40,29 +19,13 @@ def device_failure(error: BaseException, lease: Lease, has_begun: bool) -> str |
     """
     if reason := words_of_device(error):
         return reason
-    is_full = any(mark in str(one).lower() for one in _chain(error) for mark in FULL)
+    is_full = any(mark in str(one).lower() for one in chain(error) for mark in FULL)
     if is_full and not has_begun and (reason := _filled_by_others(lease)):
         return reason
     for uuid in lease.devices if lease.allocation.kind == "cuda" else ():
         if complaint := nvml_complaint(uuid):
             return complaint
     return None
-
-
-def words_of_device(error: BaseException) -> str | None:
-    """Return what `error`, or what it came from, says in words of CUDA's for a device at fault."""
-    for one in _chain(error):
-        text = str(one).lower()
-        if any(mark in text for mark in DEVICES) and not any(mark in text for mark in RUNS):
-            return str(one).splitlines()[0]
-    return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, and those that it came from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _filled_by_others(lease: Lease) -> str | None:

@@ -28,8 +28,8 @@ from resnests.data.pipelines import Batch, Images, build_pipeline, memory_format
 from resnests.data.splits import Splits, load, with_statistics
 from resnests.errors import UserError, exit_status_of
 from resnests.models.resnet import count_parameters, initial_model
-from resnests.sweep.device_errors import words_of_device
 from resnests.tasks.classes import require_same_classes
+from resnests.training.device_words import words_of_device
 from resnests.training.loop import evaluate
 from resnests.training.numerics import move, require_numerics, set_numerics
 from resnests.training.objectives import build_loss, build_metrics

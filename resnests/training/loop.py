@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 from resnests.config.schema import Config, Trainer
 from resnests.data.pipelines import Batch, Images, Pipeline
 from resnests.errors import Interrupted
-from resnests.training.generators import generator_states, restore_generators
+from resnests.generators import generator_states, restore_generators
 from resnests.training.objectives import Criterion, Measure
 from resnests.training.optim import learning_rate, set_learning_rate
 from resnests.training.step import Step, add_totals, autocast, zero_totals

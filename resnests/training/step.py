@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from resnests.config.schema import Trainer
 from resnests.errors import CaptureFailed, UserError
+from resnests.generators import drawn_on_host, generator_states, restore_generators
 from resnests.training.compiling import compiling
-from resnests.training.generators import drawn_on_host, generator_states, restore_generators
 from resnests.training.objectives import Criterion
 
 log = logging.getLogger(__name__)

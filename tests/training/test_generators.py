@@ -13,10 +13,10 @@ from test_step import batches, train_steps
 
 from resnests.config.schema import Trainer, config_dict, config_from
 from resnests.errors import UserError
+from resnests.generators import drawn_on_host, generator_states, restore_generators
 from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory
 from resnests.tasks.experiment import run_experiment
-from resnests.training.generators import drawn_on_host, generator_states, restore_generators
 from resnests.training.step import Step
 
 CPU = torch.device("cpu")
