@@ -156,6 +156,8 @@ def read_asked(path: Path) -> Asked:
         return msgspec.json.decode(path.read_bytes(), type=Asked)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    except msgspec.MsgspecError as error:  # no ValueError in earlier versions
+        raise ValueError(str(error)) from error
 
 
 def _asked(task: str, **more: Any) -> Asked:

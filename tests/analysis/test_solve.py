@@ -83,7 +83,7 @@ def test_what_all_classes_share_slows_no_solve(problem):
     plain = minimise(Risk(rows, 1e-4), start, 1e-5, test)
     shared = minimise(Risk(rows, 1e-4), start + 5, 1e-5, test)
     assert shared.reached
-    assert shared.evaluations <= 1.2 * plain.evaluations
+    assert shared.evaluations <= 2 * plain.evaluations
     assert shared.weights.sum(1).abs().max() < 1e-9
 
 
