@@ -104,9 +104,10 @@ def test_a_job_asks_for_a_gpu_unless_it_trains_on_the_cpu(tmp_path):
     with Slurm(nodes=1, gpu="/dev/zero"):
         assert sweep(tmp_path, *there, "cluster.gpus=1", "trainer.device=cpu", "seed=0") == 0
         assert sweep(tmp_path, *there, "trainer.device=cpu", "seed=1") == 0
-        assert sweep(tmp_path, *there, "seed=2") == 0
-    assert (tmp_path / "given").read_text().split("\n")[:3] == ["0", "", "0"]
-    assert statuses(tmp_path) == ["complete"] * 3
+        assert sweep(tmp_path, *there, "seed=2") == 1, "it is no GPU: no run trains on the CPU"
+    assert (tmp_path / "given").read_text().split("\n") == ["0", "", "0", ""], "tried once"
+    assert statuses(tmp_path) == ["complete"] * 2
+    assert "expected a GPU, as CUDA_VISIBLE_DEVICES=0" in log(tmp_path)
 
 
 def test_hydras_launcher_for_slurm_with_its_own_keys(tmp_path, slurm):
