@@ -95,7 +95,7 @@ def run_command_line(main: Callable[[], None]) -> None:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        if not _is_unread(1):  # a pipe of ours broke, to another process
+        if not is_unread(1):  # a pipe of ours broke, to another process
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python flushes once more
         sys.exit(1)
@@ -116,7 +116,7 @@ def _opened(number: int, stream: IO[str] | None) -> Any:
     return open(number, "w", closefd=False)
 
 
-def _is_unread(number: int) -> bool:
+def is_unread(number: int) -> bool:
     """Return whether a pipe has lost its reader."""
     watched = select.poll()
     watched.register(number, 0)

@@ -19,7 +19,7 @@ from resnests.config.compose import conf_dir, hydras_own, in_one_line, register,
 from resnests.config.flags import in_hydras_order
 from resnests.config.schema import config_from
 from resnests.environment import RUN
-from resnests.errors import USER_ERROR, UserError, exit_status_of, run_command_line
+from resnests.errors import USER_ERROR, UserError, exit_status_of, is_unread, run_command_line
 from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import protocol
@@ -56,7 +56,12 @@ def app(tree: DictConfig) -> str | None:
         status = record.status if record else None
         return code
 
-    protocol.exit_status = exit_status_of(train)
+    try:
+        protocol.exit_status = exit_status_of(train)
+    except BrokenPipeError:
+        if not is_unread(1):
+            raise
+        sys.exit(1)  # as Hydra would print that the job failed
     return status
 
 

@@ -53,12 +53,10 @@ def serve(root: str, port: int, host: str | None, plan: Plan) -> None:
     shown = "127.0.0.1" if host is None else socket.getfqdn() if host in ("0.0.0.0", "::") else host
     shown = f"[{shown}]" if ":" in shown else shown
     query = f"?token={server.token}" if server.token else ""
-    print(
-        f"http://{shown}:{server.server_address[1]}/{query} shows {root}; Ctrl-C ends it",
-        flush=True,
-    )
-    threading.Thread(target=server.live.warm_up, daemon=True).start()
+    address = f"http://{shown}:{server.server_address[1]}/{query}"
     try:
+        print(f"{address} shows {root}; Ctrl-C ends it", flush=True)
+        threading.Thread(target=server.live.warm_up, daemon=True).start()
         server.serve_forever()
     except KeyboardInterrupt:
         print()

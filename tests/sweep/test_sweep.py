@@ -427,9 +427,8 @@ def test_pieces_of_a_users_own_that_fail_stop_a_sweep_before_its_first_run(tmp_p
         "-m", *TINY, *own, "seed=0,1", cwd=tmp_path, environment={"PYTHONPATH": str(tmp_path)}
     )
     assert done.returncode == 2
-    assert done.stderr.startswith(
-        "error: arch=mine: expected logits of shape (32, 10), not (32, 10, "
-    )
+    batch = "a batch of 32 images of 32x32 pixels"
+    assert done.stderr.startswith(f"error: arch=mine: {batch}: expected logits of shape (32, 10), ")
     assert len(done.stderr.splitlines()) == 1
     assert not any(tmp_path.rglob("seed=*"))
 
