@@ -29,6 +29,7 @@ from resnests.results.stats import at_best_epoch
 from resnests.results.tables import Table
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import BrokenRecord
+from resnests.runs.sweeps import epochs_left
 from resnests.text import as_typed, printable
 
 SHARE = 0.04  # of the time that looking may take
@@ -225,7 +226,7 @@ class Live:
         beat = RunDirectory(run["path"]).shown_progress()
         fraction = None
         if "epoch" in beat:
-            fraction = (beat["epoch"] - 1 + beat["step"] / beat["steps"]) / beat["epochs"]
+            fraction = 1 - epochs_left(beat) / beat["epochs"]
         charts = self._charts([("", run["path"])])
         text = printable(", ".join(run_progress(run)))
         return _named(run) | {

@@ -32,7 +32,7 @@ from resnests.results.frame import Reader
 from resnests.results.select import select
 from resnests.runs.directory import ANALYSIS, RunDirectory
 from resnests.runs.record import FINAL
-from resnests.runs.sweeps import Asked, seconds_left
+from resnests.runs.sweeps import Asked, epochs_left, seconds_left
 from resnests.sweep.scheduler import State
 from resnests.text import duration, printable
 
@@ -216,9 +216,9 @@ class Status:
         for run in self.unfinished:
             beat = RunDirectory(run["path"]).shown_progress() if run["status"] == "running" else {}
             if beat.get("seconds_left") is not None:
-                epochs = beat["epochs"] - beat["epoch"] + 1 - beat["step"] / beat["steps"]
                 running.append(beat["seconds_left"])
-                rates.append(((run["dataset"], run["arch"]), running[-1] / max(epochs, 1e-6)))
+                rate = running[-1] / max(epochs_left(beat), 1e-6)
+                rates.append(((run["dataset"], run["arch"]), rate))
         runs, ours = self.runs, set().union(*(sweep.left for sweep in self.sweeps))
         if not running and not ours:
             return None

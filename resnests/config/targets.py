@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from importlib import metadata
@@ -74,6 +75,23 @@ def broken(what: str, error: BaseException) -> UserError:
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
     return UserError(f"{what}: {reason}{place}")
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Turn what code of a user's raises into a UserError that says `what`, but for a device whose
+    memory runs out.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        import torch  # whose device that may be: who ran such code has imported it
+
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        raise broken(what, error) from error
 
 
 def names(group: str, part: Component, key: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resnests.config.schema import Pipeline
-from resnests.config.targets import broken, build_callable
+from resnests.config.targets import build_callable, naming
 from resnests.errors import UserError
 from resnests.generators import generator_states, restore_generators
 
@@ -36,13 +36,9 @@ class Augment:
         """Return uint8 (B, 3, H, W), or float of [0, 1], made of uint8 (B, 3, H, W)."""
         count = len(images)
         for what, transform in self.transforms.items():
-            try:
+            with naming(what):
                 images = self._apply(transform, images)
                 ok = isinstance(images, Tensor) and images.shape[:2] == (count, 3)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except Exception as error:
-                raise broken(what, error) from error
             if not ok:
                 found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
                 raise UserError(f"{what}: expected images ({count}, 3, H, W), not {found}")

@@ -212,6 +212,11 @@ def _shared(dicts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return shared
 
 
+def epochs_left(progress: Mapping[str, Any]) -> float:
+    """Return how many epochs a run takes yet, from a heartbeat that has an epoch."""
+    return progress["epochs"] - progress["epoch"] + 1 - progress["step"] / progress["steps"]
+
+
 def seconds_left(
     known: Sequence[tuple[Any, float]], running: Sequence[float], waiting: Mapping[Any, float]
 ) -> float | None:

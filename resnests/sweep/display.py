@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resnests.runs.record import FINAL, BrokenRecord, Record
-from resnests.runs.sweeps import seconds_left
+from resnests.runs.sweeps import epochs_left, seconds_left
 from resnests.text import accuracy, duration, epoch_line, printable
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class Display:
             if view.status == "complete" and view.record:
                 rates.append((kind, view.record.seconds / ((trains and view.record.epochs) or 1)))
             elif view.status == RUNNING and beat.get("seconds_left") is not None:
-                rates.append((kind, beat["seconds_left"] / max(_epochs_left(beat), 1e-6)))
+                rates.append((kind, beat["seconds_left"] / max(epochs_left(beat), 1e-6)))
             elif view.status in (PENDING, WAITING):
                 waiting[kind] += config.trainer.epochs if trains else 1
         left = [view.progress.get("seconds_left") or 0.0 for view in running]
@@ -262,17 +262,13 @@ def _cells(view: View, device: str) -> dict[str, Any]:
     val = p.get("val_accuracy")
     held_out = "" if val is None else f", validation {val:.2f}%"
     return known | {
-        "": ProgressBar(total=p["epochs"], completed=p["epochs"] - _epochs_left(p), width=_BAR),
+        "": ProgressBar(total=p["epochs"], completed=p["epochs"] - epochs_left(p), width=_BAR),
         "epoch": f"{p['epoch']}/{p['epochs']}",
         "loss": f"{p['loss']:.4f}",
         "accuracy": f"{p['accuracy']:.2f}%{held_out}",
         "images/s": f"{p['images_per_second']:.0f}",
         "left": duration(p["seconds_left"]) if p["seconds_left"] is not None else "",
     }
-
-
-def _epochs_left(progress: dict[str, Any]) -> float:
-    return progress["epochs"] - progress["epoch"] + 1 - progress["step"] / progress["steps"]
 
 
 def _table(rows: list[dict[str, Any]], width: int) -> Table:

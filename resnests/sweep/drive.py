@@ -92,8 +92,8 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
             def start(numbers: list[int]) -> None:
                 launch(numbers, allocation, folder)
 
-            write_asked([run.config for run in runs], waits_for="waiting for a device")
             executor = LauncherExecutor(start, folder, print)
+            write_asked([run.config for run in runs], executor.waits_for)
             return _train_here(runs, todo, executor, allocation, len(barred))
 
 
@@ -149,8 +149,7 @@ def _train_on_cluster(runs: Sequence[Run], todo: list[Run], barred: int) -> int:
     """Bring `todo`, of a sweep's `runs`, to its end in jobs of a queue; return the exit status."""
     config = todo[0].config
     executor = _cluster_executor(config)  # first, as Ray would take the signals from us
-    # Ray's says what its tasks wait for; the queue of Slurm tells that by itself
-    write_asked([run.config for run in runs], getattr(executor, "waits_for", None))
+    write_asked([run.config for run in runs], executor.waits_for)
     if config.cluster and config.cluster.detach:
         jobs = Scheduler(todo, executor, lambda: False, print).submit()
         print(f"{len(jobs)} job(s) go on by themselves", end="; ")

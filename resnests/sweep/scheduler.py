@@ -76,6 +76,10 @@ class Executor(Protocol):
 
     report: Callable[[str], None]  # prints a line for the user
 
+    @property
+    def waits_for(self) -> str | None:
+        """Return what runs wait for that have not begun, None where a queue tells that."""
+
     def submit(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
         """Return new jobs for `runs`, none while `open_jobs` are as many as there may be.
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -22,7 +20,7 @@ from torch import Tensor, nn
 from resnests.analysis.features import extractor
 from resnests.config.recipe import IMAGES
 from resnests.config.schema import Config, config_from
-from resnests.config.targets import broken
+from resnests.config.targets import naming
 from resnests.data.arrays import Split
 from resnests.data.pipelines import Batch, Images, build_pipeline, memory_format
 from resnests.data.splits import Splits, load, with_statistics
@@ -79,7 +77,7 @@ def _check_training(
     small = replace(config, trainer=replace(config.trainer, batch_size=4, keep_epochs=[]))
     pipeline = build_pipeline(small, config.dataset, train.take(slice(4)), device)
     if config.pipeline.augment or config.pipeline.mix:
-        with _named(f"pipeline of {_name(config)}, loss={config.loss.name}"):
+        with naming(f"pipeline of {_name(config)}, loss={config.loss.name}"):
             images, labels = next(iter(pipeline.batches(1)))
             loss(model(images).float(), labels)
     count, batch_size = len(train), config.trainer.batch_size
@@ -94,9 +92,9 @@ def _check_training(
                 raise
             raise _of_one_image(error, count, batch_size) from error
         what = _name(config)
-        with _named(f"{what}, loss={config.loss.name}: a step fails"):
+        with naming(f"{what}, loss={config.loss.name}: a step fails"):
             loss(logits.float(), labels).backward()
-        with _named(f"{what}, optimizer={config.optimizer.name}: a step fails"):
+        with naming(f"{what}, optimizer={config.optimizer.name}: a step fails"):
             optimizer.step()
 
 
@@ -133,7 +131,7 @@ def _described(images: Tensor) -> str:
 def _logits(config: Config, model: nn.Module, images: Tensor, what: str) -> Tensor:
     """Return the logits of the images; raise a UserError that names what fails."""
     with (
-        _named(f"{_name(config)}: {what} fails"),
+        naming(f"{_name(config)}: {what} fails"),
         autocast(images.device, config.trainer.precision),
     ):
         logits = model(images)
@@ -144,17 +142,6 @@ def _logits(config: Config, model: nn.Module, images: Tensor, what: str) -> Tens
             f"{_name(config)}: {what}: expected logits of shape {expected}, not {shape}"
         )
     return logits
-
-
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Turn what code of a user's raises into a UserError that says `what`."""
-    try:
-        yield
-    except (UserError, torch.cuda.OutOfMemoryError):
-        raise
-    except Exception as error:
-        raise broken(what, error) from error
 
 
 def _name(config: Config) -> str:

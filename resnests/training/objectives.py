@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from resnests.config.parts import Loss, Metric
 from resnests.config.schema import Config
-from resnests.config.targets import accepts, broken, build_callable
+from resnests.config.targets import accepts, build_callable, naming
 from resnests.errors import UserError, require
 
 Criterion = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), labels (B,) -> mean over the batch
@@ -87,13 +87,9 @@ def _measure(metric: Metric, call: Callable[..., Any], logits: Tensor, labels: T
     An object of torchmetrics keeps what it has seen, which is dropped.
     """
     what = f"metrics.{metric.name}._target_={metric.target}"
-    try:
+    with naming(what):
         value = call(logits, labels)
         if reset := getattr(call, "reset", None):
             reset()
         number = float(value)
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise broken(what, error) from error
     return number * (100 if metric.unit == "%" else 1)

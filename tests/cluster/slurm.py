@@ -23,6 +23,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
+
 ACCOUNTANTS = ("slurmdbd", "sacctmgr", "mariadbd", "mariadb-install-db")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
 CONF = """\
@@ -87,6 +89,13 @@ def missing(*more: str) -> str:
 
 def _which(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+MARKS = [  # of the tests that start one
+    pytest.mark.cluster,
+    pytest.mark.skipif(bool(missing()), reason=missing()),
+    pytest.mark.timeout(1000),  # with the machine busy
+]
 
 
 class Slurm:

@@ -26,13 +26,9 @@ from clusters import (
 )
 from faults import AS_OTHER_USER
 from helpers import REPOSITORY, TINY
-from slurm import ACCOUNTANTS, Slurm, missing
+from slurm import ACCOUNTANTS, MARKS, Slurm, missing
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(bool(missing()), reason=missing()),
-    pytest.mark.timeout(1000),  # with the machine busy
-]
+pytestmark = MARKS
 
 
 def not_started(folder) -> list[str]:

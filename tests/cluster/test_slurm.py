@@ -26,13 +26,9 @@ from clusters import (
     until,
 )
 from helpers import REPOSITORY, run_command
-from slurm import ACCOUNTANTS, Slurm, missing
+from slurm import ACCOUNTANTS, MARKS, Slurm, missing
 
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.skipif(bool(missing()), reason=missing()),
-    pytest.mark.timeout(1000),  # with the machine busy
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from helpers import REPOSITORY, TINY, run_command, statuses, tiny, write_run
 from sweeps import Sweep
 
 from resnests.config.parts import Arch
+from resnests.config.schema import Config
 from resnests.errors import CaptureFailed, Interrupted, UserError
 from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory, find_runs
@@ -540,12 +541,18 @@ def test_a_finished_run_is_cleared_when_its_network_is_built_and_not_before(
     assert directory.record_file.read_bytes() != before[directory.record_file]
 
 
-def test_code_that_is_edited_while_a_worker_starts_is_not_trained(tmp_path, runs, monkeypatch):
-    source = tmp_path / "edited_at_start.py"
+def own_source(folder: Path, run: Run, monkeypatch, name: str) -> tuple[Path, Config]:
+    """Write a network of a user's; return its file, and the configuration of `run` with it."""
+    source = folder / f"{name}.py"
     source.write_text("from resnests import build_model as net\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    arch = Arch(name="mine", _target_="edited_at_start.net", args={"arch": "resnet8"})
-    (config,) = with_digests([replace(runs[0].config, arch=arch)])
+    monkeypatch.syspath_prepend(folder)
+    arch = Arch(name="mine", _target_=f"{name}.net", args={"arch": "resnet8"})
+    (config,) = with_digests([replace(run.config, arch=arch)])
+    return source, config
+
+
+def test_code_that_is_edited_while_a_worker_starts_is_not_trained(tmp_path, runs, monkeypatch):
+    source, config = own_source(tmp_path, runs[0], monkeypatch, "edited_at_start")
     source.write_text("from resnests import build_model as net  # and more\n")
     with pytest.raises(UserError, match="was changed since the sweep was planned"):
         run_experiment(config)
@@ -594,11 +601,7 @@ def test_an_interrupted_sweep_that_started_afresh_names_the_command_that_goes_on
 
 
 def test_code_that_was_edited_while_its_run_waited_is_not_trained(tmp_path, runs, monkeypatch):
-    source = tmp_path / "edited_later.py"
-    source.write_text("from resnests import build_model as net\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    arch = Arch(name="mine", _target_="edited_later.net", args={"arch": "resnet8"})
-    (config,) = with_digests([replace(runs[0].config, arch=arch)])
+    source, config = own_source(tmp_path, runs[0], monkeypatch, "edited_later")
     one = worker.Worker(config, allocate(config, 1), Stop())
     edit = "# another network\n"
     monkeypatch.setattr(worker, "lease", lambda *_: source.write_text(edit) and lease(*_))

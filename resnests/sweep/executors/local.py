@@ -69,6 +69,8 @@ class LauncherExecutor:
     that did not are lost.
     """
 
+    waits_for = "waiting for a device"
+
     def __init__(self, launch: Launch, folder: SweepFolder, report: Callable[[str], None]) -> None:
         self.launch, self.folder, self.report = launch, folder, report
         self.thread: threading.Thread | None = None
@@ -165,6 +167,8 @@ class LauncherExecutor:
 
 class ThreadExecutor:
     """Runs jobs that threads of `pool` wait for, one a run; they stop by `stop`, their own."""
+
+    waits_for = "waiting for a device"
 
     def __init__(self, pool: Pool, allocation: Allocation, stop: Stop) -> None:
         self.pool, self.stop = pool, stop

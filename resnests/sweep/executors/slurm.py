@@ -46,6 +46,8 @@ class SlurmExecutor:
 
     report: Callable[[str], None] = staticmethod(print)
 
+    waits_for = None
+
     def __init__(self, config: Config) -> None:
         assert config.cluster is not None
         self.cluster: Cluster = config.cluster
