@@ -16,6 +16,7 @@ from filelock import Timeout
 from resnests.config.recipe import distinguishing_keys, without_implied
 from resnests.errors import UserError
 from resnests.results.cells import describe
+from resnests.results.measured import measured
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import METRICS
 from resnests.text import as_typed, duration
@@ -50,11 +51,14 @@ def run_facts(run: pd.Series) -> dict[str, object]:
     directory = RunDirectory(run["path"])
     recipe = json.loads(run["recipe_values"])
     measured = {name: run[name] for name in (*METRICS, "val_accuracy") if name in run}
+    count = run.get("frozen_parameters")
+    frozen = {} if pd.isna(count) else {"frozen": count}
     lines: dict[str, object] = {
         "directory": run["path"],
         "status": run["status"] if pd.isna(run["error"]) else f"{run['status']}: {run['error']}",
         "epochs": run["epochs"],
         "parameters": run["parameters"],
+        **{f"{name} parameters": int(count) for name, count in frozen.items()},
         **{name: f"{value:.4f}" for name, value in measured.items() if pd.notna(value)},
         "took": duration(run["seconds"]),
         "differs": _differences(directory, recipe) or "in nothing from the recipes beside it",
@@ -76,25 +80,34 @@ def log_end(log: Path) -> list[str]:
         return []
 
 
-def print_best(runs: pd.DataFrame, count: int, by: str, paths_only: bool = False) -> None:
-    """Print the complete runs with the highest accuracy, the best first; raise a UserError.
+def print_best(
+    runs: pd.DataFrame,
+    count: int,
+    by: str,
+    paths_only: bool = False,
+    metric: str = "accuracy",
+) -> None:
+    """Print the complete runs that are best in `metric`, the best first; raise a UserError.
 
     With `paths_only` their directories are on standard output and nothing else. What is chosen on
-    the test set has an accuracy there that flatters it: that is said.
+    the test set has a number there that flatters it: that is said.
     """
     if count < 1:
         raise UserError(f"--best {count}: expected at least 1")
-    column = "val_accuracy" if by == "validation" else "test_accuracy"
+    split = "val" if by == "validation" else "test"
     complete = runs[runs["status"] == "complete"]
-    known = complete.dropna(subset=[column]) if column in complete else complete.iloc[:0]
-    if known.empty:
+    if metric == "accuracy" and complete.get(f"{split}_accuracy", complete["error"]).isna().all():
         mend = "train with dataset.val_fraction=0.1, or let the test set decide with --by test"
         raise UserError(f"--best {count}: no complete run has {by} accuracy; {mend}")
-    best = known.sort_values([column, "path"], ascending=[False, True]).head(count)
-    for accuracy, path in zip(best[column], best["path"], strict=True):
-        print(path if paths_only else f"{by} {accuracy:.2f}%  {path}")
+    what = measured(runs, metric, split, "last")
+    known = complete.dropna(subset=[what.column])
+    order = [what.better == "low", True]
+    best = known.sort_values([what.column, "path"], ascending=order).head(count)
+    words = by if metric == "accuracy" else what.words
+    for value, path in zip(best[what.column], best["path"], strict=True):
+        print(path if paths_only else f"{words} {value:.{what.digits}f}{what.unit}  {path}")
     if by == "test":
-        said = "chosen on the test set, whose accuracy therefore flatters these runs"
+        said = f"chosen on the test set, whose {metric} therefore flatters these runs"
         print(said, file=sys.stderr if paths_only else sys.stdout)
 
 

@@ -66,7 +66,7 @@ class Results:
         if self.confusion:
             from resnests.results.predictions import confusion_tables
 
-            return confusion_tables(self.runs)
+            return confusion_tables(self.runs, self.plan.what.notes)
         if self.analysis_only:
             return analysis_tables(self._require_analyses())
         tables = accuracy_tables(self.runs, self.plan.statistic, self.plan.what)
@@ -146,10 +146,6 @@ def plan(
                 f"--output {output}: no format is known by that ending; "
                 f"use {endings}, a directory or --format"
             )
-    if form == "csv" and (statistic or compare):
-        raise UserError(
-            "--format csv holds one row a run, so --statistic and --compare have no place in it"
-        )
     for one in compare or []:
         ok = one in COMPARISONS or all(one.partition("="))
         expected = "standard, paper, or KEY=VALUE such as arch=resnet18"

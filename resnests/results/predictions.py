@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -42,9 +42,9 @@ def confusions(runs: pd.DataFrame) -> Iterator[tuple[Cell, pd.DataFrame, int]]:
         raise UserError(f"--confusion: no complete run has predictions; {mend}")
 
 
-def confusion_tables(runs: pd.DataFrame) -> list[Table]:
-    """Return a table per cell."""
-    return [
+def confusion_tables(runs: pd.DataFrame, lines: Sequence[str] = ()) -> list[Table]:
+    """Return a table per cell, with `lines` below the last."""
+    tables = [
         Table(
             figure_key("confusion", *cell),
             f"Confusion of {notes.cell_name(cell)}",
@@ -54,6 +54,8 @@ def confusion_tables(runs: pd.DataFrame) -> list[Table]:
         )
         for cell, shares, n in confusions(runs)
     ]
+    tables[-1].notes += lines
+    return tables
 
 
 def confusion_drawings(runs: pd.DataFrame) -> Iterator[Drawing]:

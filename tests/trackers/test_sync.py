@@ -363,7 +363,7 @@ def test_finished_runs_are_exported_once_and_running_ones_are_not(tmp_path, monk
     ("arguments", "said"),
     [
         (["--to", "comet"], "--to comet: expected one of tensorboard, wandb, mlflow"),
-        (["--to", "wandb", "--statistic", "median"], "--to goes with no other option"),
+        (["--to", "wandb", "--statistic", "median"], "--statistic does not go with --to"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(tmp_path, arguments, said):
