@@ -14,7 +14,7 @@ from resnests.runs.analysis import Analysis
 
 
 def trained(model: nn.Module, channels: int = 3) -> nn.Module:
-    """In float64, with running statistics of its own, as after some training."""
+    """Return the model in float64, with running statistics of its own as after some training."""
     torch.manual_seed(1)
     model = model.double().train()
     for layer in model.modules():

@@ -26,7 +26,7 @@ def rows_of(features: torch.Tensor, labels: torch.Tensor) -> Rows:
 
 
 def problem_of(width: int, images: int = 600, l2: float = L2, features: int = 4) -> Problem:
-    """A ResNEst of three blocks on pictures in which five pixels never change."""
+    """Return a ResNEst of three blocks, on pictures in which five pixels never change."""
     torch.manual_seed(2)
     net = SingleStage(CLASSES, 4, 3, features, width).double()
     x = torch.randn(images + 200, 3, 4, 4, dtype=torch.float64)
@@ -49,8 +49,8 @@ def analysed(problem: Problem) -> Analysis:
 
 
 def test_a_gap_is_of_spans_and_features_that_depend_on_others_pay_nothing():
-    """11 pixels and 8 features before the last block: a width of 19 passes them all on, though the
-    maps that are needed for full column rank have 24 columns.
+    """There are 11 pixels and 8 features before the last block. A width of 19 passes them all on,
+    though the maps that are needed for full column rank have 24 columns.
     """
     narrow, wide = analysed(problem_of(14)).summary(), analysed(problem_of(19)).summary()
     assert narrow["squared_eps"] > 1e-3
@@ -158,8 +158,8 @@ def test_a_saddle_is_strict_and_an_optimum_is_none():
 
 
 def test_the_null_of_selectivity_is_the_mean_over_random_maps():
-    """Against maps drawn at random in whitened coordinates, and the floor against residuals that
-    are dealt out to other images.
+    """Compare it with maps drawn at random in whitened coordinates, and the floor with residuals
+    that are dealt out to other images.
     """
     problem = problem_of(6, images=300)
     done = analysed(problem)

@@ -25,7 +25,7 @@ def rows_of(features: torch.Tensor, labels: torch.Tensor, file=None) -> Rows:
 
 @pytest.fixture
 def problem() -> tuple[torch.Tensor, torch.Tensor]:
-    """300 images of three overlapping classes; of 8 features one repeats others and one is 0."""
+    """Return 300 images of three overlapping classes, with one of 8 features 0 and one repeated."""
     torch.manual_seed(0)
     labels = torch.arange(300) % 3
     x = torch.randn(300, 8, dtype=torch.float64)
@@ -36,7 +36,7 @@ def problem() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def newton(x: np.ndarray, labels: np.ndarray, classes: int, l2: float) -> float:
-    """The least penalised risk by Newton's method with the whole Hessian."""
+    """Return the least penalised risk, by Newton's method with the whole Hessian."""
     n, d = x.shape
     y, h = np.eye(classes)[labels], np.zeros(d * classes)
     for _ in range(30):

@@ -241,7 +241,7 @@ def test_results_stand_below_what_trains_and_what_users_command():
 
 
 def test_a_tilde_is_the_home_folder(tree):
-    """A shell hands on a quoted one, and one behind `--output=`, as they are."""
+    """Quote a tilde, and write one behind `--output=`: a shell hands on both as they are."""
     place = {"HOME": str(tree.parent)}
     command = [sys.executable, "aggregate.py", f"~/{tree.name}", "--output=~/made.md"]
     subprocess.run(command, cwd=ROOT, check=True, env=os.environ | place)

@@ -144,5 +144,5 @@ def test_an_interval_is_cut_where_no_value_can_be(column, values, shown):
 
 
 def test_a_mean_is_within_the_least_and_the_largest_as_they_are_shown():
-    """1.1e-11 stood before [1e-11 to 1e-11]."""
+    """Round all three alike: 1.1e-11 once stood before [1e-11 to 1e-11]."""
     assert scientific(pd.Series([1.11e-11, 1.13e-11])) == "1.1e-11 [1.1e-11 to 1.1e-11]"

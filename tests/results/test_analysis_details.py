@@ -26,7 +26,8 @@ from resnests.runs.analysis import (
 
 
 def analysis_of(eps: float, images: int = 1000, method: int = METHOD, epoch=None) -> Analysis:
-    """(b) and (c) of ranks 60 and 100, the last block alone of rank 20; R(1, v_L) = 0.5."""
+    """Return an analysis with (b) and (c) of ranks 60 and 100, the last block alone of rank 20, and
+    R(1, v_L) = 0.5."""
     more = {"test_loss": 0.4, "test_error": 4e-4, "train_loss": 0.1}
     solves = [
         Solve(TRAINED, "exact", "1.2", 100, 0.5, test_loss=0.6),

@@ -88,7 +88,7 @@ def test_the_papers_points_are_only_beside_its_own_recipe(tmp_path):
 
 
 def test_no_two_variants_are_drawn_alike():
-    """standard and the fourth head of one's own were once."""
+    """Standard and the fourth head of one's own were once drawn alike."""
     variants = pd.Series(pd.Categorical([f"v{i}" for i in range(60)]))
     styles = variant_styles(variants)
     assert len({(s.point["color"], s.point["marker"]) for s in styles}) == 60
@@ -180,7 +180,7 @@ def test_a_tree_without_a_complete_run_has_no_figure(tmp_path):
 
 
 def epoch_axes(drawing):
-    """The panels of loss and accuracy, drawn, with the epochs that are written below them."""
+    """Return the panels of loss and accuracy, drawn, and the epochs that are written below them."""
     drawing.figure.draw_without_rendering()
     loss, accuracy = drawing.figure.axes
     low, high = accuracy.get_xlim()

@@ -39,7 +39,7 @@ def table(root, statistic="mean"):
 
 
 def body(made):
-    """The table as {row name: {column: cell}}."""
+    """Return the table as {row name: {column: cell}}."""
     return {row[0]: dict(zip(made.header[1:], row[1:], strict=True)) for row in made.rows}
 
 
@@ -365,7 +365,7 @@ def test_the_published_tables_are_complete_and_the_comparison_uses_them(tmp_path
 
 @pytest.mark.slow
 def test_the_published_runs_have_the_papers_recipe():
-    """As conf/ composes them, and with the official pipeline and arithmetic too."""
+    """Compose them from conf/, and with the official pipeline and arithmetic too."""
     for dataset, arch, variant in PUBLISHED:
         for more in ([], ["pipeline=torchvision", "trainer.precision=official"]):
             config = make_config(f"dataset={dataset}", f"arch={arch}", f"variant={variant}", *more)
@@ -512,7 +512,7 @@ def test_markdown_survives_pipes_and_latex_its_special_characters(tmp_path):
 
 
 def strings_of_ours():
-    """Every string in the source that can stand in a table."""
+    """Yield every string in the source that can stand in a table."""
     files = [*(ROOT / "resnests/results").glob("*.py"), ROOT / "resnests/search/results.py"]
     for file in (*files, ROOT / "resnests/paper.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -535,7 +535,7 @@ def test_latex_keeps_every_character_that_we_write():
 
 
 def test_a_source_that_was_edited_is_a_row_of_its_own_and_says_so(tmp_path):
-    """A network's own, and a head's, which no column of the configuration tells apart."""
+    """Tell sources apart, a network's and a head's, which no column of the configuration does."""
     for code, accuracy in (("aaaa0000", 80.0), ("bbbb1111", 90.0)):
         run = trees.add_run(tmp_path / code, accuracy)
         record = run.read_record()

@@ -21,7 +21,7 @@ NETWORK = "def net(num_classes, **values):\n    return num_classes\n"
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The working directory, with a module `mynets` of the user's."""
+    """Return the working directory, which has a module `mynets` of the user's."""
     (tmp_path / "mynets.py").write_text(NETWORK)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
@@ -29,7 +29,7 @@ def here(tmp_path, monkeypatch):
 
 
 def planned(*overrides, **components):
-    """A configuration as a sweep plans it."""
+    """Return a configuration as a sweep plans it."""
     tree = config_dict(tiny(*overrides))
     (config,) = with_digests([config_from(tree | components)])
     return config

@@ -17,7 +17,7 @@ from resnests.runs.record import BrokenRecord, Provenance, Record, UnreadableRun
 
 
 def run_in(root: Path, *overrides: str) -> RunDirectory:
-    """A run with a record."""
+    """Write a run with a record."""
     config = tiny(f"runs_dir={root}", *overrides)
     directory = RunDirectory.of(config)
     directory.write_config(config)
@@ -27,7 +27,7 @@ def run_in(root: Path, *overrides: str) -> RunDirectory:
 
 @pytest.fixture
 def waiting(tmp_path):
-    """The directory of a run whose process waits for a device."""
+    """Return the directory of a run whose process waits for a device."""
     directory = RunDirectory(tmp_path / "digits" / "tiny" / "standard" / "0123abcd" / "seed=0")
     directory.path.mkdir(parents=True)
     directory.write_progress({"state": "waiting"})

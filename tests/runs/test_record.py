@@ -44,7 +44,7 @@ def test_the_place_of_a_run_follows_from_its_configuration_alone(tmp_path):
 
 
 def measured(text: bytes, value: bytes) -> bytes:
-    """A complete record in which everything was measured, as `value`."""
+    """Return a complete record in which everything was measured, as `value`."""
     for name in (b"train_loss", b"train_accuracy", b"test_loss", b"test_accuracy"):
         text = text.replace(b'"%s": null' % name, b'"%s": %s' % (name, value))
     text = text.replace(b'"parameters": null', b'"parameters": 1')
@@ -126,7 +126,7 @@ def test_one_process_owns_a_directory_at_a_time(directory):
 
 @pytest.fixture
 def running(directory):
-    """A run that started; returns how to tell of it what a process on some host would."""
+    """Start a run; return how to tell of it what a process on some host would."""
 
     def tell(host: str, age: float, status: str = "running", **provenance) -> None:
         provenance = Provenance(host=host, **provenance)
@@ -140,7 +140,7 @@ def running(directory):
 
 
 def is_free(directory) -> bool:
-    """Both for those who look and for those who would take it."""
+    """Return whether a run is free, for those who look and for those who would take it."""
     try:
         with directory.lock().acquire(blocking=False):
             owned = False
@@ -153,7 +153,7 @@ def is_free(directory) -> bool:
 def test_a_run_that_shows_life_on_another_host_is_owned_although_locks_do_not_reach_it(
     directory, running
 ):
-    """NFS or Lustre mounted with local flock."""
+    """NFS and Lustre are such where they are mounted with local flock."""
     running("elsewhere", age=5)
     assert not is_free(directory)
     running("elsewhere", age=5, status="interrupted")  # before, and waits for a device by now
@@ -199,7 +199,7 @@ def test_a_sign_of_life_says_where_it_comes_from(directory):
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    """As NFS without lockd answers."""
+    """NFS without lockd answers so."""
     require_locks(tmp_path)
 
     def flock(file, operation):
@@ -211,7 +211,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
 
 
 def test_a_file_system_that_makes_no_files_is_named(tmp_path, monkeypatch):
-    """As a quota, or one that was mounted to be read only, answers."""
+    """A quota answers so, and what was mounted to be read only."""
 
     def mkdir(*_, **__):
         raise OSError(errno.EROFS, "Read-only file system")

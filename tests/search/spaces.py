@@ -18,7 +18,7 @@ DECAY = "optimizer.weight_decay=tag(log,interval(1e-5,1e-2))"
 
 
 def make_space(folder: Path, *overrides: str) -> Space:
-    """That of `python run.py -m task=tune <overrides>` for tiny runs below `folder`."""
+    """Return the space of `python run.py -m task=tune <overrides>` for tiny runs below `folder`."""
     words = ["task=tune", "dataset.val_fraction=0.25", *TINY, f"runs_dir={folder}", *overrides]
     register()
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):

@@ -35,7 +35,7 @@ def trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def wait_for(condition, search: subprocess.Popen) -> None:
-    """Wait for that, or until the search ended without it."""
+    """Wait until `condition` holds; fail where the search ends without it."""
     until(lambda: condition() or search.poll() is not None, 300)
     assert condition(), "it ended"
 
