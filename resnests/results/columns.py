@@ -112,6 +112,8 @@ class Columns:
         own = [given[name] if name in given else getattr(record, name) for name in COLUMNS]
         own = [sys.intern(value) if type(value) is str else value for value in own]
         own += [getattr(record.provenance, name) for name in _OWN]
+        if record.frozen_parameters:
+            more = more | {"frozen_parameters": record.frozen_parameters}
         return Row(tuple(own), self._place(record), more)
 
     def planned(self, given: dict[str, Any], config: dict[str, Any]) -> list[Row]:

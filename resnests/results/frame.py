@@ -44,7 +44,8 @@ def load_runs(
                           where a running process is gone
         weights           file that was evaluated instead of trained weights, and weights_sha256;
                           empty for a training
-        parameters        number of trainable parameters
+        parameters        number of trainable parameters; frozen_parameters, where init.freeze kept
+                          some, counts those
         epochs            epochs completed
         epoch             the epoch that the metrics are of: the last one
         train_loss, test_loss

@@ -238,7 +238,9 @@ def _parameters(cells: pd.DataFrame, what: Measured) -> Drawing:
         size = STYLE["lines.markersize"] + 2.5 * (1 - (place + 1) / len(variants))
         axes.plot(sizes[mine], cells.loc[mine, "mean"], **style.point, markersize=size)
         handles.append(legend_entry(style, style.point))
-    axes.set(xscale="log", xlabel="Parameters (millions)", ylabel=what.axis)
+    is_frozen = "frozen_parameters" in cells and cells["frozen_parameters"].notna().any()
+    which = "Trained parameters" if is_frozen else "Parameters"
+    axes.set(xscale="log", xlabel=f"{which} (millions)", ylabel=what.axis)
     axes.margins(y=0.14)
     room = max(1.8, (sizes.max() / sizes.min()) ** 0.25)  # for names, however close the sizes are
     axes.set_xlim(sizes.min() / room, sizes.max() * room)

@@ -38,14 +38,25 @@ def millions(number: float, digits: int = 2) -> str:
     return f"{rounded:.{decimals}f}M"
 
 
+def sizes(cell: dict[str, Any]) -> str:
+    """Return the trained parameters of a cell of cell_statistics in millions, and apart from them
+    those that init.freeze keeps, such as 0.27M or 0.01M + 0.26M frozen.
+    """
+    frozen = cell.get("frozen_parameters", math.nan)
+    apart = "" if math.isnan(frozen) else f" + {millions(frozen)} frozen"
+    return f"{millions(cell['parameters'])}{apart}"
+
+
 def cell_statistics(runs: pd.DataFrame, what: Measured = ACCURACY) -> pd.DataFrame:
-    """Return per cell with complete runs: n, mean, std (sample), median, min and max of `what`, and
-    parameters; indexed by CELL. Runs that have it not measured do not count.
+    """Return per cell with complete runs: n, mean, std (sample), median, min and max of `what`,
+    parameters, and frozen_parameters where a run has some; indexed by CELL. Runs that have it not
+    measured do not count.
     """
     groups = runs[runs["status"] == "complete"].groupby(CELL, observed=True)
     cells = groups[what.column].agg(["count", "mean", "std", "median", "min", "max"])
     cells = cells.rename(columns={"count": "n"})
-    return cells.join(groups["parameters"].first().astype(float)).query("n > 0")
+    counts = [name for name in ("parameters", "frozen_parameters") if name in runs]
+    return cells.join(groups[counts].first().astype(float)).query("n > 0")
 
 
 def t_quantile(n: pd.Series | int) -> np.ndarray:

@@ -24,6 +24,7 @@ from resnests.results.stats import (
     against_value,
     cell_statistics,
     millions,
+    sizes,
     with_interval,
 )
 
@@ -143,8 +144,8 @@ def paper_table(runs: pd.DataFrame, what: Measured = ACCURACY) -> Table:
         numbers = [f"{c['n']}", f"{c['mean']:.2f}", f"{c['median']:.2f}", interval]
         theirs = [f"{c['published']:.2f}", f"{c['difference']:+.2f}", inside]
         equal = "=" if c["same_parameters"] else "≠"
-        sizes = f"{millions(c['parameters'])} {equal} {c['published_parameters']}"
-        rows.append([*_name(c), *numbers, *theirs, sizes])
+        both = f"{millions(c['parameters'])} {equal} {c['published_parameters']}"
+        rows.append([*_name(c), *numbers, *theirs, both])
     header = [
         "Data set", "Architecture", "Variant", "n", "Mean", "Median", "95% prediction",
         "Paper", "Difference", "Paper in prediction", "Parameters",
@@ -228,7 +229,7 @@ def _cell(cell: dict[str, Any], statistic: str, same_n: bool, what: Measured) ->
     if cell["n"] > 1:
         known = statistic != "ci" or not pd.isna(cell["low"])
         text += " " + (_SPREADS[statistic].format(**cell, digits=digits) if known else f"[{NONE}]")
-    return f"{text} ({millions(cell['parameters'])})" + ("" if same_n else f" n={cell['n']}")
+    return f"{text} ({sizes(cell)})" + ("" if same_n else f" n={cell['n']}")
 
 
 def _name(cell: dict[str, Any]) -> list[str]:

@@ -40,12 +40,14 @@ def card(directory: RunDirectory, record: Record, about: dict[str, Any]) -> str:
     names = f"{arch_label(record.arch)} {variant_label(record.variant)}"
     values = _accuracies(directory)
     mean = statistics.mean(values)
+    frozen = record.frozen_parameters
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     rows = {
         "test accuracy": f"{record.test_accuracy:.2f}%",
         "test loss": f"{record.test_loss:.4f}",
         f"test accuracy of the recipe, mean over n = {len(values)} seed(s)": f"{mean:.2f}%{spread}",
-        "parameters": record.parameters,
+        "parameters": (record.parameters or 0) + (frozen or 0),
+        **({"frozen parameters among them": frozen} if frozen else {}),
         "epochs": record.epochs,
         "seed": record.seed,
     }

@@ -108,7 +108,7 @@ def _about(config: Config, record: Record, test: Split) -> dict[str, Any]:
         "classes": list(test.classes) if test.classes else None,
         "image_size": list(test.images.shape[1:3]),
         "size": config.dataset.size,
-        "parameters": record.parameters,
+        "parameters": (record.parameters or 0) + (record.frozen_parameters or 0),
         "mean": record.mean or config.dataset.mean,
         "std": record.std or config.dataset.std,
         "dataset": record.dataset,

@@ -4,6 +4,7 @@ import pytest
 import trees
 
 from resnests import aggregate, load_runs
+from resnests.commands.runs import print_run
 from resnests.errors import UserError
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import read_runs
@@ -129,6 +130,21 @@ def test_without_validation_nothing_is_chosen(tmp_path):
     runs, _ = read_runs(tmp_path)
     with pytest.raises(UserError, match=r"no complete run has it; train with dataset"):
         choose(runs, "optimizer.lr", "val_accuracy", measured(runs, "accuracy", "test", "last"))
+
+
+def test_frozen_parameters_are_counted_apart(tmp_path, capsys):
+    add(tmp_path, 90, 80)
+    values = HELD_OUT | {"arch": "resnet8", "record": {"frozen_parameters": 60_000}}
+    trees.add_run(tmp_path, 70, parameters=14_000, **values)
+    made, _ = cells(tmp_path)
+    assert [row[1] for row in made.rows] == ["90.00% (0.27M)", "70.00% (0.014M + 0.060M frozen)"]
+    runs = drop_copies(label_rows(read_runs(tmp_path)[0]))[0]
+    labels = {d.figure.axes[0].get_xlabel() for d in drawings(runs, [])}
+    assert "Trained parameters (millions)" in labels
+    shown = load_runs(tmp_path, query="arch=resnet8")
+    assert shown["frozen_parameters"].tolist() == [60_000]
+    print_run(shown)
+    assert "frozen parameters" in capsys.readouterr().out
 
 
 def test_networks_of_ones_own_have_one_column(tmp_path):

@@ -62,6 +62,20 @@ def test_load_model_gives_the_network_back(tmp_path, variant):
     exec(code, {"images": IMAGES})  # as the card says it is used
 
 
+def test_a_network_with_frozen_parameters_is_given_back_whole(tmp_path):
+    pytest.importorskip("safetensors", reason="needs resnests[hub]")
+    config, model = finished(tmp_path, "standard", "safetensors")
+    run, frozen = RunDirectory.of(config), sum(p.numel() for p in model.stage.parameters())
+    record = run.read_record()
+    trained = record.parameters - frozen
+    run.write_record(dataclasses.replace(record, parameters=trained, frozen_parameters=frozen))
+    folder = export(config)
+    assert torch.equal(load_model(folder)(IMAGES), model(IMAGES))
+    text = (folder / "README.md").read_text()
+    assert f"| parameters | {trained + frozen} |" in text
+    assert f"| frozen parameters among them | {frozen} |" in text
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
