@@ -41,7 +41,7 @@ PARTS: dict[str, type[Component]] = {
     "optimizer": Optimizer,
     "loss": Loss,
 }
-TASKS = ("train", "evaluate", "export", "analyze", "tune")
+TASKS = ("train", "evaluate", "export", "analyze", "tune", "predict")
 FORMATS = ("official", "safetensors", "onnx", "torchscript")
 MAX_SEED = 2**32 - 1
 
@@ -97,6 +97,16 @@ class AnalysisOptions:
 
 
 @dataclass
+class Predict:
+    """Holds the options of task=predict."""
+
+    folder: str | None = None  # of images without labels; null: the test images of the run
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder and os.path.expanduser(self.folder)
+
+
+@dataclass
 class Config:
     dataset: Dataset
     arch: Arch
@@ -111,6 +121,7 @@ class Config:
     sweep: Sweep = field(default_factory=Sweep, metadata={"unhashed": True})
     analysis: AnalysisOptions = field(default_factory=AnalysisOptions, metadata={"unhashed": True})
     tune: Tune = field(default_factory=Tune, metadata={"unhashed": True})
+    predict: Predict = field(default_factory=Predict, metadata={"unhashed": True})
     # null: this machine
     cluster: Cluster | None = field(default=None, metadata={"unhashed": True})
     runs_dir: str = unhashed("runs")
@@ -136,17 +147,21 @@ class Config:
         expected = "false with weights, which are not trained here"
         ok = self.weights is None or not self.analysis.train
         require(ok, "analysis.train", self.analysis.train, expected)
-        expected = f"null, as task={self.task} starts from its seed"
-        ok = self.weights is None or self.task not in ("train", "tune")
-        require(ok, "weights", self.weights, expected)
+        why = "is of finished runs" if self.task == "predict" else "starts from its seed"
+        ok = self.weights is None or self.task not in ("train", "tune", "predict")
+        require(ok, "weights", self.weights, f"null, as task={self.task} {why}")
+        ok = self.predict.folder is None or self.task == "predict"
+        expected = f"null, as task={self.task} reads no such folder"
+        require(ok, "predict.folder", self.predict.folder, expected)
         require_one_of("format", self.format, FORMATS)
         name = self.cluster.name if self.cluster else None
-        why = {
+        elsewhere = {
             "export": "trains nothing",
+            "predict": "trains nothing",
             "tune": "trains here; jobs of a cluster can share a study",
         }
-        expected = f"null, as task={self.task} {why.get(self.task)}"
-        require(name is None or self.task not in why, "cluster", name, expected)
+        expected = f"null, as task={self.task} {elsewhere.get(self.task)}"
+        require(name is None or self.task not in elsewhere, "cluster", name, expected)
         expected = f"null with cluster={name}, where cluster.jobs is the limit"
         slots = self.devices.slots
         require(name is None or slots is None, "devices.slots", slots, expected)

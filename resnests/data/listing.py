@@ -73,11 +73,11 @@ def list_images(root: Path) -> Listing:
         require_same(parts, classes, tested)
         train, test = (_pictures(folder, classes, others) for folder in parts)
     if others:
-        notes.append(_not_read(others))
+        notes.append(not_read(others))
     return Listing(tuple(classes), train, test, tuple(notes))
 
 
-def _not_read(others: list[Path]) -> str:
+def not_read(others: list[Path]) -> str:
     """Return a note that counts files by their endings, and names one of them."""
     kinds = Counter(shown(path.suffix.lower()) or "without an ending" for path in others)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
@@ -110,8 +110,8 @@ def _pictures(folder: Path, classes: list[str], others: list[Path]) -> list[Pict
     others += _without_class(folder)
     for label, name in enumerate(classes):
         pictures = []
-        for path in _files_below(folder / name, ()):
-            if _is_image(path.name):
+        for path in files_below(folder / name):
+            if is_image(path.name):
                 pictures.append(Picture(path, label))
             else:
                 others.append(path)
@@ -128,7 +128,7 @@ def _without_class(folder: Path) -> list[Path]:
     """
     files = _files_in(folder)
     for path in files:
-        if _is_image(path.name):
+        if is_image(path.name):
             expected = "images in the folder of their class, not beside it"
             raise UserError(f"{shown(path)}: expected {expected}")
     return files
@@ -139,7 +139,7 @@ def _files_in(folder: Path) -> list[Path]:
     return [Path(entry.path) for entry in entries(folder) if not entry.is_dir()]
 
 
-def _files_below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+def files_below(folder: Path, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Path]:
     """Yield all files below `folder`, also where links lead; a link back up is a UserError."""
     try:
         status = folder.stat()
@@ -150,10 +150,10 @@ def _files_below(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[P
         raise UserError(f"{shown(folder)}: expected no link to a folder that it is in")
     for entry in entries(folder):
         if entry.is_dir():
-            yield from _files_below(Path(entry.path), (*above, here))
+            yield from files_below(Path(entry.path), (*above, here))
         else:
             yield Path(entry.path)
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
     return Path(name).suffix.lower() in ENDINGS

@@ -11,6 +11,8 @@ torch.
         model.pt       the final weights, a plain state dict under the official names
         model_ema.pt   their running mean, of trainer.ema
         predictions.npz      what the network says of each test image, of predictions=true
+        predictions.csv      the same as a line an image
+        predictions_<name>.npz and .csv      of the images in a folder <name>, of task=predict
         model_epoch_<n>.pt   those after epoch n, of trainer.keep_epochs
         run.log        the output of the training process
         run.lock       held by the process that owns the directory
@@ -29,6 +31,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import time
@@ -246,6 +249,11 @@ class RunDirectory:
         """Return the file that the process locks which sends the run to `tracker`."""
         return self.path / f"sync.{tracker}"
 
+    def predictions_of(self, folder: str) -> Path:
+        """Return where the predictions of the images in `folder` are, if they were made."""
+        name = re.sub(r"[^\w.-]", "_", os.path.basename(os.path.realpath(folder)))
+        return self.path / f"predictions_{name}.npz"
+
     def lock(self) -> RunLock:
         """Return the lock that a process holds while the directory is its own; not acquired yet."""
         return RunLock(self)
@@ -324,7 +332,7 @@ class RunDirectory:
         of_these_weights = (self.analysis.record_file, self.analysis.analysis_file)
         unsent = self.path.glob(self.unsent().name)
         kept = self.path.glob("model_epoch_*.pt")
-        more = (self.averaged_weights_file, self.predictions_file)
+        more = (self.averaged_weights_file, *self.path.glob("predictions*"))
         for path in (*gone, *more, self.analysis_file, *of_these_weights, *unsent, *kept):
             path.unlink(missing_ok=True)
         for path in self.path.glob(self.sync_file().name):

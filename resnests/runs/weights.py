@@ -80,11 +80,11 @@ def export_target(config: Config) -> Path:
     return Path(str(config.weights)) / _official_name(config) / "last_model.pt"
 
 
-def finished(config: Config) -> RunDirectory:
+def finished(config: Config, purpose: str = "to export") -> RunDirectory:
     """Return the directory of a run that has its final weights; raise a UserError."""
     directory = RunDirectory.of(config)
     if directory.status() != "complete" or not directory.weights_file.is_file():
-        raise UserError(f"{directory.path}: no finished run to export")
+        raise UserError(f"{directory.path}: no finished run {purpose}")
     return directory
 
 

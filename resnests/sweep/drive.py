@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 
 from resnests.config.schema import Config, config_dict
@@ -22,6 +22,7 @@ from resnests.sweep.display import Display
 from resnests.sweep.executors.local import LauncherExecutor, local_sweep
 from resnests.sweep.forking import forking
 from resnests.sweep.job import run_job
+from resnests.sweep.leases import lease
 from resnests.sweep.plan import (
     Run,
     known_memory,
@@ -60,10 +61,10 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     require(configs[0].task != "tune", "task", "tune", wanted)
     configs = with_digests(configs)
     runs = plan_runs(configs)
-    if configs[0].task == "export":
-        wanted = "false, as task=export trains nothing"
+    if (task := configs[0].task) in ("export", "predict"):
+        wanted = f"false, as task={task} trains nothing"
         require(not options.dry_run, "sweep.dry_run", True, wanted)
-        return _export(runs)
+        return _export(runs) if task == "export" else _predict(runs)
     allocation = None if cluster else allocate(configs[0], len(runs), known_memory(runs))
     if options.dry_run:
         prepare(print_plan(runs, allocation), dry_run=True)
@@ -192,15 +193,22 @@ def _cluster_executor(config: Config) -> Executor:
     return SlurmExecutor(config)
 
 
+def _predict(runs: Sequence[Run]) -> int:
+    """Predict with every run, one after the other on one device; return the exit status."""
+    config = runs[0].config
+    allocation = allocate(config, 1)
+    print(f"predicting with {len(runs)} run(s) on {allocation.kind}, once it is free", flush=True)
+    held = lease(allocation, "task=predict", config.devices.wait)
+    assert held is not None  # as nothing asks it to stop
+    device = "cuda:0" if allocation.kind == "cuda" else allocation.kind
+    words = ("resnests.tasks.predict", device, str(allocation.threads))
+    return _run_with_torch(words, runs, held.environment())
+
+
 def _export(runs: Sequence[Run]) -> int:
     """Copy every run's weights, or print why not; return 1 where any is missing."""
-    if runs[0].config.format != "official":  # which takes torch, and so a process of its own
-        return subprocess.run(
-            [sys.executable, "-m", "resnests.sharing.export"],
-            input=json.dumps([config_dict(run.config) for run in runs]),
-            text=True,
-            env=os.environ | {"PYTHONPATH": python_path()},
-        ).returncode
+    if runs[0].config.format != "official":
+        return _run_with_torch(("resnests.sharing.export",), runs)
     missing = 0
     for run in runs:
         try:
@@ -209,3 +217,17 @@ def _export(runs: Sequence[Run]) -> int:
             missing += 1
             print(f"not exported: {error}", file=sys.stderr)
     return 1 if missing else 0
+
+
+def _run_with_torch(
+    words: tuple[str, ...], runs: Sequence[Run], environment: Mapping[str, str] | None = None
+) -> int:
+    """Run a module over the configurations of `runs` in a process of its own, as it takes torch;
+    return its exit status. `words` are its name and its arguments.
+    """
+    return subprocess.run(
+        [sys.executable, "-m", *words],
+        input=json.dumps([config_dict(run.config) for run in runs]),
+        text=True,
+        env=os.environ | (environment or {}) | {"PYTHONPATH": python_path()},
+    ).returncode

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import time
 
-import numpy as np
-import torch
 from torch import nn
 
 from resnests.config.schema import Config
@@ -14,8 +11,9 @@ from resnests.data.arrays import Split
 from resnests.data.pipelines import Images
 from resnests.errors import UserError
 from resnests.models.weights import load_weights
-from resnests.runs.directory import RunDirectory, write_atomic
+from resnests.runs.directory import RunDirectory
 from resnests.runs.metrics import is_unmeasured, note_metrics
+from resnests.tasks.predict import Predictions, predicted
 from resnests.tasks.run import Run
 from resnests.training import loop
 from resnests.training.numerics import move
@@ -66,20 +64,10 @@ def measure(run: Run) -> None:
 
 
 def write_predictions(run: Run, model: nn.Module, test: Images, split: Split) -> None:
-    """Write what the network says of each image of the test `split`, in their order, as
-    predictions.npz.
-    """
-    precision = run.config.trainer.precision
-    logits = [part.cpu() for part, _ in loop.predict(model, test, precision, run.should_stop)]
-    scores = torch.cat(logits).numpy()
-    values = {"label": test.labels.cpu().numpy(), "prediction": scores.argmax(1), "logits": scores}
-    if run.record.classes:
-        values["classes"] = np.array(run.record.classes, dtype=str)
-    if split.files is not None:
-        values["path"] = split.files
-    file = io.BytesIO()
-    np.savez_compressed(file, **values)
-    write_atomic(run.directory.predictions_file, file.getvalue())
+    """Write what the network says of each image of the test `split`, in their order."""
+    logits = predicted(model, test, run.config.trainer.precision, run.should_stop)
+    found = Predictions(logits, split.labels, split.files, run.record.classes)
+    found.write(run.directory.predictions_file)
 
 
 def _written(row: dict[str, float]) -> dict[str, float | int]:

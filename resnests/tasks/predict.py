@@ -1,0 +1,181 @@
+"""Task predict: what finished runs say of their test images, or of images without labels.
+
+    python -m resnests.tasks.predict DEVICE THREADS < configs.json      # a list of configurations
+
+A run's predictions.npz and predictions.csv are of its test images; predictions_NAME.npz and .csv
+are of the images in a folder NAME (predict.folder).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import Timeout
+from torch import nn
+
+from resnests.config.parts import Dataset
+from resnests.config.recipe import IMAGES
+from resnests.config.schema import Config, config_from
+from resnests.data.arrays import Split
+from resnests.data.pipelines import Images, memory_format
+from resnests.data.splits import Splits, load, with_statistics
+from resnests.data.torchvision_sets import is_torchvision
+from resnests.data.unlabelled import read_images
+from resnests.errors import UserError, exit_status_of
+from resnests.models.resnet import initial_model
+from resnests.models.weights import load_weights
+from resnests.runs.directory import write_atomic
+from resnests.runs.weights import finished
+from resnests.training import loop
+from resnests.training.numerics import move, set_numerics
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Holds the logits (N, K) of images, and what is known of these."""
+
+    logits: np.ndarray
+    labels: np.ndarray | None = None
+    files: np.ndarray | None = None
+    classes: list[str] | None = None
+
+    def npz(self) -> bytes:
+        """Return the arrays as a compressed .npz file."""
+        values = {"prediction": self.logits.argmax(1), "logits": self.logits}
+        if self.labels is not None:
+            values["label"] = self.labels
+        if self.classes:
+            values["classes"] = np.array(self.classes, dtype=str)
+        if self.files is not None:
+            values["path"] = self.files
+        file = io.BytesIO()
+        np.savez_compressed(file, **values)
+        return file.getvalue()
+
+    def csv(self) -> bytes:
+        """Return a line an image: its file or number, the names of its class, where that is known,
+        and of the predicted one, and the probability of the latter.
+        """
+        names = self.classes or list(map(str, range(self.logits.shape[1])))
+        scores = self.logits.astype(np.float64)
+        shares = np.exp(scores - scores.max(1, keepdims=True))
+        best = (shares / shares.sum(1, keepdims=True)).max(1)
+        columns: dict[str, list[Any]]
+        if self.files is None:
+            columns = {"image": list(range(len(scores)))}
+        else:
+            columns = {"file": self.files.tolist()}
+        if self.labels is not None:
+            columns["label"] = [names[label] for label in self.labels]
+        columns["prediction"] = [names[label] for label in scores.argmax(1)]
+        columns["probability"] = [f"{value:.6f}" for value in best]
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([columns, *zip(*columns.values(), strict=True)])
+        return file.getvalue().encode(errors="surrogateescape")
+
+    def write(self, file: Path) -> None:
+        """Write `file`, which ends in .npz, and the .csv beside it."""
+        write_atomic(file, self.npz())
+        write_atomic(file.with_suffix(".csv"), self.csv())
+
+
+def predicted(
+    model: nn.Module,
+    images: Images,
+    precision: str,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> np.ndarray:
+    """Return the logits (N, K) of all images, in their order; raise Interrupted."""
+    parts = [logits.cpu() for logits, _ in loop.predict(model, images, precision, should_stop)]
+    return torch.cat(parts).numpy()
+
+
+class Predictor:
+    """Predicts with runs, which share what is read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.data: dict[str, Splits] = {}
+        self.folders: dict[str, Split] = {}
+
+    def predict(self, config: Config) -> Path:
+        """Write what the finished run of `config` says, and return the CSV file; raise a
+        UserError.
+        """
+        directory = finished(config, "to predict with")
+        record = directory.read_record()
+        assert record is not None
+        splits = self._splits(config)
+        dataset = with_statistics(config.dataset, splits.train)
+        split = splits.test
+        set_numerics(config.trainer)
+        size = split.images.shape[1:3]
+        folder, file = config.predict.folder, directory.predictions_file
+        if folder is not None:
+            split, file = self._folder(folder, size, dataset), directory.predictions_of(folder)
+        model = initial_model(config.arch, config.variant, dataset.class_count, config.seed, size)
+        load_weights(directory.weights_file, model)
+        move(model, self.device, config.trainer)
+        set_numerics(config.trainer)  # which what was imported just now may have changed
+        images = Images(split, dataset, self.device, memory_format(config.trainer, self.device))
+        logits = predicted(model, images, config.trainer.precision)
+        labels = split.labels if folder is None else None
+        try:
+            with directory.lock().acquire(blocking=False):
+                Predictions(logits, labels, split.files, record.classes).write(file)
+        except Timeout:
+            raise UserError(f"{directory.path}: a process works on it") from None
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror})"
+            raise UserError(f"{directory.path}: {reason}") from error
+        return file.with_suffix(".csv")
+
+    def _splits(self, config: Config) -> Splits:
+        key = repr(config.dataset)
+        if key not in self.data:
+            self.data[key] = load(config.dataset, config.digests.get(IMAGES))
+        return self.data[key]
+
+    def _folder(self, folder: str, shape: tuple[int, ...], dataset: Dataset) -> Split:
+        """Return the images of `folder`, read as those of `dataset`; their labels mean nothing."""
+        size = dataset.size
+        if dataset.target is not None and is_torchvision(dataset):
+            size = dataset.args.get("size")
+        key = repr((folder, shape, size))
+        if key not in self.folders:
+            images, files, note = read_images(folder, shape, size)
+            if note:
+                print(note, file=sys.stderr)
+            self.folders[key] = Split(images, np.zeros(len(images), np.int64), files=files)
+        return self.folders[key]
+
+
+def main() -> int:
+    """Predict with each run, or print why not; return 1 where any is missing."""
+    predictor = Predictor(torch.device(sys.argv[1]))
+    torch.set_num_threads(int(sys.argv[2]))
+    configs = [config_from(values) for values in json.load(sys.stdin)]
+    missing = 0
+    for config in configs:
+        try:
+            finished(config, "to predict with")
+        except UserError as error:
+            missing += 1
+            print(f"not predicted: {error}", file=sys.stderr)
+            continue
+        print(predictor.predict(config), flush=True)
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status_of(main))
