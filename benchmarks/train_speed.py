@@ -213,12 +213,13 @@ def start_up_table() -> str:
     return table(["command", "seconds"], rows)
 
 
-def machine() -> str:
+def machine(module: str = "train_speed") -> str:
+    """Return what a table was measured on, when, and by which command."""
     model = cpu_info().get("model name") or platform.processor() or platform.machine()
     return (
         f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, "
         f"torch {torch.__version__}; "
-        f"{time.strftime('%Y-%m-%d')}; `python -m benchmarks.train_speed {' '.join(sys.argv[1:])}`"
+        f"{time.strftime('%Y-%m-%d')}; `python -m benchmarks.{module} {' '.join(sys.argv[1:])}`"
     )
 
 

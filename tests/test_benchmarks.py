@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import initialize_config_dir
 
-from benchmarks import gpu, gpu_parts, gpu_session, subjects
+from benchmarks import augment, gpu, gpu_parts, gpu_session, subjects
 from benchmarks.gpu_report import report
 from benchmarks.process import ratio, table
 from benchmarks.subjects import Spec
@@ -133,3 +134,15 @@ def test_flops_of_a_step_are_three_times_those_of_the_forward_pass_less_the_stem
     # resnet20 forward: 40.8 million multiply-additions an image; the stem needs no gradient of the
     # images.
     assert 3 * 2 * 40.0e6 < gpu.step_flops("resnet20") < 3 * 2 * 41.5e6
+
+
+@pytest.mark.slow
+def test_every_augmentation_makes_batches():
+    augment.register()
+    with initialize_config_dir(str(augment.conf_dir()), version_base="1.3"):
+        for words in augment.AUGMENTS.values():
+            batches = augment.batches(augment.composed(*words))
+            assert augment.timed(batches, 1) > 0
+            images, labels = next(batches)
+            assert images.shape == (128, 3, 32, 32)
+            assert len(labels) == 128
