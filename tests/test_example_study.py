@@ -55,7 +55,7 @@ def test_tables_figures_and_matrices_follow(folder):
     assert table.count(" (of 2)") == 3
     assert "test f1" in table
     differences = aggregate(folder, "optimizer.lr=0.1", "--compare", "arch=tinynet")
-    for arch in ("resnet8", "mobilenet_v3_small"):
+    for arch in ("resnet8", "shufflenet"):
         assert f"| {arch} " in differences
     aggregate(folder, "optimizer.lr=0.1", "--together", "--output", "results/")
     aggregate(folder, "optimizer.lr=0.1", "--confusion", "--output", "matrices/")

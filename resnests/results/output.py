@@ -71,7 +71,9 @@ class Results:
             return analysis_tables(self._require_analyses())
         tables = accuracy_tables(self.runs, self.plan.statistic, self.plan.what)
         if "standard" in self.plan.compare:
-            tables.append(comparison_table(self.runs, self.plan.what))
+            table = comparison_table(self.runs, self.plan.what)
+            if table.rows or self.plan.asked:
+                tables.append(table)
         if "paper" in self.plan.compare and self.plan.what.is_accuracy:
             table = paper_table(self.runs, self.plan.what)
             if table.rows:

@@ -67,7 +67,11 @@ def _together(runs: pd.DataFrame, problems: list[str], what: Measured) -> Iterat
         data = _histories(mine, problems, what)
         if data.empty:
             continue
-        cells = [notes.cell_name(Cell(*key)) for key in data[CELL].itertuples(index=False)]
+        one = data["variant"].nunique() == 1  # as of networks of one's own
+        cells = [
+            row_name(cell.arch, cell.row) if one else notes.cell_name(cell)
+            for cell in map(Cell._make, data[CELL].itertuples(index=False))
+        ]
         known = list(dict.fromkeys(cells))
         expected = f"words that choose at most {MOST} cells, such as arch=resnet20"
         require(len(known) <= MOST, "--together", f"{len(known)} cells of {dataset}", expected)
@@ -132,7 +136,7 @@ def _curves(
     for place, style in enumerate(styles):
         shift = 0.5 * (place - (len(styles) - 1) / 2) / len(styles)
         _curve(loss, curves[style.variant], "train_loss", style, shift)
-        _curve(accuracy, curves[style.variant], what.column, style, shift)
+        _curve(accuracy, curves[style.variant], what.column, style, shift, what.bounds[1])
     _scale(loss, accuracy, data, what)
     name = figure_name(together or cell.dataset, "" if together else row_name(cell.arch, cell.row))
     single = data["epoch"].nunique() == 1
@@ -168,7 +172,14 @@ def _scale(loss: Axes, accuracy: Axes, data: pd.DataFrame, what: Measured) -> No
     accuracy.set_ylim(low - margin, high + margin)
 
 
-def _curve(axes: Axes, curve: pd.DataFrame, metric: str, style: VariantStyle, shift: float) -> None:
+def _curve(
+    axes: Axes,
+    curve: pd.DataFrame,
+    metric: str,
+    style: VariantStyle,
+    shift: float,
+    most: float = np.inf,
+) -> None:
     """Draw a line with its band; a single epoch as a point with a bar, beside its place by `shift`.
 
     Markers stand at other epochs on each line, so that none hides another.
@@ -180,8 +191,7 @@ def _curve(axes: Axes, curve: pd.DataFrame, metric: str, style: VariantStyle, sh
         low = np.maximum(low, 0)
     if axes.get_yscale() == "log":
         low = np.maximum(low, y / 10)  # the axis ends above 0
-    if metric.endswith("accuracy"):
-        high = np.minimum(high, 100)
+    high = np.minimum(high, most)
     if len(x) == 1:
         reach = np.stack([y - low, high - y])  # nan draws no bar
         axes.errorbar(x + shift, y, yerr=reach, elinewidth=0.9, capsize=2, **style.point)

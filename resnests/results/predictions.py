@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 
 import matplotlib as mpl
@@ -67,7 +68,7 @@ def confusion_drawings(runs: pd.DataFrame) -> Iterator[Drawing]:
 
 def _drawing(cell: Cell, shares: pd.DataFrame, n: int) -> Drawing:
     side = min(WIDTH, 1.6 + 0.35 * len(shares))
-    figure = Figure(figsize=(side, side))
+    figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
     axes.grid(visible=False)
@@ -79,6 +80,6 @@ def _drawing(cell: Cell, shares: pd.DataFrame, n: int) -> Drawing:
         colour = "white" if share > 50 else "black"
         axes.text(column, row, f"{share:.0f}", ha="center", va="center", color=colour, fontsize=6)
     name = figure_name(cell.dataset, notes.cell_name(cell))
-    axes.set_title(name, fontsize=8)
+    figure.suptitle("\n".join(textwrap.wrap(name, int(14 * side))), fontsize=8)
     title = f"Confusion, {name}: percent of each class, mean over {n} seed(s)"
     return Drawing(figure_key("confusion", *cell), title, figure, shares.reset_index(names="class"))

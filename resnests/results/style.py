@@ -24,6 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from resnests.paper import dataset_label, variant_label
 
 WIDTH = 3.3  # inches
+LABEL = 48  # characters of a legend that the width has room for
 DPI = 300
 # The first seven are Okabe and Ito's, the others Tol's. The lengths have no common divisor, so that
 # all three together repeat only after 616 variants; the first eleven have colours of their own.
@@ -92,7 +93,8 @@ def plain_numbers(axis: Axis) -> None:
     """Label a logarithmic axis with numbers such as 0.5 or 20, as many as it has room for."""
     low, high = axis.get_view_interval()
     decades = math.log10(high / low)
-    subs = (1.0, 2.0, 5.0) if decades < 3 else (1.0, 3.0) if decades < 5 else (1.0,)
+    beside = decades < 5 and axis.axis_name == "y"  # below each other there is more room
+    subs = (1.0, 2.0, 5.0) if decades < 3 else (1.0, 3.0) if beside else (1.0,)
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -101,6 +103,8 @@ def plain_numbers(axis: Axis) -> None:
 def title_and_legend(figure: Figure, title: str, handles: list[Line2D]) -> None:
     """Put a title and a legend above the axes, where they cover no data."""
     figure.set_layout_engine("constrained")
+    for handle in handles:
+        handle.set_label("\n".join(textwrap.wrap(str(handle.get_label()), LABEL)))
     figure.legend(
         handles=handles,
         loc="outside upper center",

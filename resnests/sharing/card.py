@@ -14,6 +14,7 @@ from resnests.runs.record import Record
 from resnests.text import as_typed
 
 SHOWN = 100  # names of classes
+_BASELINE = "standard"
 _USE = {
     "safetensors": """\
 import resnests  # pip install resnests safetensors
@@ -37,7 +38,9 @@ def card(directory: RunDirectory, record: Record, about: dict[str, Any]) -> str:
     """Return Markdown: what the network is, how good over how many seeds, how it was made, and how
     to load it.
     """
-    names = f"{arch_label(record.arch)} {variant_label(record.variant)}"
+    names = arch_label(record.arch)
+    if not _made_by(record) or record.variant != _BASELINE:  # else it is only a label
+        names += f" {variant_label(record.variant)}"
     values = _accuracies(directory)
     mean = statistics.mean(values)
     frozen = record.frozen_parameters
@@ -89,12 +92,24 @@ All accuracies are of the last epoch.
 
 def _origin(record: Record) -> str:
     """Return whose network it is, as far as the configuration tells."""
-    target = record.config.get("arch", {}).get("_target_")
-    if target:
-        return f"A network made by `{target}`, trained by resnests."
-    return """\
-A network of *ResNEsts and DenseNEsts: Block-based DNN Models with Improved Representation
-Guarantees* (Chen, Lee, Garudadri, Rao; NeurIPS 2021) or of their family, trained by resnests."""
+    paper = """\
+*ResNEsts and DenseNEsts: Block-based DNN Models with Improved Representation Guarantees*
+(Chen, Lee, Garudadri, Rao; NeurIPS 2021)"""
+    if made_by := _made_by(record):
+        return f"A network made by {' with '.join(made_by)}, trained by resnests."
+    if head := record.config.get("variant", {}).get("_target_"):
+        return f"A residual network with a head made by `{head}`, trained by resnests."
+    if record.variant == _BASELINE:
+        return f"A residual network, built as the baseline of {paper}, trained by resnests."
+    return f"A network of {paper}, trained by resnests."
+
+
+def _made_by(record: Record) -> list[str]:
+    """Return what makes the network, and what that is given, of one that is not ours."""
+    arch = record.config.get("arch", {})
+    given = (value for value in arch.values() if isinstance(value, dict))
+    found = [part["_target_"] for part in (arch, *given) if part.get("_target_")]
+    return [f"`{target}`" for target in found]
 
 
 def _in_and_out(about: dict[str, Any]) -> str:

@@ -12,7 +12,14 @@ from matplotlib.image import imread
 from resnests.results.cells import label_rows
 from resnests.results.frame import read_runs
 from resnests.results.plots import WIDTH, drawings
-from resnests.results.style import plain_numbers, spread, variant_styles
+from resnests.results.style import (
+    VariantStyle,
+    legend_entry,
+    plain_numbers,
+    spread,
+    title_and_legend,
+    variant_styles,
+)
 
 
 def drawn(root):
@@ -240,6 +247,27 @@ def test_no_band_passes_what_can_be(tmp_path):
     (band,) = loss.collections
     assert min(y for _, y in band.get_paths()[0].vertices) == 0
     assert accuracy.get_ylim()[1] < 101
+
+
+def test_numbers_below_an_axis_do_not_cover_each_other():
+    axes = Figure().subplots()
+    axes.set(xscale="log", xlim=(3e-4, 6))
+    plain_numbers(axes.xaxis)
+    shown = [tick for tick in axes.get_xticks() if 3e-4 <= tick <= 6]
+    assert shown == pytest.approx([0.001, 0.01, 0.1, 1])
+
+
+def test_long_names_of_a_legend_stay_in_the_figure():
+    figure = Figure(figsize=(WIDTH, 3.9))
+    figure.subplots()
+    name = "mobilenet_v3_small Standard, pipeline.augment=[Cutout(size=16)], optimizer.lr=0.02"
+    handles = [legend_entry(VariantStyle(name, i), VariantStyle(name, i).line) for i in range(3)]
+    title_and_legend(figure, "shapes", handles)
+    figure.set_dpi(100)
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= 100 * WIDTH
 
 
 def test_the_name_of_an_architecture_points_at_its_best_point(tmp_path):

@@ -40,6 +40,19 @@ def test_a_confusion_is_the_mean_over_seeds_of_shares_of_each_class(tmp_path):
     assert drawing.render("png").startswith(b"\x89PNG")
 
 
+def test_a_matrix_and_its_names_stay_in_the_figure(tmp_path):
+    add(tmp_path, [0, 0, 0, 1, 1, 1], dataset__name="a_data_set_with_quite_a_long_name_to_show")
+    (drawing,) = confusion_drawings(prepared(tmp_path))
+    figure = drawing.figure
+    figure.set_dpi(100)
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    assert min(box.x0, box.y0) >= 0
+    assert box.x1 <= width
+    assert box.y1 <= height
+
+
 def test_the_exact_test_counts_images_that_only_one_network_has_right():
     def of(wrong):
         predicted = np.zeros(20, int)

@@ -62,6 +62,29 @@ def test_load_model_gives_the_network_back(tmp_path, variant):
     exec(code, {"images": IMAGES})  # as the card says it is used
 
 
+@pytest.mark.parametrize(
+    ("config", "title", "origin"),
+    [
+        ({"arch": {"_target_": "mine.Net"}}, "# tiny, Digits", "A network made by `mine.Net`, tr"),
+        (
+            {"arch": {"_target_": "stem", "network": {"_target_": "vision.net"}}},
+            "# tiny, Digits",
+            "A network made by `stem` with `vision.net`, trained",
+        ),
+        ({"variant": {"_target_": "mine.Head"}}, "# tiny Standard, Digits", "made by `mine.Head`"),
+        ({}, "# tiny Standard, Digits", "A residual network, built as the baseline of"),
+    ],
+)
+def test_a_card_calls_no_other_network_a_resnest(tmp_path, config, title, origin):
+    run = trees.add_run(tmp_path, 90, dataset="digits", arch="resnet8")
+    record = dataclasses.replace(run.read_record(), arch="tiny", config=config)
+    about = {"files": {}, "mean": 0, "std": 1, "num_classes": 10, "image_size": [8, 8]}
+    text = card(run, record, about | {"size": None, "classes": None})
+    assert title in text
+    assert origin in text
+    assert ("ResNEst" in text.split("| | |")[0]) == (config == {})
+
+
 def test_a_network_with_frozen_parameters_is_given_back_whole(tmp_path):
     pytest.importorskip("safetensors", reason="needs resnests[hub]")
     config, model = finished(tmp_path, "standard", "safetensors")
@@ -320,15 +343,3 @@ def test_a_network_that_a_format_does_not_know_is_one_line(tmp_path, monkeypatch
     monkeypatch.setitem(writers._WRITERS, "torchscript", unknown)
     with pytest.raises(UserError, match=r"^format=torchscript: the network cannot be exported: Ru"):
         export(config)
-
-
-def test_a_card_says_whose_network_it_is(tmp_path):
-    run = trees.add_run(tmp_path, 90)
-    ours, about = run.read_record(), {"files": {}, "image_size": [32, 32], "size": None}
-    about |= {"mean": [0], "std": [1], "classes": None, "num_classes": 10}
-    assert "Chen, Lee, Garudadri, Rao" in card(run, ours, about)
-    arch = {"name": "mine", "_target_": "mine.net"}
-    own = dataclasses.replace(ours, config=ours.config | {"arch": arch})
-    text = card(run, own, about)
-    assert "A network made by `mine.net`, trained by resnests." in text
-    assert "ResNEsts" not in text
