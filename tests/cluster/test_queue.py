@@ -2,10 +2,12 @@
 
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 from helpers import tiny
@@ -16,13 +18,15 @@ from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import METRICS, Provenance, Record
 from resnests.sweep.drive import run_sweep
-from resnests.sweep.executors.slurm import SlurmExecutor
+from resnests.sweep.executors.slurm import SLOWEST_SECONDS, SlurmExecutor
 from resnests.sweep.executors.slurm_commands import Seen
 from resnests.sweep.executors.slurm_script import LACKS, job_script
 from resnests.sweep.executors.slurm_task import UNLISTED
 from resnests.sweep.executors.submission import Submission
 from resnests.sweep.plan import Run
 from resnests.sweep.scheduler import REFUSED, State
+
+FEW = 150  # jobs of a short queue
 
 
 @pytest.fixture
@@ -306,31 +310,54 @@ def test_where_nothing_is_to_do_what_detached_jobs_left_is_removed(slurm, runs, 
 
 def processor_time() -> float:
     """Return the seconds that this process and its children took of a core."""
-    return sum(os.times()[:4])
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-@pytest.mark.slow
-def test_a_long_queue_is_asked_once_a_look_and_costs_a_twentieth_of_a_core(slurm, runs):
-    (slurm.folder / "room").write_text("1000000")
-    configs = (replace(runs[0].config, seed=seed) for seed in range(5000))
-    many = [Run(config, RunDirectory.of(config), i) for i, config in enumerate(configs)]
-    mine, _ = executor(runs)
-    jobs = mine.submit(many, [], 0)
-    squeue = slurm.folder / "bin" / "squeue"
-    squeue.write_text(squeue.read_text().replace("> squeue.words", ">> squeue.words"))
-    for states in (["PENDING"], ["RUNNING n1"] * 32 + ["PENDING"], ["COMPLETED n1"]):
-        states += states[-1:] * (5000 - len(states))
-        if states[0] == "COMPLETED n1":  # all within one look
-            for job in jobs:
-                job.submission.specs.end(job.task, "complete")
-        show(slurm, jobs, *states)
+def cost_of_a_look(slurm: StandIn, mine: SlurmExecutor, jobs: list, states: list[str]) -> float:
+    """Return the least processor time of three polls of a queue whose last state goes on.
+
+    What else the machine does only adds to it. Each of them asks squeue once.
+    """
+    show(slurm, jobs, *states, *states[-1:] * (len(jobs) - len(states)))
+    costs = []
+    for _ in range(3):
         (slurm.folder / "squeue.words").unlink(missing_ok=True)
         before = processor_time()
         mine.poll(jobs)
-        took = processor_time() - before
-        assert took < min(2, mine.pause(0) / 20)
+        costs.append(processor_time() - before)
         assert len(slurm.words("squeue").splitlines()) == 1
-    assert all(job.outcomes for job in jobs)
+    return min(costs)
+
+
+@pytest.mark.slow
+def test_a_look_at_a_long_queue_asks_once_and_costs_in_proportion_to_its_jobs(slurm, runs):
+    squeue = slurm.folder / "bin" / "squeue"
+    squeue.write_text(squeue.read_text().replace("> squeue.words", ">> squeue.words"))
+    (slurm.folder / "room").write_text("1000000")
+    mine, _ = executor(runs)
+    queues = []
+    for seeds in (range(FEW), range(FEW, 9 * FEW)):
+        configs = (replace(runs[0].config, seed=seed) for seed in seeds)
+        jobs = mine.submit([Run(c, RunDirectory.of(c), i) for i, c in enumerate(configs)], [], 0)
+        queues.append(jobs)
+    for states in (["RUNNING n1"] * 32 + ["PENDING"], ["COMPLETED n1"]):
+        for job in chain(*queues) if "COMPLETED n1" in states else ():  # all within one look
+            job.submission.specs.end(job.task, "complete")
+        few, many = (cost_of_a_look(slurm, mine, jobs, states) for jobs in queues)
+        assert many < 2 * 8 * few, "64 times as much is what grows with the square of the jobs"
+    assert all(job.outcomes for job in chain(*queues))
+
+
+def test_a_slow_squeue_is_asked_less_often(slurm, runs):
+    mine, _ = executor(runs)
+    jobs = mine.submit(runs[:1], [], 0)
+    squeue, seconds = slurm.folder / "bin" / "squeue", 0.2
+    squeue.write_text(squeue.read_text().replace("cat queue", f"sleep {seconds}; cat queue"))
+    assert mine.pause(0) == 1
+    mine.poll(jobs)
+    assert 20 * seconds <= mine.pause(0) <= 60, "at most a twentieth of the time"
+    assert mine.pause(1e6) >= SLOWEST_SECONDS
 
 
 @pytest.mark.parametrize("lacking", ["omegaconf", "torch"])
