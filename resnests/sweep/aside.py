@@ -58,11 +58,13 @@ class Aside:
                 found.append(Note(**json.loads(file.read_text())))
         return found
 
-    def add(self, note: Note) -> None:
-        """Write a note, over one of the same device and run."""
+    def add(self, note: Note) -> bool:
+        """Write a note, over one of the same device and run; return whether that was possible."""
         if self.folder:
-            with suppress(OSError):  # the sweep is over
+            with suppress(OSError):  # the sweep is over, or the disk full
                 write_atomic(self._file(note.device, note.run), json.dumps(asdict(note)).encode())
+                return True
+        return False
 
     def usable(self, devices: Iterable[str], run: str) -> set[str]:
         """Return those of `devices` that `run` may try, suspected ones only where no other is."""

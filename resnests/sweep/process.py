@@ -32,14 +32,15 @@ DEVICES = 3  # on which a run fails as if they were broken: then it is at fault 
 def run_on_host(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Stop) -> str:
     """Train `run` by the allocation that a sweep's runs share, or by what this host has.
 
-    Returns the status on record, "busy" where another process trains it, or "refused" where this
-    host or the configuration does not allow it: its log then says why.
+    Returns the status on record, "busy" where another process trains it, "refused" where this host
+    or the configuration does not allow it, or "no device" where this host, of a cluster, has none
+    that works: its log then says why.
     """
     try:
         if shared:
             code = run_on_devices(run, Allocation(**shared), stop)
         else:
-            with TemporaryDirectory(prefix="resnests-job-") as aside:
+            with _temporary_folder() as aside:
                 allocation = dataclasses.replace(allocate(run.config, at_once), aside=aside)
                 code = run_on_devices(run, allocation, stop)
     except UserError as error:  # about this host, which the sweep could not see
@@ -48,11 +49,23 @@ def run_on_host(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Sto
     if code == BUSY:
         return "busy"
     if code == DEVICE:  # on a cluster another node may have better ones
-        return "refused" if shared else "interrupted"
+        return "refused" if shared else "no device"
+    if code == -signal.SIGILL:
+        log_line(run, "this processor lacks an instruction that a library was built for (SIGILL)")
+        return "refused"
     status = run.status()
     if code == USER_ERROR and status != "failed":
         return "refused"
     return status or ("interrupted" if code == INTERRUPTED else "failed")
+
+
+def _temporary_folder() -> TemporaryDirectory[str]:
+    """Make a folder of this host's own; raise a UserError where its disks are full, or closed."""
+    try:
+        return TemporaryDirectory(prefix="resnests-job-", ignore_cleanup_errors=True)
+    except OSError as error:
+        expected = f"a folder for temporary files that can be written ({error.strerror or error})"
+        raise UserError(f"TMPDIR on {socket.gethostname()}: expected {expected}") from error
 
 
 def run_on_devices(run: Run, allocation: Allocation, stop: Stop) -> int:

@@ -9,7 +9,9 @@ A run is submitted again by one rule:
 - A run whose job was lost (its node, its time limit, the launcher's process) or that was
   interrupted by somebody else goes on as long as each job gets an epoch further, and ends after
   three jobs in a row that do not.
-- A run that this host or the configuration refuses is not tried again: nothing would change.
+- A run that this host or the configuration refuses, or for which the host has no device that
+  works, is not tried again: nothing would change. On a cluster it goes on elsewhere, if another
+  node trains (executors/nodes.py).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ KILL_SECONDS = 3.0  # for which killed jobs are waited for: a summary follows
 TICK_SECONDS = 0.2  # how fast a pause notices that the sweep is to stop
 
 # What a job says of a run that it could not, or need not, bring to an end on record.
-BUSY, REFUSED = "busy", "refused"
+BUSY, REFUSED, NO_DEVICE = "busy", "refused", "no device"
 
 
 class State(Enum):
@@ -55,7 +57,7 @@ class Job:
     node: str = ""
     reason: str = ""  # why it waits, or how it ended
     started: bool = False
-    # What it said itself of its runs: a status of the record, BUSY or REFUSED.
+    # What it said itself of its runs: a status of the record, or one of the words above.
     outcomes: dict[Run, str] = field(default_factory=dict)
     counts: bool = True  # as one of the jobs in which its runs get no further
     dies_as_one: bool = True  # once it is over none of its processes is left
@@ -256,7 +258,7 @@ class Scheduler:
         outcome = job.outcomes.get(run)
         if outcome == BUSY:
             return True  # another sweep trained it until now
-        if outcome == REFUSED:
+        if outcome in (REFUSED, NO_DEVICE):
             return False
         if outcome in ("failed", "killed") or status == "failed":
             self.failures[run] += 1

@@ -99,10 +99,10 @@ class Worker:
         reason = self.held and device_failure(error, self.held, has_begun)
         if self.held is None or not reason or not self.allocation.aside:
             return False
-        for device in self.held.devices:
-            note = Note(device, reason, str(self.directory.path))
-            Aside(self.allocation.aside).add(note)
-        return True
+        aside, run = Aside(self.allocation.aside), str(self.directory.path)
+        notes = [Note(device, reason, run) for device in self.held.devices]
+        # A device that cannot be noted, on a full disk, would be tried again and again
+        return all(map(aside.add, notes))
 
     def _train(self) -> int:
         config, allocation, place = self.config, self.allocation, str(self.directory.path)
@@ -131,10 +131,14 @@ class Worker:
             log.warning("%s", line)
         if config.trainer.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        import torch
+        try:
+            import torch
 
-        from resnests.models.norm_relu import keep_freed_memory
-        from resnests.tasks.experiment import run_experiment
+            from resnests.models.norm_relu import keep_freed_memory
+            from resnests.tasks.experiment import run_experiment
+        except (ImportError, OSError) as error:  # a library is not there, or another one
+            said = f"{type(error).__name__}: {error}"
+            raise UserError(f"{sys.executable}: cannot train: {said}") from error
 
         if allocation.kind == "cpu":
             keep_freed_memory()

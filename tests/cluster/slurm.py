@@ -122,6 +122,7 @@ class Slurm:
     def __enter__(self) -> Slurm:
         # Short, as the path of a socket has at most 107 bytes
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+        self.folder.chmod(0o755)  # for users who are not root
         self.stack = ExitStack()
         self.stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         try:
@@ -216,7 +217,8 @@ class Slurm:
 
     def __exit__(self, *_: object) -> None:
         if "slurmctld" in self.daemons:
-            self.ask("scancel", "--full", "--signal=KILL", "--user=root")
+            for user in set(self.ask("squeue", "--all", "--noheader", "-o", "%u").split()):
+                self.ask("scancel", "--full", "--signal=KILL", f"--user={user}")
             end = time.monotonic() + 15
             while self.queue() and time.monotonic() < end:
                 time.sleep(0.2)

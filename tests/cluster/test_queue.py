@@ -3,14 +3,16 @@
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from itertools import chain
 
 import pytest
-from helpers import tiny
+from helpers import REPOSITORY, tiny
 from queues import StandIn
 
 from resnests.commands.queue import queue_lines, queued_runs
@@ -18,13 +20,16 @@ from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import METRICS, Provenance, Record
 from resnests.sweep.drive import run_sweep
+from resnests.sweep.executors import submission
 from resnests.sweep.executors.slurm import SLOWEST_SECONDS, SlurmExecutor
 from resnests.sweep.executors.slurm_commands import Seen
 from resnests.sweep.executors.slurm_script import LACKS, job_script
-from resnests.sweep.executors.slurm_task import UNLISTED
+from resnests.sweep.executors.slurm_task import UNLISTED, SlurmJob
 from resnests.sweep.executors.submission import Submission
 from resnests.sweep.plan import Run
-from resnests.sweep.scheduler import REFUSED, State
+from resnests.sweep.process import last_log_line, run_on_host
+from resnests.sweep.scheduler import NO_DEVICE, REFUSED, State
+from resnests.sweep.stop import Stop
 
 FEW = 150  # jobs of a short queue
 
@@ -243,6 +248,27 @@ def test_a_node_that_refuses_what_others_train_is_avoided_and_its_runs_go_on(slu
     assert slurm.words("scontrol").splitlines()[-1] == "update jobid=17 excnodelist=n[7-9]"
 
 
+def test_a_node_without_a_device_that_works_is_avoided_whatever_it_trained_before(slurm, runs):
+    mine, said = executor(runs)
+    jobs = mine.submit(runs[:3], [], 0)
+    show(slurm, jobs, "COMPLETED n1", "COMPLETED n2", "PENDING")
+    for job in jobs[:2]:
+        job.submission.specs.end(job.task, "complete")
+    mine.poll(jobs)
+    (late,) = jobs = jobs[2:]
+    late.submission.specs.end(late.task, NO_DEVICE)
+    show(slurm, jobs, "FAILED n2")
+    mine.poll(jobs)
+    assert late.outcomes == {}  # it goes on elsewhere
+    assert said[-1] == "node n2 has no device that works: it gets no more jobs"
+    (again,) = mine.submit(runs[2:3], [], 0)
+    assert slurm.words("sbatch").splitlines()[-1].endswith(" --exclude=n2")
+    again.submission.specs.end(again.task, NO_DEVICE)
+    show(slurm, [again], "FAILED n1")
+    mine.poll([again])
+    assert again.outcomes == {runs[2]: NO_DEVICE}  # no other node is known
+
+
 def test_what_no_node_trains_is_refused_at_once(slurm, runs):
     mine, _ = executor(runs)
     jobs = mine.submit(runs[:2], [], 0)
@@ -291,6 +317,62 @@ def test_a_job_that_is_in_no_array_is_found_by_its_name(slurm, runs):
     assert "queued: " in queue_lines(queued_runs(runs[0].config.runs_dir))[1]
     mine.cancel(jobs, kill=True)
     assert slurm.words("scancel").split()[-2:] == ["17", "18"]
+
+
+@pytest.fixture
+def others(slurm, runs, monkeypatch) -> SlurmJob:
+    """Submit a job of another user for the first run, in the folder that both share."""
+    (job,) = executor(runs)[0].submit(runs[:1], [], 0)
+    assert isinstance(job, SlurmJob)
+    monkeypatch.setattr(os, "geteuid", lambda: job.submission.folder.stat().st_uid + 1)
+    return job
+
+
+def test_a_run_that_another_user_has_in_the_queue_is_waited_for(slurm, runs, others):
+    show(slurm, [others], "PENDING")
+    mine, said = executor(runs)
+    (job,) = jobs = mine.submit(runs[:1], [], 0)
+    assert (job.name, job.state) == (others.name, State.QUEUED)
+    assert said == ["1 job(s) of these runs are in the queue already (1 of other users)"]
+    show(slurm, [others], "CANCELLED")  # by its owner, which ends no sweep but theirs
+    mine.poll(jobs)
+    assert (job.state, job.outcomes) == (State.OVER, {})
+    mine.close(jobs)
+    assert others.submission.folder.exists()
+    slurm.show()
+    (again,) = mine.submit(runs[:1], [], 0)
+    assert again.submission.folder != others.submission.folder
+
+
+def test_what_slurm_hides_of_another_user_is_submitted_and_left_alone(slurm, runs, others):
+    mine, said = executor(runs)
+    (job,) = mine.submit(runs[:1], [], 0)
+    assert job.submission.folder != others.submission.folder
+    assert said == ["submitted job 18_0 of Slurm for 1 runs"]
+    mine.close([])
+    assert others.submission.specs.read(0) is not None
+
+
+def test_a_sweep_that_stops_cancels_no_job_of_another_user(slurm, runs, others):
+    show(slurm, [others], "RUNNING n1")
+    mine, _ = executor(runs)
+    jobs = mine.submit(runs[:2], [], 0)
+    mine.cancel(jobs, kill=False)
+    assert [job.state for job in jobs] == [State.OVER, State.QUEUED]
+    mine.cancel(jobs, kill=True)
+    mine.poll(jobs)
+    assert jobs[0].state is State.OVER  # for this sweep
+    assert all(line.split()[-1] == jobs[1].name for line in slurm.words("scancel").splitlines())
+    assert others.submission.specs.read(0) is not None
+
+
+def test_a_lock_of_another_user_is_one_line(slurm, runs, monkeypatch):
+    def closed(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(submission.os, "open", closed)
+    with pytest.raises(UserError, match=r"\.sweep\.lock: cannot be locked; it belongs to "):
+        executor(runs)[0].submit(runs[:1], [], 0)
 
 
 def test_where_nothing_is_to_do_what_detached_jobs_left_is_removed(slurm, runs, capsys):
@@ -358,6 +440,57 @@ def test_a_slow_squeue_is_asked_less_often(slurm, runs):
     mine.poll(jobs)
     assert 20 * seconds <= mine.pause(0) <= 60, "at most a twentieth of the time"
     assert mine.pause(1e6) >= SLOWEST_SECONDS
+
+
+LIBRARY = "python: error while loading shared libraries: libx.so.1: cannot open"
+GLIBC = "python: libc.so.6: version GLIBC_2.38 not found (required by python)"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"#!/bin/sh\necho '{LIBRARY}' >&2; exit 127", f"exit status 127 ({LIBRARY})"),
+        (f"#!/bin/sh\necho '{GLIBC}' >&2; exit 1", f"exit status 1 ({GLIBC})"),
+        ("#!/bin/sh\nkill -ILL $$", "exit status 132 ("),
+        ("\x7fELF of another processor", "exit status 126 ("),
+    ],
+    ids=["library", "glibc", "instruction", "processor"],
+)
+def test_a_node_whose_python_does_not_start_says_so(runs, tmp_path, monkeypatch, text, said):
+    python = tmp_path / "node's python"
+    python.write_text(text)
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    script = job_script(Submission.write([runs[:1]]), [])
+    done = subprocess.run(["bash"], input=script, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith(f"{LACKS}n1 cannot start {python}: {said}")
+
+
+def test_a_job_without_room_for_temporary_files_is_refused_in_one_line(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
+    with Stop() as stop:
+        assert run_on_host(runs[0], None, 1, stop) == REFUSED
+    said = last_log_line(runs[0].directory)
+    assert said.startswith(f"TMPDIR on {socket.gethostname()}: expected a folder for temporary")
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise ImportError('libcudart.so.12: no such file')", "ImportError: libcudart.so.12: no"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGILL)", "this processor lacks an instr"),
+    ],
+    ids=["library", "instruction"],
+)
+def test_a_node_whose_torch_cannot_be_loaded_refuses(runs, tmp_path, monkeypatch, code, said):
+    (tmp_path / "broken" / "torch").mkdir(parents=True)
+    (tmp_path / "broken" / "torch" / "__init__.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'broken'}{os.pathsep}{REPOSITORY}")
+    with Stop() as stop:
+        assert run_on_host(runs[0], None, 1, stop) == REFUSED
+    assert said in last_log_line(runs[0].directory)
 
 
 @pytest.mark.parametrize("lacking", ["omegaconf", "torch"])

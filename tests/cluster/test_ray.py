@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def nodes():
-    """Two nodes of one core each, and a head that runs nothing."""
+    """Start two nodes of one core each, and a head that runs nothing."""
     with RayNodes() as nodes:
         yield nodes
 
@@ -83,7 +84,7 @@ def test_ctrl_c_lets_tasks_write_their_checkpoints(tmp_path, nodes, undisturbed)
 
 
 def test_a_task_that_a_cancel_does_not_reach_ends_all_the_same(tmp_path, nodes):
-    """As with one that just begins where Ray ignores SIGINT: its leave to go on is gone."""
+    """A task that just begins misses it where Ray ignores SIGINT: its leave to go on is gone."""
     process = start(tmp_path, *RAY, *GRID, LONG)
     until(lambda: len(epochs(tmp_path)) == 2 and min(epochs(tmp_path)) > 1)
     (token,) = (tmp_path / "runs").glob(".sweep-ray-*")
@@ -114,6 +115,25 @@ def test_two_sweeps_of_one_grid_share_it(tmp_path, nodes):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root")
+def test_a_node_that_refuses_what_the_other_trains_is_set_aside(tmp_path):
+    """It is a host of another name, on which runs_dir is not mounted."""
+    (tmp_path / "runs").mkdir()
+    own = f'hostname n2 && mount -t tmpfs none {tmp_path / "runs"} && exec "$0" "$@"'
+    with RayNodes(nodes=1) as nodes:
+        nodes.add(prefix=("unshare", "--uts", "--mount", "sh", "-c", own))
+        until(lambda: nodes.alive() == 3)
+        assert sweep(tmp_path, *RAY, "cluster.gpus=0", "seed=range(4)", "trainer.epochs=30") == 0
+        nodes.kill_node(1)
+        assert log(tmp_path).count("node n2 refuses what others train: it gets no more jobs") == 1
+        hosts = {run.read_record().provenance.host for run in runs(tmp_path).values()}
+        assert hosts == {socket.gethostname()}
+        assert sweep(tmp_path, *RAY, "cluster.gpus=0", "seed=4,5") == 1
+    lines = [line for line in log(tmp_path).splitlines()[-3:] if line.startswith("not started: ")]
+    assert ["cluster=ray: its node n2 cannot train: " in line for line in lines] == [True, True]
+    assert not left_over(tmp_path)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root")
 def test_a_node_without_the_package_is_one_line_of_each_run_and_no_second_task(tmp_path):
     packages = [Path(folder) / "resnests" for folder in (REPOSITORY, *sys.path)]
     hidden = [f"mount -t tmpfs none {path}" for path in {*packages} if path.is_dir()]
@@ -126,7 +146,8 @@ def test_a_node_without_the_package_is_one_line_of_each_run_and_no_second_task(t
     assert len(lines) == 3
     for line in lines[:2]:
         assert line.startswith("not started: digits/tiny/standard seed=")
-        assert "cluster=ray: its node cannot train: ModuleNotFoundError: No module named" in line
+        assert "cluster=ray: its node " in line
+        assert " cannot train: ModuleNotFoundError: No module named" in line
 
 
 def test_without_its_head_a_sweep_ends_with_its_summary_and_the_same_command_goes_on(

@@ -5,6 +5,7 @@ python -m pytest -m cluster tests/cluster/test_sites.py
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -66,11 +67,56 @@ def test_what_no_node_has_is_said_once_for_each_run_and_not_submitted_again(tmp_
 def test_a_node_that_refuses_what_the_other_trains_is_set_aside(tmp_path):
     setup = """cluster.setup=['test "$SLURMD_NODENAME" = n1']"""
     with Slurm(hosts=True):
-        assert sweep(tmp_path, *SLURM, setup, "seed=range(4)", "trainer.epochs=100") == 0
-    assert statuses(tmp_path) == ["complete"] * 4
+        assert sweep(tmp_path, *SLURM, setup, "seed=range(3)", "trainer.epochs=30") == 0
+    assert statuses(tmp_path) == ["complete"] * 3
     assert {run.read_record().provenance.host for run in runs(tmp_path).values()} == {"n1"}
     assert log(tmp_path).count("node n2 refuses what others train") == 1
     assert not left_over(tmp_path)
+
+
+def test_a_node_whose_python_does_not_start_is_set_aside(tmp_path):
+    """Its loader ends it, as where a node has an older system than the others."""
+    broken, python = tmp_path / "broken", tmp_path / "python"
+    broken.write_text("n2")
+    python.write_text(f"""\
+#!/bin/sh
+if [ "$SLURMD_NODENAME" ] && grep -q "$SLURMD_NODENAME" {broken}; then
+    echo "python: error while loading shared libraries: libx.so.1: cannot open" >&2
+    exit 127
+fi
+exec {sys.executable} "$@"
+""")
+    python.chmod(0o755)
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.executable = {str(python)!r}\n")
+    shell = {"PYTHONPATH": str(tmp_path)}
+    with Slurm(hosts=True):
+        assert sweep(tmp_path, *SLURM, "seed=range(3)", "trainer.epochs=30", **shell) == 0
+        assert {run.read_record().provenance.host for run in runs(tmp_path).values()} == {"n1"}
+        assert log(tmp_path).count("node n2 refuses what others train") == 1
+        broken.write_text("n1 n2")
+        before = log(tmp_path).count("submitted")
+        assert sweep(tmp_path, *SLURM, "seed=4,5", **shell) == 1
+    assert log(tmp_path).count("submitted") == before + 1
+    said = f" cannot start {python}: exit status 127 (python: error while loading shared libraries"
+    assert [said in line for line in not_started(tmp_path)[-2:]] == [True, True]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_a_node_whose_card_torch_cannot_use_is_set_aside(tmp_path):
+    """A stand-in for NVML sees a card there, on which torch cannot compute."""
+    source, library = REPOSITORY / "tests" / "sweep" / "nvml.c", tmp_path / "libnvidia-ml.so.1"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    card = f"export CUDA_VISIBLE_DEVICES=0 FAKE_NVML=H100 LD_LIBRARY_PATH={tmp_path}"
+    only_n2 = f"""cluster.setup=['test "$SLURMD_NODENAME" = n1 || {card}']"""
+    with Slurm(hosts=True):
+        assert sweep(tmp_path, *SLURM, only_n2, "seed=range(3)", "trainer.epochs=30") == 0
+        assert {run.read_record().provenance.host for run in runs(tmp_path).values()} == {"n1"}
+        assert log(tmp_path).count("node n2 has no device that works: it gets no more jobs") == 1
+        before = log(tmp_path).count("submitted")
+        assert sweep(tmp_path, *SLURM, f"cluster.setup=['{card}']", "seed=4,5") == 1
+    assert log(tmp_path).count("submitted") == before + 1
+    lines = log(tmp_path).splitlines()[-3:-1]
+    assert ["no device is left (GPU-" in line for line in lines] == [True, True]
 
 
 def spans(folder) -> list[tuple[float, float]]:

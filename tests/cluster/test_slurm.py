@@ -33,7 +33,7 @@ pytestmark = MARKS
 
 @pytest.fixture(scope="module")
 def slurm():
-    """Two nodes of one core and a host name of their own each."""
+    """Start two nodes of one core and a host name of their own each."""
     with Slurm(hosts=True) as slurm:
         yield slurm
 
@@ -140,7 +140,7 @@ def test_one_jobs_death_costs_that_job_only_and_its_run_goes_on(tmp_path, slurm,
 
 
 def test_a_killed_job_process_is_a_loss_like_any_other(tmp_path, slurm, undisturbed):
-    """As the OOM killer of a node has it: the job and its training at once, without a word."""
+    """The OOM killer of a node ends the job and its training at once, without a word."""
     process = start(tmp_path, *SLURM, *GRID, LONG)
     until(lambda: any(count > 5 for count in epochs(tmp_path)))
     (doomed,) = [run for run in runs(tmp_path).values() if len(run.history_rows()) > 5][:1]
@@ -180,7 +180,7 @@ def test_a_node_that_is_drained_gets_no_more_runs_until_it_is_resumed(tmp_path, 
 
 
 def test_a_time_limit_changes_no_bit(tmp_path, slurm, undisturbed):
-    """A minute, for runs that take longer: a checkpoint, and the same job once more."""
+    """The limit is a minute: runs that take longer write a checkpoint, and queue once more."""
     seconds = max(run.read_record().seconds for run in runs(undisturbed).values())
     epochs_of_80_seconds = int(EPOCHS * 80 / seconds)
     grid = ("seed=0,1", f"trainer.epochs={epochs_of_80_seconds}")
@@ -312,7 +312,7 @@ def test_what_slurm_refuses_is_one_line_and_leaves_nothing(tmp_path, slurm, over
 
 
 def test_what_a_node_lacks_is_one_line_of_each_run(tmp_path, slurm):
-    """Another Python than the one of the login node, and a data set that is not there."""
+    """The node has another Python than the login node."""
     other = tmp_path / "python"
     other.write_text(f'#!/bin/sh\n[ "$SLURM_JOB_ID" ] && exec /usr/bin/python3 -S "$@"\n'
                      f'exec {sys.executable} "$@"\n')  # fmt: skip

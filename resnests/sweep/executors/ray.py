@@ -24,6 +24,7 @@ from resnests.environment import COMMAND, JOB, command_line, python_path
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.sweep.devices import CORES
+from resnests.sweep.executors.nodes import Nodes
 from resnests.sweep.plan import Run
 from resnests.sweep.process import log_line, run_on_host
 from resnests.sweep.scheduler import REFUSED, Job, State
@@ -65,7 +66,8 @@ class RayExecutor:
             self.waits_for = f"no node has {self.cpus} cores and {self.gpus:g} GPUs"
             self.report(f"cluster=ray: {self.waits_for} (cluster.cpus, cluster.gpus)")
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": 0}
-        self.train = self.ray.remote(**options)(_train)
+        self.train = self.ray.remote(**options)(_task())
+        self.nodes = Nodes(lambda line: self.report(line))
         self.stop_file = _stop_file(config.runs_dir)
         self.head = self.ray.get_runtime_context().gcs_address
         self.answered, self.lost = time.monotonic(), False
@@ -83,7 +85,26 @@ class RayExecutor:
     def _begin(self, task: Task) -> None:
         (run,) = task.runs
         given = self._task_config(run.config), run.replaces
-        task.begin(self.train.remote(*given, os.getcwd(), self.cpus, str(self.stop_file)))
+        train = self.train.options(scheduling_strategy=self._elsewhere())
+        task.begin(train.remote(*given, os.getcwd(), self.cpus, str(self.stop_file)))
+
+    def _elsewhere(self) -> Any:
+        """Return how Ray is to choose a node: none that is avoided, by the label of its number.
+
+        The label has another name from version to version. A node that is started anew is another
+        one to Ray, and the same to us, as it has its host name.
+        """
+        avoided = [
+            (key, node["NodeID"])
+            for node in (self.ray.nodes() if self.nodes.avoided else [])
+            for key, value in node["Labels"].items()
+            if node["NodeManagerHostname"] in self.nodes.avoided and value == node["NodeID"]
+        ]
+        if not avoided:
+            return "DEFAULT"
+        ways = importlib.import_module("ray.util.scheduling_strategies")
+        numbers = [number for _, number in avoided]
+        return ways.NodeLabelSchedulingStrategy(hard={avoided[0][0]: ways.NotIn(*numbers)})
 
     def _task_config(self, config: Config) -> dict[str, Any]:
         """Return what a task trains; runs that share a GPU lease a part of it each."""
@@ -113,6 +134,9 @@ class RayExecutor:
                 task.state, task.started, task.node = State.RUNNING, True, progress["host"]
             else:
                 task.reason = self.waits_for
+        mine = [task for task in jobs if isinstance(task, Task)]
+        may_begin = any(t.reference is not None and t.state is State.QUEUED for t in mine)
+        self.nodes.judge(mine, may_begin)
 
     def _head_answers(self) -> bool:
         """Return whether the head answers, False once it did not for long; else raise."""
@@ -141,15 +165,20 @@ class RayExecutor:
 
     def _end(self, task: Task) -> None:
         task.state = State.OVER
+        (run,) = task.runs
         try:
-            outcome = task.outcomes[task.runs[0]] = self.ray.get(task.reference)
-            task.reason = outcome
+            task.node, outcome, lacks = self.ray.get(task.reference)
+            if lacks and not self.stop_file.exists():
+                outcome = "interrupted"  # it is nowhere: the sweep stops
+            elif lacks and run not in task.outcomes:
+                log_line(run, f"cluster=ray: its node {task.node} cannot train: {lacks}")
+            task.outcomes[run], task.reason = outcome, outcome
         except self.ray.exceptions.TaskCancelledError:
             task.state, task.reason = State.CANCELLED, "cancelled"
-        except self.ray.exceptions.RayTaskError as error:  # its node lacks something
+        except self.ray.exceptions.RayTaskError as error:
             task.reason = str(error).strip().splitlines()[-1]
-            task.outcomes[task.runs[0]] = REFUSED
-            log_line(task.runs[0], f"cluster=ray: its node cannot train: {task.reason}")
+            task.outcomes[run] = REFUSED
+            log_line(run, f"cluster=ray: {task.reason}")
         except self.ray.exceptions.RayError as error:
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             task.reason = said.partition(". ")[0]
@@ -218,14 +247,42 @@ def _stop_file(runs_dir: str) -> Path:
     return path.rename(path.with_name(_STOP_FILE + path.name[1:]))
 
 
-def _train(
+def _task() -> Callable[..., tuple[str, str, str]]:
+    """Return what is done on a node: train a run, and return the node's name, how the run was left,
+    and what the node lacks.
+
+    A function within a function goes to the node as it is. Of one of a module Ray would send the
+    name, and where the node cannot import it, nobody would learn which node that was.
+    """
+    refused = REFUSED
+
+    def train(*given: Any) -> tuple[str, str, str]:
+        from importlib import import_module
+        from socket import gethostname
+
+        try:
+            module = import_module("resnests.sweep.executors.ray")
+        except Exception as error:  # a SyntaxError, too, where its Python is an old one
+            said = str(error).partition("\n")[0]
+            return gethostname(), refused, f"{type(error).__name__}: {said}"
+        return gethostname(), *module.train_on_node(*given)
+
+    return train
+
+
+def train_on_node(
     given: dict[str, Any], replaces: str | None, folder: str, cores: int, stop_file: str
-) -> str:
-    """Train one run in a process of Ray's, in what its task was given; return how it was left."""
+) -> tuple[str, str]:
+    """Train one run in a process of Ray's, in what its task was given; return how it was left, and
+    what this node lacks.
+    """
+    for place in (folder, stop_file):  # of a folder that is not mounted an empty one may be left
+        if not os.path.exists(place):
+            return REFUSED, f"{place} is not there"
     ray: Any = importlib.import_module("ray")
     os.chdir(folder)
     os.environ |= {JOB: ray.get_runtime_context().get_task_id(), CORES: str(cores)}
     config = config_from(given)
     run = Run(config, RunDirectory.of(config), replaces=replaces)
     with Stop(Path(stop_file)) as stop:
-        return run_on_host(run, None, 1, stop)
+        return run_on_host(run, None, 1, stop), ""

@@ -19,22 +19,27 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
-from filelock import FileLock
-
 from resnests.config.cluster import Cluster
 from resnests.config.schema import Config
 from resnests.errors import UserError, require
+from resnests.sweep.executors.nodes import Nodes
 from resnests.sweep.executors.slurm_commands import (
     ask,
     environment,
+    exclude_nodes,
+    given_exclude,
     is_submit_limit,
     query_queue,
     site_limits,
 )
-from resnests.sweep.executors.slurm_nodes import Nodes
 from resnests.sweep.executors.slurm_script import job_script
 from resnests.sweep.executors.slurm_task import UNLISTED, SlurmJob
-from resnests.sweep.executors.submission import Submission, find_submissions, place
+from resnests.sweep.executors.submission import (
+    Submission,
+    find_submissions,
+    place,
+    submitting,
+)
 from resnests.sweep.plan import Run
 from resnests.sweep.scheduler import Job, State
 
@@ -61,7 +66,7 @@ class SlurmExecutor:
         self.refusal = ""
         self.reasons: set[str] = set()  # why jobs wait, as last reported
         self.took = 0.0  # seconds of the last poll
-        self.nodes = Nodes(self.cluster.options or [], lambda line: self.report(line))
+        self.nodes = Nodes(lambda line: self.report(line))
 
     @cached_property
     def limits(self) -> tuple[int, int]:
@@ -76,7 +81,7 @@ class SlurmExecutor:
         if self.full is not None and open_jobs >= self.full:
             return []
         self.full = None
-        with self._lock():
+        with submitting(self.runs_dir):
             jobs = self._adopt([*runs, *busy])
             known = {run for job in jobs for run in job.runs}
             rest = [run for run in runs if run not in known]
@@ -84,10 +89,6 @@ class SlurmExecutor:
             if rest and (room is None or room > 0):
                 return jobs + self._submit(rest, room, open_jobs + len(jobs))
             return jobs
-
-    def _lock(self) -> FileLock:
-        """Return the lock that keeps two sweeps from submitting what neither sees queued yet."""
-        return FileLock(self.runs_dir / ".sweep.lock")
 
     def _adopt(self, runs: Sequence[Run]) -> list[Job]:
         """Return the jobs in the queue for any of `runs`, and remove what ended arrays left."""
@@ -100,7 +101,7 @@ class SlurmExecutor:
         ]
         self._update(list(chain(*arrays)))
         for submission, jobs in zip(submissions, arrays, strict=True):
-            if all(job.is_over for job in jobs):
+            if all(job.is_over for job in jobs) and not submission.is_foreign:
                 submission.remove()
             for job in jobs:
                 job.runs = [by_place[p] for p in submission.batches[job.task] if p in by_place]
@@ -110,7 +111,10 @@ class SlurmExecutor:
             age = f"they count as over after {self.limits[1]} s"
             self.report(f"squeue does not list {unlisted} job(s) of these runs; {age}")
         if found[unlisted:]:
-            self.report(f"{len(found) - unlisted} job(s) of these runs are in the queue already")
+            others = sum(job.submission.is_foreign for job in found)
+            whose = f" ({others} of other users)" if others else ""
+            count = len(found) - unlisted
+            self.report(f"{count} job(s) of these runs are in the queue already{whose}")
         return list(found)
 
     def _update(self, jobs: Sequence[SlurmJob]) -> None:
@@ -197,7 +201,7 @@ class SlurmExecutor:
             options |= {"array": None, "output": f"{submission.folder}/0.log"}
         words = [f"--{key}={value}" for key, value in options.items() if value is not None]
         words += c.options or []
-        words += [f"--exclude={self.nodes.excluded}"] if self.nodes.excluded else []
+        words += [f"--exclude={self._excluded()}"] if self.nodes.avoided else []
         given = job_script(submission, c.setup or [])
         answer = ask("sbatch", "--parsable", "--requeue", *words, given=given)
         number = answer.strip().partition(";")[0]
@@ -206,12 +210,19 @@ class SlurmExecutor:
             raise UserError(f"cluster=slurm: sbatch says: {said}; expected the number of a job")
         return number
 
+    def _excluded(self) -> str:
+        """Return the nodes that get no jobs, with those of cluster.options, as sbatch has it."""
+        given = given_exclude(self.cluster.options or [])
+        return ",".join([*given, *sorted(self.nodes.avoided)])
+
     def poll(self, jobs: Sequence[Job]) -> None:
         """Bring `jobs` up to date by one call of squeue."""
         began = time.monotonic()
         mine = [job for job in jobs if isinstance(job, SlurmJob)]
         self._update(mine)
-        self.nodes.judge(mine)
+        if self.nodes.judge(mine):
+            queued = {job.name.partition("_")[0] for job in mine if job.state is State.QUEUED}
+            exclude_nodes(queued, self._excluded())
         self.took = time.monotonic() - began
         if not sys.stdout.isatty():  # where no table shows it
             self._report_reasons(jobs)
@@ -228,11 +239,21 @@ class SlurmExecutor:
     def last_log_line(self, job: Job) -> str:
         """Return the last line of a job's own log, "" where it never left the queue."""
         assert isinstance(job, SlurmJob)
-        return job.submission.last_log_line(job.task) if job.started else ""
+        is_ours = job.started and not job.submission.is_foreign
+        return job.submission.last_log_line(job.task) if is_ours else ""
 
     def cancel(self, jobs: Sequence[Job], kill: bool) -> None:
-        """Cancel what is queued, and signal SIGTERM to what runs; or cancel all with `kill`."""
-        names = [job.name for job in jobs if job.name]
+        """Cancel what is queued, and signal SIGTERM to what runs; or cancel all with `kill`.
+
+        Jobs of other users go on, and are waited for no longer.
+        """
+        names = []
+        for job in jobs:
+            assert isinstance(job, SlurmJob)
+            if job.submission.is_foreign:
+                job.release()
+            elif job.name:
+                names.append(job.name)
         for submission in self.submitted:  # a job that starts in this instant finds no spec
             submission.specs.stop()
         for how in ([],) if kill else (["--state=PENDING"], ["--batch", "--signal=TERM"]):
@@ -252,7 +273,7 @@ class SlurmExecutor:
         for submission in self.submitted:
             if submission.folder not in going:
                 submission.remove()
-        with suppress(UserError), self._lock():
+        with suppress(UserError), submitting(self.runs_dir):
             self._adopt([])
 
 

@@ -7,10 +7,11 @@ them, but those by which a user says where jobs run (KEPT).
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from resnests.errors import UserError
@@ -106,6 +107,21 @@ def _hint(said: str) -> str:
 def is_submit_limit(error: UserError) -> bool:
     """Return whether a site lets in no more jobs of this user for now."""
     return re.search(_SUBMIT_LIMIT, str(error)) is not None
+
+
+def given_exclude(options: Sequence[str]) -> list[str]:
+    """Return the nodes that sbatch's `options` exclude themselves, as they are written there."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-x", "--exclude")
+    nodes = parser.parse_known_args(options)[0].exclude
+    return [nodes] if nodes else []
+
+
+def exclude_nodes(arrays: Iterable[str], nodes: str) -> None:
+    """Keep the jobs of `arrays` that wait off these nodes and no others."""
+    for array in arrays:
+        command = ["scontrol", "update", f"jobid={array}", f"excnodelist={nodes}"]
+        subprocess.run(command, capture_output=True, env=environment())
 
 
 def environment() -> dict[str, str]:

@@ -17,11 +17,15 @@ SETUP = "cluster.setup: "  # begins the last line of a job that its setup has en
 LACKS = "cluster=slurm: its node "  # begins that of a job whose node lacks what all jobs need
 _SCRIPT = """\
 #!/bin/bash
-resnests_lacks() {{ echo "{lacks}$SLURMD_NODENAME has no $1"; exit 1; }}
-cd {here} || resnests_lacks {no_folder}
+resnests_refuse() {{ echo "{lacks}$SLURMD_NODENAME $1"; exit 1; }}
+cd {here} || resnests_refuse "has no "{no_folder}
 {exports}
 {setup}
-[ -x {python} ] || resnests_lacks {python}
+[ -x {python} ] || resnests_refuse "has no "{python}
+resnests_said=$({python} -Sc "" 2>&1) || {{
+    resnests_code=$? resnests_said=$(tail -n 1 <<< "$resnests_said")
+    resnests_refuse "cannot start "{python}": exit status $resnests_code ($resnests_said)"
+}}
 exec {python} -c {program}
 """
 _PROGRAM = """\
@@ -30,8 +34,9 @@ try:
     from resnests.sweep.executors.slurm_job import main
     if importlib.util.find_spec("torch") is None:
         raise ImportError("No module named 'torch'")
-except ImportError as error:
-    sys.exit(f"{lacks}cannot train: {{sys.executable}}: {{error}}")
+except Exception as error:  # a SyntaxError, too, where its Python is an old one
+    said = str(error).partition("\\n")[0]
+    sys.exit(f"{lacks}cannot train: {{sys.executable}}: {{said}}")
 sys.exit(main())"""
 # Each line is evaluated as it stands, so that what it sets stays set; `exit` in one is caught too.
 _TRAP = r"""

@@ -9,7 +9,7 @@ from resnests.sweep.executors.slurm_commands import REST, Seen
 from resnests.sweep.executors.slurm_script import LACKS, SETUP
 from resnests.sweep.executors.submission import NO_LOG, Submission, place
 from resnests.sweep.process import log_line
-from resnests.sweep.scheduler import REFUSED, Job, State
+from resnests.sweep.scheduler import BUSY, REFUSED, Job, State
 
 UNLISTED = "not listed by squeue"
 
@@ -20,6 +20,17 @@ class SlurmJob(Job):
 
     submission: Submission
     task: int
+    is_released: bool = False  # and over for this sweep, whatever becomes of it
+
+    def __post_init__(self) -> None:
+        if self.submission.is_foreign:
+            # How it ends says nothing of a job of this user's: the records of its runs do.
+            self.counts = self.dies_as_one = False
+
+    def release(self) -> None:
+        """Wait no longer for the job of another user."""
+        self.is_released, self.state = True, State.OVER
+        self.outcomes = dict.fromkeys(self.runs, BUSY)
 
     def update(self, seen: dict[str, Seen], is_gone: bool, ended: Container[int]) -> None:
         """Set the state by what squeue shows of the array, and outcomes by what the job told.
@@ -27,6 +38,8 @@ class SlurmJob(Job):
         Where squeue shows nothing, `is_gone` says whether that was so for long enough, and `ended`
         are the numbers of the runs of which jobs of the array told.
         """
+        if self.is_released:
+            return
         own = seen.get(str(self.task))
         now = own or seen.get(REST)
         numbers = self.submission.numbers(self.task)
@@ -41,7 +54,9 @@ class SlurmJob(Job):
         self.state, self.node, self.reason = now.state, now.node, now.reason
         self.name = own.job if own else self.name or now.job
         self.started |= bool(now.node) or now.state is State.RUNNING
-        if self.is_over:
+        if self.is_over and self.submission.is_foreign:
+            self.state = State.OVER  # cancelled was the other's wish
+        elif self.is_over:
             by_place = {place(run): run for run in self.runs}
             for number, path in zip(numbers, self.submission.batches[self.task], strict=True):
                 told = self.submission.specs.outcome(number) if path in by_place else None
@@ -61,14 +76,3 @@ class SlurmJob(Job):
                 if run not in self.outcomes and not run.directory.is_locked():
                     self.outcomes[run] = REFUSED
                     log_line(run, f"{LACKS}{self.node} left it {said}" if has_no_log else said)
-
-    def is_refused(self) -> bool:
-        """Return whether its node, or the configuration, refused one of its runs."""
-        return self.is_over and REFUSED in self.outcomes.values()
-
-    def trains(self) -> bool:
-        """Return whether its node has trained one of its runs, or does so now."""
-        if self.is_over:
-            return any(how in ("complete", "diverged") for how in self.outcomes.values())
-        heartbeats = (run.directory.read_progress() for run in self.runs if self.is_active)
-        return any(beat.get("job") == self.name and "epoch" in beat for beat in heartbeats)

@@ -8,21 +8,29 @@
 
 It is written before the array is submitted, and found by its name in the queue, so that jobs are
 never lost sight of, whichever process dies when.
+
+Where the umask of its user lets a group read, the other users of runs_dir see what is queued, and
+wait for it. They write nothing there: what the jobs of a user do, nobody else says.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
+import secrets
 import shutil
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+from resnests.errors import UserError
 from resnests.runs.files import write_atomic
+from resnests.runs.record import owner
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import SweepFolder
 from resnests.text import last_log_line_of
@@ -38,6 +46,7 @@ class Submission:
 
     folder: Path
     batches: list[list[str]]  # for each job its runs, as paths below runs_dir
+    is_foreign: bool = False  # another user's
 
     @property
     def name(self) -> str:
@@ -49,7 +58,8 @@ class Submission:
         """Write the folder of a new array, a job for each of `batches`."""
         runs = list(chain(*batches))
         runs_dir = Path(runs[0].config.runs_dir).resolve()
-        folder = Path(tempfile.mkdtemp(prefix=_PREFIX + _NAME, dir=runs_dir))
+        folder = runs_dir / f"{_PREFIX}{_NAME}{secrets.token_hex(4)}"
+        folder.mkdir(mode=0o750)
         here = [replace(run, config=replace(run.config, cluster=None)) for run in runs]
         SweepFolder(folder).write([replace(run, index=i) for i, run in enumerate(here)], None)
         paths = [[place(run) for run in batch] for batch in batches]
@@ -80,7 +90,10 @@ class Submission:
 
         The file stays for the next sweep, which then need not wait again. A folder that is gone was
         removed by a sweep that saw the array end; of one that is closed to us nothing is known.
+        Another user's array is given up at once, as a site may hide it (PrivateData=jobs).
         """
+        if self.is_foreign:
+            return 0.0 if listed else math.inf
         marker = self.folder / "unlisted"
         try:
             if listed:
@@ -108,13 +121,34 @@ def find_submissions(runs_dir: Path | str) -> list[Submission]:
     """Return the arrays beside the runs, as far as they can be read: some may be other users'."""
     found = []
     for folder in sorted(Path(runs_dir).resolve().glob(f"{_PREFIX}{_NAME}*")):
+        batches, is_foreign = [], False
         try:
-            found.append(Submission(folder, json.loads((folder / "batches.json").read_bytes())))
+            is_foreign = folder.stat().st_uid != os.geteuid()
+            batches = json.loads((folder / "batches.json").read_bytes())
         except (FileNotFoundError, ValueError):
-            found.append(Submission(folder, []))
+            pass
         except OSError:
             continue
+        found.append(Submission(folder, batches, is_foreign))
     return found
+
+
+@contextmanager
+def submitting(runs_dir: Path) -> Iterator[None]:
+    """Keep two sweeps, of two users as well, from submitting what neither sees queued yet.
+
+    The file is as the umask has it, so that a group that shares runs_dir can lock it.
+    """
+    path = runs_dir / ".sweep.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        raise UserError(f"{path}: cannot be locked; it belongs to {owner(path)}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_submission(folder: Path) -> Submission:
