@@ -100,7 +100,8 @@ def test_a_run_that_another_user_keeps_closed_is_passed_over(users):
     users.umask = "002"
     again = users.start(BOB, *SLURM, "seed=1,2", "trainer.overwrite=true")
     assert again.wait(280) == 1
-    (line,) = [line for line in log(users.folder / BOB).splitlines() if "passed over" in line]
+    lines = log(users.folder / BOB).splitlines()
+    (line,) = [line for line in lines if line.startswith("passed over: ")]
     assert line.startswith("passed over: digits/tiny/standard seed=1: ")
     assert line.endswith(f"cannot be written; it belongs to {ANN}")
     assert [run.status() for run in runs(users.folder).values()] == ["complete"] * 3
