@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from resnests.sweep.plan import Run
 from resnests.sweep.scheduler import NO_DEVICE, REFUSED, Job, State
@@ -15,7 +15,9 @@ class Nodes:
     a whole grid. Whether it is the node, or the configuration that no node would train, other nodes
     tell: so a job that was refused stays open until one of them trains, or none is left that may.
     In the first case its node is avoided, and its runs go on elsewhere, once. A run that is refused
-    there, too, was no fault of the node, which gets jobs again.
+    there, too, was no fault of the node, which gets jobs again. Where it is known which nodes there
+    are, nobody waits for one of them to train: a run goes on elsewhere as long as there is one that
+    refused nothing yet, and the last one is never avoided.
 
     Where no device of a node works (NO_DEVICE) it is the node, whatever it has trained before. Its
     runs go on wherever others train, as often as that happens.
@@ -27,11 +29,9 @@ class Nodes:
         self.avoided: set[str] = set()
         self.moved: dict[Run, str] = {}  # from which node
 
-    def judge(self, jobs: Sequence[Job], may_begin: bool = False) -> bool:
+    def judge(self, jobs: Sequence[Job], known: Iterable[str] = ()) -> bool:
         """Decide what becomes of the jobs among `jobs` that were refused; return whether other
-        nodes are avoided than before.
-
-        `may_begin` is whether others may be on a node already, nobody knows on which.
+        nodes are avoided than before. `known` are the nodes on which jobs can be.
         """
         self.good |= {job.node for job in jobs if job.is_over and _trains(job)}
         refused = [job for job in jobs if _is_refused(job) and job.node]
@@ -45,9 +45,9 @@ class Nodes:
             others = {*self.avoided, job.node}
             if job.node in self.good:  # it is the configuration
                 self.avoided -= {self.moved.get(run, "") for run in job.outcomes}
-            elif self.good - others:
+            elif {*self.good, *known} - others:
                 self._avoid(job)
-            elif active - others or may_begin:
+            elif active - others:
                 job.state = State.ENDING  # until the next poll
         return self.avoided != before
 
@@ -55,8 +55,9 @@ class Nodes:
         """Avoid the node of `job`, whose runs go on elsewhere."""
         if job.node not in self.avoided:
             self.avoided.add(job.node)
-            is_broken = NO_DEVICE in job.outcomes.values()
-            why = "has no device that works" if is_broken else "refuses what others train"
+            why = "refuses what others train" if self.good else "refuses what others may train"
+            if NO_DEVICE in job.outcomes.values():
+                why = "has no device that works"
             self.report(f"node {job.node} {why}: it gets no more jobs")
         for run, how in list(job.outcomes.items()):
             if how == NO_DEVICE or (how == REFUSED and run not in self.moved):

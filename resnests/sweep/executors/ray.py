@@ -56,21 +56,38 @@ class RayExecutor:
     def __init__(self, config: Config) -> None:
         assert config.cluster is not None
         self.ray, self.cluster = _connected(config.cluster.address), config.cluster
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        have_gpus = any(node.get("GPU") for node in nodes)
+        have_gpus = any(node["Resources"].get("GPU") for node in self._nodes())
         wanted = self.cluster.gpus_of_a_job(config.trainer.device)
         self.gpus = wanted if self.cluster.gpus is not None or have_gpus else 0.0
         self.cpus = self.cluster.cpus or 1
         self.waits_for = "cores"
-        if not any(n.get("CPU", 0) >= self.cpus and n.get("GPU", 0) >= self.gpus for n in nodes):
-            self.waits_for = f"no node has {self.cpus} cores and {self.gpus:g} GPUs"
-            self.report(f"cluster=ray: {self.waits_for} (cluster.cpus, cluster.gpus)")
+        if not self._hosts():
+            needs = f"{self.cpus} cores and {self.gpus:g} GPUs"
+            self._wait_for(f"no node has {needs} (cluster.cpus, cluster.gpus)")
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": 0}
         self.train = self.ray.remote(**options)(_task())
         self.nodes = Nodes(lambda line: self.report(line))
         self.stop_file = _stop_file(config.runs_dir)
         self.head = self.ray.get_runtime_context().gcs_address
         self.answered, self.lost = time.monotonic(), False
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [node for node in self.ray.nodes() if node["Alive"]]
+
+    def _hosts(self) -> set[str]:
+        """Return the host names of the nodes that have what a task needs, busy or not."""
+        wanted = {"CPU": self.cpus, "GPU": self.gpus}
+        return {
+            node["NodeManagerHostname"]
+            for node in self._nodes()
+            if all(node["Resources"].get(key, 0) >= value for key, value in wanted.items())
+        }
+
+    def _wait_for(self, reason: str) -> None:
+        """Note, and report once, why tasks wait that may wait for ever."""
+        if reason != self.waits_for:
+            self.report(f"cluster=ray: {reason}")
+        self.waits_for = reason
 
     def submit(self, runs: Sequence[Run], busy: Sequence[Run], open_jobs: int) -> list[Job]:
         """Return a task for each of `runs`, of which Ray gets as many as cluster.jobs lets in."""
@@ -96,7 +113,7 @@ class RayExecutor:
         """
         avoided = [
             (key, node["NodeID"])
-            for node in (self.ray.nodes() if self.nodes.avoided else [])
+            for node in (self._nodes() if self.nodes.avoided else [])
             for key, value in node["Labels"].items()
             if node["NodeManagerHostname"] in self.nodes.avoided and value == node["NodeID"]
         ]
@@ -135,8 +152,10 @@ class RayExecutor:
             else:
                 task.reason = self.waits_for
         mine = [task for task in jobs if isinstance(task, Task)]
-        may_begin = any(t.reference is not None and t.state is State.QUEUED for t in mine)
-        self.nodes.judge(mine, may_begin)
+        if any(task.is_over and task.node for task in mine):
+            self.nodes.judge(mine, self._hosts())
+        if self.nodes.avoided and not self._hosts() - self.nodes.avoided:
+            self._wait_for(f"all nodes refuse ({', '.join(sorted(self.nodes.avoided))})")
 
     def _head_answers(self) -> bool:
         """Return whether the head answers, False once it did not for long; else raise."""
