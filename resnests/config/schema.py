@@ -55,6 +55,8 @@ class Devices:
     cpu_slots: int | None = None
     # a GPU of which other programs leave less than so many GB is passed over
     min_free_gb: float = 1.0
+    # whether a sweep starts an MPS daemon where several runs share a GPU; null: where it can
+    mps: bool | None = False
     wait: bool = True  # false: fail at once where every slot is taken
     # Linux: the runs of a sweep start as copies of a process that has imported torch
     fork: bool = True
@@ -65,6 +67,8 @@ class Devices:
             require(value is None or value >= 1, f"devices.{key}", value, "at least 1, or null")
         require(self.runs_per_gpu >= 1, "devices.runs_per_gpu", self.runs_per_gpu, "at least 1")
         require(self.min_free_gb >= 0, "devices.min_free_gb", self.min_free_gb, "0 or more")
+        expected = "null or false with devices.runs_per_gpu=1, where no runs share a GPU"
+        require(not self.mps or self.runs_per_gpu > 1, "devices.mps", self.mps, expected)
 
 
 @dataclass
@@ -165,6 +169,8 @@ class Config:
         expected = f"null with cluster={name}, where cluster.jobs is the limit"
         slots = self.devices.slots
         require(name is None or slots is None, "devices.slots", slots, expected)
+        expected = f"null or false with cluster={name} (docs/speed.md has what starts MPS in jobs)"
+        require(name is None or not self.devices.mps, "devices.mps", self.devices.mps, expected)
         ok = self.task == "export" or self.format == "official"
         require(ok, "format", self.format, f"official, as task={self.task} exports nothing")
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")

@@ -27,6 +27,7 @@ from resnests.sweep.devices import Allocation
 from resnests.sweep.forking import forking
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import INTERRUPTED
+from resnests.sweep.sharing import sharing
 from resnests.sweep.stop import Stop
 from resnests.sweep.summary import print_unsent
 from resnests.sweep.tryout import set_aside, trying
@@ -47,6 +48,7 @@ def search(space: Space, allocation: Allocation, words: list[str]) -> int:
         with (
             trying(allocation.gpus) as trials,
             TemporaryDirectory(prefix="resnests-") as folder,
+            sharing(space.first.devices.mps, allocation) as allocation,
             forking(first * study.tune.trials, allocation, Path(folder)),
             syncing(first[0].config) as add_to_trackers,
         ):

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from resnests.errors import require
+from resnests.sweep.mps import running_folder
 
 DRIVER = Path("/proc/driver/nvidia/version")  # there as soon as the kernel has NVIDIA's module
 AMD = Path("/dev/kfd")
-MPS = "/tmp/nvidia-mps"  # where an MPS server listens, unless CUDA_MPS_PIPE_DIRECTORY says it
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 GB = 1e9
 
@@ -142,7 +142,7 @@ def _card(uuid: str, model: str, handle: Any) -> Card | None:
     if mode == pynvml.NVML_COMPUTEMODE_PROHIBITED:
         warn(f"{uuid} is not used: its compute mode is prohibited")
         return None
-    shareable = mode == pynvml.NVML_COMPUTEMODE_DEFAULT or is_mps_running()
+    shareable = mode == pynvml.NVML_COMPUTEMODE_DEFAULT or running_folder() is not None
     return Card(uuid, model, shareable, _free_gb(uuid, handle))
 
 
@@ -199,10 +199,14 @@ def nvml_complaint(uuid: str) -> str | None:
     return None
 
 
-def is_mps_running() -> bool:
-    """Return whether an MPS server listens, by which processes share a card at the same time."""
-    folder = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY") or MPS)
-    return (folder / "control").exists()
+def is_exclusive(uuid: str) -> bool:
+    """Return whether only one process at a time can have the card."""
+    import pynvml
+
+    with suppress(pynvml.NVMLError), _nvml():
+        mode = pynvml.nvmlDeviceGetComputeMode(pynvml.nvmlDeviceGetHandleByUUID(uuid))
+        return mode == pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS
+    return False
 
 
 @cache

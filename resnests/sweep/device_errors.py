@@ -28,6 +28,15 @@ def device_failure(error: BaseException, lease: Lease, has_begun: bool) -> str |
     return None
 
 
+def may_be_anothers(error: BaseException) -> bool:
+    """Return whether an error may be that of another process which shares the same MPS daemon.
+
+    All that are on a card get a fatal error of any of them, also that of a failed assertion.
+    """
+    is_assert = any("device-side assert" in str(one).lower() for one in chain(error))
+    return is_assert or words_of_device(error) is not None
+
+
 def _filled_by_others(lease: Lease) -> str | None:
     """Return how much programs of others hold, where these alone can have filled the card."""
     import torch

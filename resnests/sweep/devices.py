@@ -17,6 +17,7 @@ import joblib
 from resnests.config.schema import Config
 from resnests.errors import require
 from resnests.sweep.cards import VISIBLE, Card, visible_cards, warn
+from resnests.sweep.mps import NOWHERE
 
 # How many cores a job has, where no variable of Slurm's says it.
 CORES = "RESNESTS_CORES"
@@ -31,6 +32,8 @@ PROMISES = {
     "SLURM_JOB_GPUS": ("",),
     "SLURM_GPUS_ON_NODE": ("", "0"),
 }
+
+EXCLUSIVE = "is in exclusive mode, where you must start nvidia-cuda-mps-control yourself"
 
 Slot = tuple[str, str]  # the name of its lock, and the UUID of its card
 
@@ -49,11 +52,22 @@ class Allocation:
     threads: int  # for each run, its data worker included
     memory: float | None = None  # GB for each run, where a batch system gave so much
     aside: str = ""  # the folder that says which devices failed, see aside.py; "": none is kept
+    mps: str = ""  # the folder of the MPS daemon that the runs share, see mps.py; "": none
 
     @property
     def devices(self) -> list[str]:
         """Return the device behind each slot."""
         return self.gpus or self.slots
+
+    @property
+    def shares_cards(self) -> bool:
+        """Return whether there are more runs at once than cards."""
+        return bool(self.gpus) and self.concurrent > len(set(self.gpus))
+
+    @property
+    def is_under_mps(self) -> bool:
+        """Return whether the runs are clients of an MPS daemon."""
+        return self.mps not in ("", NOWHERE)
 
     def thread_environment(self) -> dict[str, str]:
         """Return the variables that must be set before torch is imported."""
@@ -76,6 +90,8 @@ def allocate(config: Config, runs: int, needs_gb: float | None = None) -> Alloca
     require(
         not graph or kind == "cuda", "trainer.cuda_graph", graph, f"null or false on device {kind}"
     )
+    wanted = f"null or false on device {kind}"
+    require(not config.devices.mps or kind == "cuda", "devices.mps", True, wanted)
     given = _given_cores()
     cores = min(given or joblib.cpu_count(), joblib.cpu_count())
     most = min(runs, config.devices.slots or runs)  # at once, whatever there is
@@ -88,6 +104,9 @@ def allocate(config: Config, runs: int, needs_gb: float | None = None) -> Alloca
         slots, owners, take = _cpu_slots(cores, concurrent, given), [], threads
     else:
         per_gpu = config.devices.runs_per_gpu
+        alone = [card.uuid for card in cards if not card.is_shareable]
+        expected = f"null or false, as {' and '.join(alone)} {EXCLUSIVE}"
+        require(not (config.devices.mps and alone and most > 1), "devices.mps", True, expected)
         pairs = _slots_of(cards or [Card(kind, kind)], per_gpu, needs_gb)
         slots, owners, take = [slot for slot, _ in pairs], [name for _, name in pairs], 1
         concurrent = min(most, len(slots))

@@ -36,6 +36,7 @@ from resnests.sweep.precision import warn_of_emulation
 from resnests.sweep.prepare import prepare
 from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.scheduler import Executor, Scheduler
+from resnests.sweep.sharing import obstacle, sharing
 from resnests.sweep.stop import Stop
 from resnests.sweep.summary import print_skipped, print_summary
 from resnests.sweep.tryout import set_aside, trying
@@ -67,7 +68,10 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
         return _export(runs) if task == "export" else _predict(runs)
     allocation = None if cluster else allocate(configs[0], len(runs), known_memory(runs))
     if options.dry_run:
-        prepare(print_plan(runs, allocation), dry_run=True)
+        todo = print_plan(runs, allocation)
+        if allocation and todo:
+            obstacle(configs[0].devices.mps, allocation)
+        prepare(todo, dry_run=True)
         return 0
     for runs_dir in {config.runs_dir for config in configs}:
         require_folder(runs_dir)
@@ -85,6 +89,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
         if allocation is None:
             return _train_on_cluster(runs, todo, len(barred))
         with (
+            sharing(configs[0].devices.mps, allocation) as allocation,
             local_sweep(todo, allocation) as folder,
             forking(todo, allocation, folder.path),
         ):

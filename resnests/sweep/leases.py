@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 from resnests.errors import UserError
 from resnests.runs.lock import is_flocked
 from resnests.sweep.aside import Aside, NoDevice
+from resnests.sweep.mps import environment as mps_environment
 
 if TYPE_CHECKING:
     from resnests.sweep.devices import Allocation
@@ -173,6 +174,8 @@ class Lease:
         if self.allocation.kind == "cuda":
             environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
             environment["CUDA_VISIBLE_DEVICES"] = self.allocation.gpus[self.indices[0]]
+        if self.allocation.mps:
+            environment |= mps_environment(self.allocation.mps)
         return environment
 
     def release(self) -> None:

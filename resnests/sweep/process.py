@@ -19,8 +19,10 @@ from resnests.runs.record import Provenance, Record
 from resnests.sweep.aside import Aside, Note
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.forking import fork
+from resnests.sweep.mps import NOWHERE
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import BUSY, DEVICE, INTERRUPTED, NO_GRAPH, USER_ERROR, send_job
+from resnests.sweep.sharing import sharing
 from resnests.sweep.stop import Stop
 from resnests.sweep.tryout import failures, start_trials
 from resnests.text import last_log_line_of
@@ -40,8 +42,12 @@ def run_on_host(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Sto
         if shared:
             code = run_on_devices(run, Allocation(**shared), stop)
         else:
-            with _temporary_folder() as aside:
-                allocation = dataclasses.replace(allocate(run.config, at_once), aside=aside)
+            allocation = allocate(run.config, at_once)
+            with (
+                _temporary_folder() as aside,
+                # a job of a cluster may have started an MPS daemon, but none is started for it
+                sharing(False, dataclasses.replace(allocation, aside=aside)) as allocation,
+            ):
                 code = run_on_devices(run, allocation, stop)
     except UserError as error:  # about this host, which the sweep could not see
         log_line(run, str(error))
@@ -72,9 +78,21 @@ def run_on_devices(run: Run, allocation: Allocation, stop: Stop) -> int:
     """Train `run`, elsewhere where a device fails under it; return the exit status of a worker.
 
     That is DEVICE where no device is left. The run is as it was before, and its log says why.
+
+    Under MPS a fatal error ends all runs on the card, and none of them knows whose it was: each
+    goes on without MPS, where no error is another's.
     """
     aside, name = Aside(allocation.aside), str(run.directory.path)
     while (code := run_with_fallback(run, allocation, stop)) == DEVICE:
+        if allocation.is_under_mps and aside.usable(allocation.devices, name):
+            _record_interrupted(run)
+            if stop.requested():
+                return INTERRUPTED
+            log_line(
+                run, "going on without MPS, as this may be the error of another run on its GPU"
+            )
+            allocation = dataclasses.replace(allocation, mps=NOWHERE)
+            continue
         trials = start_trials(note.device for note in aside.suspicions(name))
         for device, reason in failures(trials).items():
             aside.add(Note(device, reason, name, is_broken=True))

@@ -26,7 +26,7 @@ from resnests.runs.directory import RunDirectory
 from resnests.runs.files import require_locks
 from resnests.runs.record import FINAL
 from resnests.sweep.aside import Aside, NoDevice, Note
-from resnests.sweep.device_errors import device_failure
+from resnests.sweep.device_errors import device_failure, may_be_anothers
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import Lease, lease
 from resnests.sweep.precision import emulation, used
@@ -94,7 +94,12 @@ class Worker:
         self.progress = self.progress | progress
 
     def blames_device(self, error: Exception) -> bool:
-        """Return whether `error` may be the device's fault, and note it so that others avoid it."""
+        """Return whether `error` may be the device's fault, and note it so that others avoid it.
+
+        Nothing is noted where it may be the fault of another run.
+        """
+        if self.held and self.allocation.is_under_mps and may_be_anothers(error):
+            return True
         has_begun = "step" in self.progress
         reason = self.held and device_failure(error, self.held, has_begun)
         if self.held is None or not reason or not self.allocation.aside:
@@ -198,6 +203,9 @@ def exit_status(worker: Worker) -> int:
         print(error, flush=True)
         return USER_ERROR
     except CaptureFailed as error:
+        if worker.allocation.is_under_mps and may_be_anothers(error):
+            log.warning("%s", error)
+            return DEVICE
         log.warning("starting again, as %s", error)
         return NO_GRAPH
     except Exception as error:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -304,14 +305,22 @@ def test_devices_that_fail_their_trial_are_left_out_and_all_of_them_end_a_sweep(
 def test_cards_that_nvml_sees_and_torch_cannot_use_end_a_sweep_before_its_first_run(
     nvml_folder, tmp_path
 ):
+    """Its MPS daemon, of the stand-in beside this file, ends with it."""
     driver = {"LD_LIBRARY_PATH": str(nvml_folder), "FAKE_NVML": "H100,H100:lost,H100"}
+    driver |= {"FAKE_MPS": str(tmp_path), "CUDA_MPS_PIPE_DIRECTORY": str(tmp_path / "none")}
+    driver["PATH"] = f"{Path(__file__).parent}:{os.environ['PATH']}"
     shown = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    done = run_command("-m", *SMALL, "seed=0,1", cwd=tmp_path, env=shown | driver)
+    words = ["seed=0,1,2", "devices.runs_per_gpu=2", "devices.mps=true"]
+    done = run_command("-m", *SMALL, *words, cwd=tmp_path, env=shown | driver)
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert [line.count("torch cannot compute on it") for line in lines] == [0, 1, 1, 0]
     assert lines[-1].startswith("error: trainer.device=cuda: expected")
     assert not list(find_runs(tmp_path / "runs"))
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[0].startswith("-d /tmp/resnests-mps-")
+    assert calls[0].endswith(f" {gpu(2)},{gpu(0)}")
+    assert calls[-1] == "quit"
 
 
 @pytest.mark.slow
