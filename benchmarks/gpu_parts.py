@@ -7,9 +7,12 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from resnests.sweep.mps import PROGRAM, environment
+
 if TYPE_CHECKING:
     from benchmarks.gpu_session import Session
 
+SHARED_STEPS = 400  # or those that end first would flatter those that then have the card alone
 STARTS = "import torch; from resnests.sweep.cards import visible_cards; print(visible_cards()); "
 STARTS += "print(torch.__version__, torch.cuda.is_available(), torch.cuda.device_count())"
 SAME = """
@@ -84,25 +87,32 @@ def steps(session: Session) -> None:
 
 
 def share(session: Session) -> None:
-    """Several runs on a card: by streams of a process, by turns, and at once under MPS."""
-    for count in (2,) if session.smoke else (4, 8):
-        session.measure("share: streams", arch=session.archs[0], streams=count)
-        session.measure("share: processes", count, arch=session.archs[0])
-    if session.smoke or not shutil.which("nvidia-cuda-mps-control"):
+    """Several runs on a card: by streams of a process, by turns, and at once under MPS.
+
+    All are steps of a training, each a graph of its own, so that their images/s can be compared.
+    """
+    for arch in session.archs[:2]:
+        session.measure("share: alone", arch=arch, steps=SHARED_STEPS)
+        for count in (2,) if session.smoke else (4, 8):
+            session.measure("share: streams", arch=arch, streams=count, steps=SHARED_STEPS)
+            session.measure("share: processes", count, arch=arch, steps=SHARED_STEPS)
+    words = [*run_options(session), "trainer.precision=bf16", "devices.runs_per_gpu=8"]
+    if session.smoke or not shutil.which(PROGRAM):
         return
+    for seeds, mps in (("seed=range(20,28)", "false"), ("seed=range(30,38)", "true")):
+        what = f"share: a sweep with devices.mps={mps}"
+        session.python(what, "run.py", "-m", *words, seeds, f"devices.mps={mps}")
     folder, before = session.out / "mps", session.environment
     folder.mkdir(exist_ok=True)
-    mps = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
-    session.environment = before | mps
+    session.environment = before | environment(str(folder))
     try:
-        if session.command("share: MPS starts", ["nvidia-cuda-mps-control", "-d"], 20):
+        if session.command("share: MPS starts", [PROGRAM, "-d"], 20):
             for arch in session.archs[:2]:
                 for count in (4, 8):
-                    session.measure("share: processes under MPS", count, arch=arch)
-            words = [*run_options(session), "seed=range(20,28)", "devices.runs_per_gpu=8"]
-            session.python("share: a sweep under MPS", "run.py", "-m", *words)
+                    what = "share: processes under MPS"
+                    session.measure(what, count, arch=arch, steps=SHARED_STEPS)
     finally:
-        session.command("share: MPS stops", ["sh", "-c", "echo quit | nvidia-cuda-mps-control"], 20)
+        session.command("share: MPS stops", ["sh", "-c", f"echo quit | {PROGRAM}"], 20)
         session.environment = before
 
 

@@ -85,6 +85,7 @@ class Steps:
         self.pipeline = TensorPipeline(self.split, *values)
         self.networks = [self._network() for _ in range(spec.streams)]
         self.model = self.networks[0].model
+        self.wait()  # other streams do not wait for what is copied on this one
 
     def _network(self) -> Network:
         """Return a network in training, on a stream of its own where there are several."""
