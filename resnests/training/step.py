@@ -16,6 +16,7 @@ from resnests.errors import CaptureFailed, UserError
 from resnests.generators import drawn_on_host, generator_states, restore_generators
 from resnests.training.compiling import compiling
 from resnests.training.objectives import Criterion
+from resnests.training.twins import Twins
 
 log = logging.getLogger(__name__)
 WARM_UP = 3  # steps before a capture: in them kernels are chosen and workspaces allocated
@@ -60,6 +61,7 @@ class Step:
         self.totals = zero_totals(self.device)
         self.network: Network = torch.compile(model, dynamic=False) if trainer.compile else model
         self.is_compiled = False
+        self.twins = Twins.of(model, trainer.precision)
         self.captures = self.device.type == "cuda" and trainer.cuda_graph is not False
         self.graph: torch.cuda.CUDAGraph | None = None
         self.pool: Any = None  # of memory, for all graphs: no two are replayed at once
@@ -92,10 +94,13 @@ class Step:
 
     def _compute(self, network: Network, images: Tensor, labels: Tensor) -> None:
         try:
+            twins = self.twins if network is self.model else None  # a compiler fuses its own casts
             with autocast(self.device, self.trainer.precision):
-                logits = network(images)
+                logits = (twins or network)(images)
             loss = self.loss(logits.float(), labels)
             loss.backward()
+            if twins:
+                twins.return_gradients()
         except RuntimeError as error:
             if network is self.model or not isinstance(
                 error, torch._dynamo.exc.TorchDynamoException
