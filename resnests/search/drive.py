@@ -25,9 +25,9 @@ from resnests.search.trial import TrialAtWork
 from resnests.sweep.aside import Aside, News
 from resnests.sweep.devices import Allocation
 from resnests.sweep.forking import forking
+from resnests.sweep.mps_sharing import sharing
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import INTERRUPTED
-from resnests.sweep.sharing import sharing
 from resnests.sweep.stop import Stop
 from resnests.sweep.summary import print_unsent
 from resnests.sweep.tryout import set_aside, trying

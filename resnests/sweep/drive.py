@@ -23,6 +23,7 @@ from resnests.sweep.executors.local import LauncherExecutor, local_sweep
 from resnests.sweep.forking import forking
 from resnests.sweep.job import run_job
 from resnests.sweep.leases import lease
+from resnests.sweep.mps_sharing import obstacle, sharing
 from resnests.sweep.plan import (
     Run,
     known_memory,
@@ -36,7 +37,6 @@ from resnests.sweep.precision import warn_of_emulation
 from resnests.sweep.prepare import prepare
 from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.scheduler import Executor, Scheduler
-from resnests.sweep.sharing import obstacle, sharing
 from resnests.sweep.stop import Stop
 from resnests.sweep.summary import print_skipped, print_summary
 from resnests.sweep.tryout import set_aside, trying

@@ -1,6 +1,6 @@
 """Start and stop a daemon of NVIDIA's MPS, by which processes on a card compute at once. No torch.
 
-    python -m resnests.sweep.mps GPU-...,GPU-...    # the keeper of a daemon, started by sharing.py
+    python -m resnests.sweep.mps GPU-...,GPU-...    # a keeper, started by mps_sharing.py
 
 The keeper starts a daemon in a folder of its own and prints that folder. It stops the daemon when
 its standard input ends, which it does however its sweep ends, SIGKILL included. The runs of a

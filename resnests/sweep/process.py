@@ -20,9 +20,9 @@ from resnests.sweep.aside import Aside, Note
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.forking import fork
 from resnests.sweep.mps import NOWHERE
+from resnests.sweep.mps_sharing import sharing
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import BUSY, DEVICE, INTERRUPTED, NO_GRAPH, USER_ERROR, send_job
-from resnests.sweep.sharing import sharing
 from resnests.sweep.stop import Stop
 from resnests.sweep.tryout import failures, start_trials
 from resnests.text import last_log_line_of

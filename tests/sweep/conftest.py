@@ -1,4 +1,4 @@
-"""A driver of NVIDIA's that says what a test wants: the stand-in of nvml.c."""
+"""Build a driver of NVIDIA's that says what a test wants: the stand-in of nvml.c."""
 
 import ctypes
 import shutil
@@ -13,7 +13,7 @@ from resnests.sweep import cards
 
 @pytest.fixture(scope="session")
 def nvml_folder(tmp_path_factory) -> Path:
-    """A folder for LD_LIBRARY_PATH, with the stand-in."""
+    """Return a folder for LD_LIBRARY_PATH, with the stand-in."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("needs a C compiler")
@@ -26,7 +26,7 @@ def nvml_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def driver(nvml_folder, monkeypatch):
-    """Takes what cards there are, in the words of nvml.c."""
+    """Return what sets which cards there are, in the words of nvml.c."""
     library = ctypes.CDLL(str(nvml_folder / "libnvidia-ml.so.1"))
     monkeypatch.setattr(pynvml, "nvmlLib", library)
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})

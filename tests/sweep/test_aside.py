@@ -146,7 +146,7 @@ def test_a_card_too_full_to_ask_is_filled_by_others(aside, monkeypatch):
 def test_a_card_that_others_fill_is_at_fault_for_what_it_has_no_room_for(
     aside, monkeypatch, free, begun, beside, blamed
 ):
-    """Not where a run made a step already, or another of ours is there: then it is only full."""
+    """A card is only full where a run made a step already, or another of ours is there."""
     monkeypatch.setattr(device_errors, "nvml_complaint", lambda uuid: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80e9))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 19e9)
@@ -161,7 +161,7 @@ def test_a_card_that_others_fill_is_at_fault_for_what_it_has_no_room_for(
 
 
 def test_the_check_before_the_first_run_is_made_on_the_cpu_where_its_device_fails(monkeypatch):
-    """Else a broken card would look like a fault of what the user brought."""
+    """A broken card must not look like a fault of what the user brought."""
     tried, said = [], [broken("arch=mine: a batch fails", RuntimeError(LAUNCH))]
 
     def check(config, splits, device, quick):
@@ -179,7 +179,7 @@ def test_the_check_before_the_first_run_is_made_on_the_cpu_where_its_device_fail
 
 
 def test_what_runs_of_a_cell_took_is_known_to_the_next_ones(tmp_path):
-    """And so how many of them a card has room for."""
+    """What is known decides how many of them a card has room for."""
     options = ("devices.runs_per_gpu=8", f"runs_dir={tmp_path}")
     configs = [tiny(*options, f"seed={seed}") for seed in range(3)]
     runs = [Run(config, RunDirectory.of(config)) for config in configs]
@@ -218,7 +218,7 @@ def test_a_worker_notes_the_device_that_failed_under_it(run, aside, monkeypatch)
 
 
 def trained(monkeypatch, run, aside, bad, trial_fails=(), own_fault=False, count=2):
-    """Exit status of `run` on so many cards, of which those in `bad` fail under every run."""
+    """Return the exit status of `run` on so many cards, of which those in `bad` fail every run."""
 
     tried = []
 
@@ -329,7 +329,7 @@ def test_cards_that_nvml_sees_and_torch_cannot_use_end_a_sweep_before_its_first_
     reason="needs Linux and two cores",
 )
 def test_a_broken_device_costs_a_sweep_nothing(tmp_path):
-    """Emulated on the slots of a CPU: every run on one of two fails at its first epoch."""
+    """Slots of a CPU stand for cards: every run on one of two fails at its first epoch."""
     dying = f"cpu-{min(os.sched_getaffinity(0))}"
     (tmp_path / "dying").write_text(dying)
     command = [sys.executable, str(REPOSITORY / "run.py"), "-m", *SMALL, "seed=range(4)"]

@@ -254,7 +254,7 @@ def test_cores_are_shared_out(monkeypatch):
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
 def test_jobs_that_may_use_different_cores_do_not_wait_for_each_other():
-    """As a batch system shares out a node."""
+    """A batch system shares out a node so, with other cores for each job."""
     cores = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {max(cores)})
@@ -291,7 +291,7 @@ def test_tf32_needs_cuda():
 
 
 def test_a_job_takes_as_many_cores_as_its_batch_system_gave_it_of_any_there_are(monkeypatch):
-    """Two of one core each run at once on a node that confines neither."""
+    """Two jobs of one core each run at once on a node that confines neither."""
     monkeypatch.setattr(joblib, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "3")

@@ -1,4 +1,4 @@
-"""The lines and the live table of a sweep."""
+"""Test the lines and the live table of a sweep."""
 
 import math
 from dataclasses import replace
@@ -35,7 +35,7 @@ def runs_of(tmp_path, count: int) -> list[Run]:
 
 
 def shown(display: Display, width: int = 200) -> str:
-    """The table as a terminal shows it."""
+    """Return the table as a terminal shows it."""
     display.console.width, display.console.soft_wrap = width, False  # as on a terminal
     with display.console.capture() as captured:
         display.console.print(display._table())
@@ -105,7 +105,7 @@ def test_counts_never_go_back_where_runs_are_tried_again(tmp_path, capsys):
 
 
 def test_a_dumb_terminal_gets_plain_lines(tmp_path, monkeypatch, capsys):
-    """It is one, but cannot draw a table."""
+    """A dumb terminal is a terminal, but cannot draw a table."""
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
     runs = runs_of(tmp_path, 2)
@@ -153,7 +153,7 @@ def test_text_that_is_not_ours_is_shown_as_it_is(tmp_path, capsys, error):
 
 
 def test_of_many_runs_only_those_are_looked_at_that_can_have_changed(tmp_path):
-    """A hundred runs, of which two train, and a page of a table."""
+    """Of a hundred runs two train, and the table has room for a few."""
     config = tiny(f"runs_dir={tmp_path}")
     configs = [replace(config, seed=seed) for seed in range(100)]
     runs = [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]

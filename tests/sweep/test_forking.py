@@ -1,4 +1,4 @@
-"""Trainings that a fork server starts: they are what others are, whoever dies."""
+"""Trainings that a fork server starts are what others are, whoever dies."""
 
 import os
 import signal
@@ -54,13 +54,13 @@ def _served(tmp_path_factory) -> psutil.Process:
 
 @pytest.fixture
 def server(_served, monkeypatch) -> psutil.Process:
-    """That of all tests which do not kill it, in which no training may start in another way."""
+    """Start the server of all tests that do not kill it; no training may start in another way."""
     monkeypatch.setattr("resnests.sweep.process._start", None)
     return _served
 
 
 def servers() -> list[psutil.Process]:
-    """Of this process, the latest last."""
+    """Return the servers of this process, the latest last."""
     found = []
     for child in psutil.Process().children():
         with suppress(psutil.ZombieProcess):
@@ -70,7 +70,7 @@ def servers() -> list[psutil.Process]:
 
 
 class Training(threading.Thread):
-    """A long training, from its first epoch on, beside this thread."""
+    """Trains for long beside this thread, from its first epoch on."""
 
     def __init__(self, run: Run) -> None:
         super().__init__(daemon=True)
@@ -90,7 +90,7 @@ class Training(threading.Thread):
 
 
 def test_a_forked_training_gives_the_bits_of_one_that_imports_torch(server, tmp_path, monkeypatch):
-    """Of two threads, which the libraries make after the fork."""
+    """Each has two threads, which the libraries make after the fork."""
     forked, plain = run_of(tmp_path / "forked"), run_of(tmp_path / "plain")
     assert train(forked, threads=2) == 0
     monkeypatch.delenv(forking.ADDRESS)
@@ -167,7 +167,7 @@ train(run_of(Path({str(tmp_path)!r}), LONG))
 
 
 def test_unseeded_draws_of_two_trainings_differ(server, tmp_path, monkeypatch):
-    """As those of processes do that import numpy and random each."""
+    """They differ as those of processes do that import numpy and random each."""
     (tmp_path / "drawing.py").write_text(
         "import random, numpy, torch\n\n"
         "def net(num_classes):\n"
@@ -188,7 +188,7 @@ def test_unseeded_draws_of_two_trainings_differ(server, tmp_path, monkeypatch):
 
 
 def test_its_memory_does_not_grow_with_the_number_of_trainings(server):
-    """Nor do jobs that die as soon as they have one disturb it."""
+    """Jobs that die as soon as they have a training do not disturb it, either."""
 
     def start(count: int) -> None:
         for _ in range(count):
@@ -232,7 +232,7 @@ def test_trainings_outlive_their_server_and_later_ones_do_without(tmp_path, capf
 def test_where_there_can_be_no_server_jobs_do_without_and_it_is_said(
     tmp_path, monkeypatch, capfd, start, folder_name, reason
 ):
-    """Threads of a library that a fork would lose, a broken one, a long TMPDIR."""
+    """A library has threads that a fork would lose, another is broken, and a TMPDIR is too long."""
     (tmp_path / "sitecustomize.py").write_text(
         f"import sys\nif 'resnests.sweep.forkserver' in sys.orig_argv:\n    {start or 'pass'}\n"
     )

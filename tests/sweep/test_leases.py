@@ -18,7 +18,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 
 @pytest.fixture(params=[pytest.param(SocketLocks, marks=linux), FileLocks], autouse=True)
 def locks(request, monkeypatch):
-    """Both kinds of locks, whatever this machine is."""
+    """Return each kind of locks, whatever this machine is."""
     monkeypatch.setattr(leases, "machine_locks", request.param)
     return request.param
 
@@ -96,7 +96,7 @@ sys.stdin.read()
 
 
 class Waiter(threading.Thread):
-    """Leases of `allocation`, from when it starts."""
+    """Leases slots of `allocation` in a thread, from when it starts."""
 
     def __init__(self, allocation: Allocation) -> None:
         super().__init__(daemon=True)
@@ -120,7 +120,7 @@ class Waiter(threading.Thread):
 
 
 def test_who_needs_all_cores_gets_them_before_those_who_came_later():
-    """Beside a sweep that keeps both slots busy with one run each."""
+    """A sweep beside it keeps both slots busy with one run each."""
     running = [lease(cpu(2, 1), "of a sweep") for _ in range(2)]
     whole = Waiter(cpu(2, 2))
     later = []
@@ -162,7 +162,7 @@ def test_who_waits_for_one_device_holds_up_nobody_who_needs_another():
 
 
 def in_child_of_another_user(work) -> int:
-    """The exit status of `work` in a fork of this process, as a user with no rights here."""
+    """Return the exit status of `work` in a fork of this process, as a user with no rights here."""
     child = os.fork()
     if not child:
         try:
@@ -216,7 +216,7 @@ def test_links_and_folders_that_another_user_planted_are_not_followed(monkeypatc
 
 
 def test_a_lease_opens_few_files(locks):
-    """Of the 1024 that a process may open, on a machine of many cores."""
+    """A process may open 1024, and a machine may have many cores."""
     before = len(os.listdir("/dev/fd"))
     held = lease(cpu(256, 256), "mine")
     assert len(os.listdir("/dev/fd")) - before <= 260

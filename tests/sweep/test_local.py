@@ -1,4 +1,4 @@
-"""Jobs on this machine: what a launcher is given, and what a sweep makes of its troubles."""
+"""Test what a launcher on this machine is given, and what a sweep makes of its troubles."""
 
 import errno
 import os
@@ -48,7 +48,7 @@ def hydras_loader() -> ConfigLoader:
 
 
 def test_a_job_gets_what_the_sweep_checked_whatever_the_files_say_by_now(runs):
-    """Its YAML may have been renamed: nothing is composed anew."""
+    """The YAML may have been renamed since, as nothing is composed anew."""
     loader = hydras_loader()
     master = loader.load_configuration("config", ["hydra.job.chdir=true"], RunMode.MULTIRUN)
     words = ["arch=renamed_since", "seed=1", "++hydra.job.env_set.RESNESTS_RUN='1'"]
@@ -66,7 +66,7 @@ def test_a_job_gets_what_the_sweep_checked_whatever_the_files_say_by_now(runs):
 
 
 def swept(runs, launch) -> tuple[list[str], list]:
-    """What is printed of a sweep by this launcher, and the jobs of its last round."""
+    """Return what is printed of a sweep by this launcher, and the jobs of its last round."""
     printed: list[str] = []
     jobs: list = []
     with local_sweep(runs, allocate(runs[0].config, 1)) as folder:
@@ -133,7 +133,7 @@ def test_a_launchers_own_limit_holds():
 
 
 def test_what_no_log_can_take_is_printed(runs, monkeypatch, capfd):
-    """As where a folder may be written to no more."""
+    """A folder may have become one that nobody may write to."""
 
     def fail(*_):
         raise PermissionError("not any more")

@@ -18,12 +18,13 @@ from resnests.runs.directory import RunDirectory
 from resnests.sweep import mps, process
 from resnests.sweep.aside import Aside, Note
 from resnests.sweep.devices import Allocation, allocate
+from resnests.sweep.drive import run_sweep
 from resnests.sweep.leases import lease
 from resnests.sweep.mps import LOGS, NOWHERE, PIPES
+from resnests.sweep.mps_sharing import obstacle, sharing
 from resnests.sweep.plan import Run
 from resnests.sweep.process import run_on_devices, run_on_host
 from resnests.sweep.protocol import DEVICE
-from resnests.sweep.sharing import obstacle, sharing
 from resnests.sweep.stop import Stop
 from resnests.sweep.worker import Worker, exit_status
 
@@ -33,7 +34,7 @@ LAUNCH = "CUDA error: unspecified launch failure"
 
 
 class Program:
-    """The stand-in for nvidia-cuda-mps-control, and what it was asked."""
+    """Tells what the stand-in for nvidia-cuda-mps-control was asked, and how it is to answer."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,7 +51,7 @@ class Program:
 
 @pytest.fixture
 def program(tmp_path, monkeypatch, driver) -> Program:
-    """The program is there, and one card; no daemon runs."""
+    """Put the program into PATH, beside one card; no daemon runs yet."""
     folder = tmp_path / "mps"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{Path(__file__).parent}:{os.environ['PATH']}")
@@ -110,7 +111,7 @@ def test_a_sweep_that_is_killed_leaves_no_daemon_but_one_for_runs_that_write_che
     script = f"""
 import os
 from resnests.sweep.devices import Allocation
-from resnests.sweep.sharing import sharing
+from resnests.sweep.mps_sharing import sharing
 entered = sharing(True, {SHARED!r})
 print(entered.__enter__().mps, flush=True)
 os.kill(os.getpid(), 9)
@@ -221,6 +222,14 @@ def test_it_cannot_be_asked_for_without_a_card():
     wanted = config("devices.mps=true", "trainer.device=cpu")
     with pytest.raises(UserError, match=r"devices.mps=True: expected null or false on device cpu"):
         allocate(wanted, 4)
+
+
+def test_a_dry_run_says_what_a_sweep_would(program, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    words = ["devices.runs_per_gpu=2", "devices.mps=true", "sweep.dry_run=true"]
+    configs = [tiny(*words, f"runs_dir={tmp_path}", f"seed={seed}") for seed in (0, 1)]
+    with pytest.raises(UserError, match=r"devices.mps=True: .* there is no nvidia-cuda-mps-contr"):
+        run_sweep(configs, lambda *_: None)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""How the runs of a sweep are told apart."""
+"""Test how the runs of a sweep are told apart."""
 
 import pytest
 from helpers import make_config

@@ -21,7 +21,7 @@ WARNED = "is emulated on this CPU, which lacks avx512_bf16 and amx_bf16: expect 
 
 @pytest.fixture
 def cpu(monkeypatch, tmp_path):
-    """A machine whose /proc/cpuinfo is given."""
+    """Return what makes this a machine whose /proc/cpuinfo is given."""
 
     def pretend(machine, cpuinfo):
         (tmp_path / "cpuinfo").write_text(cpuinfo)
@@ -52,7 +52,7 @@ def test_a_cpu_that_lacks_bf16_is_told_by_its_flags(cpu, machine, cpuinfo, warns
 
 @pytest.fixture
 def cards(monkeypatch):
-    """A T4 and an H100, as NVML shows them."""
+    """Have NVML show a T4 and an H100."""
     capabilities = {"GPU-a": ("Tesla T4", [7, 5]), "GPU-b": ("NVIDIA H100", [9, 0])}
     monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
     monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)

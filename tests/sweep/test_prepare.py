@@ -1,4 +1,4 @@
-"""What a sweep does once for all runs before the first."""
+"""Test what a sweep does once for all runs before the first."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from resnests.sweep.plan import Run
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What other processes are asked for."""
+    """Return what other processes are asked for."""
     calls = []
     monkeypatch.setattr(prepare, "_run_module", lambda *words, **more: calls.append((words, more)))
     return calls

@@ -1,4 +1,4 @@
-"""What a sweep makes of its jobs, with a queue that a test moves."""
+"""Test what a sweep makes of its jobs, with a queue that a test moves."""
 
 import signal
 import socket
@@ -25,7 +25,7 @@ def put(run: Run, status: str, epochs: int = 0) -> None:
 
 
 class Queue:
-    """An Executor of one run a job: `move` sets at every poll what became of the jobs by then."""
+    """Runs one run a job: `move` sets at every poll what became of the jobs by then."""
 
     def __init__(self, move):
         self.move, self.polls, self.submitted, self.cancels = move, 0, [], []
@@ -224,7 +224,7 @@ def test_fail_fast_stops_the_jobs_at_the_first_failure(runs):
 
 
 def test_a_recent_sign_of_life_does_not_hold_up_a_run_whose_job_is_gone(runs):
-    """Of another host, from where it would be believed for a minute."""
+    """The heartbeat is of another host, from where it would be believed for a minute."""
 
     def move(queue, job, run):
         if job.name == "1_0":
@@ -243,7 +243,7 @@ def test_a_recent_sign_of_life_does_not_hold_up_a_run_whose_job_is_gone(runs):
 
 @pytest.fixture
 def submission(runs, monkeypatch) -> Submission:
-    """Of two jobs, for two runs and for one, and what the second of them finds."""
+    """Return a submission of two jobs, for two runs and for one, and what the second finds."""
     for name in ("RESNESTS_SWEEP", "RESNESTS_COMMAND", "PYTHONPATH", "RESNESTS_JOB"):
         monkeypatch.setenv(name, "")  # so that what is set is undone
     (runs[0].directory.path.parents[4]).mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Sweeps as a user runs them: what one run's misfortune costs, and what the same command makes
+"""Run sweeps as a user does: what one run's misfortune costs, and what the same command makes
 of it.
 """
 
@@ -232,7 +232,7 @@ def launches(runs, launch) -> list[list[int]]:
 
 @pytest.fixture
 def undone(monkeypatch):
-    """What a sweep sets in the environment is undone."""
+    """Undo what a sweep sets in the environment."""
     for name in ("RESNESTS_SWEEP", "RESNESTS_COMMAND", "PYTHONPATH"):
         monkeypatch.setenv(name, "")
 
@@ -338,9 +338,7 @@ def test_two_sweeps_over_one_grid_share_it(tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_costs_the_run_but_no_file(tmp_path):
-    """A tmpfs of half a megabyte, where it may be mounted: elsewhere a limit on the size of
-    files.
-    """
+    """The disk is a tmpfs of 96 kB, which takes root to mount."""
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(
@@ -374,7 +372,7 @@ def test_a_child_that_dies_before_it_has_a_record_gets_one(tmp_path, monkeypatch
 def test_a_run_that_is_asked_to_stop_before_it_can_listen_was_not_started(
     tmp_path, monkeypatch, own
 ):
-    """By the end of its input, or by the signal of a batch system to all processes of a job."""
+    """Its input ends, or a batch system signals all processes of the job."""
     run = Run(tiny(f"runs_dir={tmp_path}"), RunDirectory.of(tiny(f"runs_dir={tmp_path}")))
     if not own:
         young = tmp_path / "young"
@@ -402,7 +400,7 @@ def test_a_second_signal_kills_a_training_that_does_not_end(tmp_path, monkeypatc
 
 
 def test_data_is_prepared_once_for_a_sweep(tmp_path, monkeypatch):
-    """A process for each data set that needs one, however many runs share it."""
+    """Each data set that needs a process has one, however many runs share it."""
     started = []
     monkeypatch.setattr(
         subprocess,
@@ -471,7 +469,7 @@ OVER = ("trainer.overwrite=true", "seed=0,1")
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """The files of all runs, but for their logs and locks."""
+    """Return the files of all runs, but for their logs and locks."""
     return {
         str(path): path.read_bytes()
         for path in sorted(root.glob("runs/**/*"))
@@ -560,7 +558,7 @@ def test_code_that_is_edited_while_a_worker_starts_is_not_trained(tmp_path, runs
 
 
 def test_what_somebody_finished_meanwhile_is_not_trained_again(runs, monkeypatch):
-    """Before the lock was taken, and while the worker waited for its device."""
+    """Somebody did so before the lock was taken, or while the worker waited for its device."""
     directory = runs[0].directory
     directory.path.mkdir(parents=True)
     one = worker.Worker(runs[0].config, allocate(runs[0].config, 1), Stop())
