@@ -13,6 +13,7 @@ RUN = "RESNESTS_RUN"  # the number of the run that a job of Hydra's launcher tra
 JOB = "RESNESTS_JOB"  # the number that a batch system gave the job of this process
 COMMAND = "RESNESTS_COMMAND"  # what the user typed
 DRY_RUN = "RESNESTS_DRY_RUN"  # set where nothing may be written, not even to a cache
+PROGRESS = "RESNESTS_PROGRESS"  # number of the file that a process shows its progress bar on
 
 
 def command_line() -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+
+from resnests.environment import PROGRESS
 
 T = TypeVar("T")
 
@@ -46,14 +49,19 @@ def brief(value: Any) -> Any:
     return as_typed(value)
 
 
-def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """Yield `items`, with a bar on a terminal once they have taken a second."""
+def progress(items: Collection[T] | Iterator[T], what: str, total: int = 0) -> Iterator[T]:
+    """Yield `items`, with a bar on a terminal once they have taken a second.
+
+    The terminal is that of standard error, or the one whose number another process gave.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
     began = time.monotonic()
-    bar = Progress(console=Console(stderr=True), transient=True)
-    task = bar.add_task(what, total=len(items))
+    given = os.environ.get(PROGRESS)
+    file = os.fdopen(int(given), "w", closefd=False) if given else None
+    bar = Progress(console=Console(file=file, stderr=file is None), transient=True)
+    task = bar.add_task(what, total=total or len(items))  # type: ignore[arg-type]
     try:
         for count, item in enumerate(items):
             if time.monotonic() - began > 1 and bar.console.is_terminal:

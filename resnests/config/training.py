@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,8 @@ class Pipeline:
     # how often a transform draws for a batch; null: for each image, which takes longer
     draws: int | None = None
     mix: Any = None  # mixup, cutmix, or a _target_ and its arguments
+    # GB of images that may be in memory; a data set of more is read batch by batch; null: no bound
+    memory_gb: float | None = unhashed(None)
 
     def augment_parts(self) -> list[Component]:
         """Return the transforms; raise a UserError for what is none."""
@@ -50,6 +53,8 @@ class Pipeline:
         ok, expected = self.name == "tensor" or plain, "tensor beside pipeline.augment and .mix"
         require(ok, "pipeline.name", self.name, expected)
         require_one_of("pipeline.name", self.name, PIPELINES)
+        ok = self.memory_gb is None or (math.isfinite(self.memory_gb) and self.memory_gb >= 0)
+        require(ok, "pipeline.memory_gb", self.memory_gb, "0 or more GB of images, or null")
         expected = "0 or more pixels, fewer than an image has"
         require(self.crop_padding >= 0, "pipeline.crop_padding", self.crop_padding, expected)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from resnests.data.views import ImageView
 from resnests.errors import UserError
 
 MAX_CLASSES = 2**31
@@ -17,11 +18,11 @@ MAX_CLASSES = 2**31
 
 @dataclass(frozen=True)
 class Split:
-    """images uint8 (N, H, W, 3); labels int64 (N,); the names of all classes, where they have
-    any.
+    """images uint8 (N, H, W, 3), or a view that stands for them; labels int64 (N,); the names of
+    all classes, where they have any.
     """
 
-    images: np.ndarray
+    images: np.ndarray | ImageView
     labels: np.ndarray
     classes: tuple[str, ...] | None = None
     files: np.ndarray | None = None  # text (N,): which file each image is of, below dataset.root
@@ -30,8 +31,11 @@ class Split:
         return len(self.labels)
 
     def take(self, index: slice | np.ndarray) -> Split:
+        """Return some of the images: a copy of an array, and of a view another view."""
+        all_ = self.images
+        images = all_.take(index) if isinstance(all_, ImageView) else all_[index]
         files = None if self.files is None else self.files[index]
-        return replace(self, images=self.images[index], labels=self.labels[index], files=files)
+        return replace(self, images=images, labels=self.labels[index], files=files)
 
 
 @dataclass(frozen=True)

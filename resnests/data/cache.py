@@ -49,7 +49,7 @@ def write(loaded: Loaded, size: int) -> None:
     if environment.DRY_RUN in os.environ:
         return
     notes = json.dumps(loaded.notes).encode()
-    body: list[Any] = [loaded.train.images.data, loaded.test.images.data, notes]
+    body: list[Any] = [np.asarray(s.images).data for s in (loaded.train, loaded.test)] + [notes]
     checksum = hashlib.sha256()
     for part in body:
         checksum.update(part)
@@ -69,6 +69,10 @@ def write(loaded: Loaded, size: int) -> None:
 
 
 def _file(digest: str, size: int) -> Path:
-    """Raises a RuntimeError where there is no home directory."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return folder / "resnests" / f"images-{digest}-{size}.bin"
+    return folder() / f"images-{digest}-{size}.bin"
+
+
+def folder() -> Path:
+    """Return the folder of all caches; raise a RuntimeError where there is no home directory."""
+    place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return place / "resnests"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +25,26 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 
 
+@contextmanager
+def strictly() -> Iterator[None]:
+    """Have Pillow refuse pictures that are far too large, and warn of nothing else.
+
+    The rules of warnings are those of the whole process: threads that decode share one such block.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def decode(data: bytes, path: Path) -> Image.Image:
-    """Return the picture in `data` as RGB; raises a UserError that names `path`.
+    """Return the picture in `data` as RGB; raises a UserError that names `path`. It is called
+    within strictly().
 
     Where it has 16 bits a channel, info[LARGEST] is its largest value.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return _decoded(data)
+        return _decoded(data)
     except UserError as error:
         raise UserError(f"{shown(path)}: {error}") from error
     except Exception as error:  # decoders raise whatever hostile bytes lead them to

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,10 +20,10 @@ from resnests.config.parts import Dataset
 from resnests.config.schema import Config, Trainer
 from resnests.data.arrays import Split
 from resnests.data.augment import Augment, build_mix, drawing_from
+from resnests.data.images import Batch, Images, images_of
 from resnests.errors import require
 
 Draws = tuple[Tensor, Tensor, Tensor]
-Batch = tuple[Tensor, Tensor]  # images float32 (B, 3, H, W) normalised, labels int64 (B,)
 
 
 def build_pipeline(
@@ -63,71 +62,6 @@ def stream_seed(*names: int | str) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-class Normalise:
-    """Scales uint8 (..., 3) to [0, 1], subtracts the mean and divides by the standard deviation:
-    float32 (..., 3).
-    """
-
-    def __init__(self, dataset: Dataset, device: torch.device) -> None:
-        mean, std = (
-            torch.tensor(values, dtype=torch.float64) for values in (dataset.mean, dataset.std)
-        )
-        self.scale = (1 / (255 * std)).float().to(device)
-        self.shift = (-mean / std).float().to(device)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return images.float().mul_(self.scale).add_(self.shift)
-
-
-class Images:
-    """Holds a split on the device, and yields its batches in order, not augmented: for
-    evaluation.
-    """
-
-    def __init__(
-        self,
-        split: Split,
-        dataset: Dataset,
-        device: torch.device,
-        layout: torch.memory_format = torch.channels_last,
-    ) -> None:
-        self.images = torch.from_numpy(np.ascontiguousarray(split.images)).to(device)
-        self.labels = torch.from_numpy(split.labels).to(device)
-        self.normalise, self.layout = Normalise(dataset, device), layout
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def batch_size(self) -> int:
-        """Return how many images make a batch.
-
-        On CPUs caches decide: 128 images are evaluated a quarter faster than 500, in half the
-        memory. Of images larger than 32x32 as many pixels make a batch.
-        """
-        usual = 128 if self.labels.device.type == "cpu" else 1000
-        height, width = self.images.shape[1:3]
-        return max(1, usual * 1024 // max(1024, height * width))
-
-    def batches(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """Yield all images and labels in order; the last batch may be smaller."""
-        start = 0
-        for size in self.sizes(batch_size):
-            part = slice(start, start + size)
-            yield self.as_input(self.images[part]), self.labels[part]
-            start += size
-
-    def sizes(self, batch_size: int | None = None) -> list[int]:
-        """Return the sizes of the batches."""
-        most, count = batch_size or self.batch_size, len(self)
-        return [min(most, count - start) for start in range(0, count, most)]
-
-    def as_input(self, images: Tensor) -> Tensor:
-        """Normalise uint8 (B, H, W, 3) to float32 (B, 3, H, W) in the layout of the network."""
-        normalised = self.normalise(images).permute(0, 3, 1, 2)
-        return normalised.contiguous(memory_format=self.layout)
-
-
 class TensorPipeline:
     """Shuffles, crops, flips and normalises on the device, a batch in a handful of operations.
 
@@ -145,7 +79,7 @@ class TensorPipeline:
         device: torch.device,
         layout: torch.memory_format = torch.channels_last,
     ) -> None:
-        self.data = Images(train, dataset, device, layout)
+        self.data: Images = images_of(train, dataset, device, layout, batch_size)
         self.pixels = self.data.images.view(-1, 3)
         self.padding, self.flip, self.batch_size, self.seed = (
             padding,
@@ -161,14 +95,24 @@ class TensorPipeline:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of `epoch` (from 1) from step `start` on; the last may be smaller."""
         order, offsets, flips = (drawn.to(self.pixels.device) for drawn in self.draws(epoch))
-        for step in range(start, self.steps):
-            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
-            pixels = self._cut(order[part], offsets[:, part], flips[part])
+        for step, _ in enumerate(self.filled(epoch, start), start):
+            part = self._part(step)
+            index = self.data.within(order[part])
+            pixels = self._cut(index, offsets[:, part], flips[part])
             labels = self.data.labels[order[part]]
             if self.is_plain:
                 yield self.data.as_input(pixels), labels
             else:
                 yield self._varied(pixels, labels, stream_seed(self.seed, "vary", epoch, step))
+
+    def filled(self, epoch: int, start: int = 0) -> Iterator[None]:
+        """Have the images of each batch of `epoch` from step `start` on where they are cut from."""
+        order = self.draws(epoch)[0].numpy()
+        return self.data.filled(order[self._part(step)] for step in range(start, self.steps))
+
+    def _part(self, step: int) -> slice:
+        """Return which of the epoch's images are those of a step."""
+        return slice(step * self.batch_size, (step + 1) * self.batch_size)
 
     @property
     def is_plain(self) -> bool:
@@ -193,7 +137,7 @@ class TensorPipeline:
 
     def plain_batch(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Batch:
         """Return the images at `index` (B,), cut and flipped as _cut has it, and their labels."""
-        images = self.data.as_input(self._cut(index, offsets, flips))
+        images = self.data.as_input(self._cut(self.data.within(index), offsets, flips))
         return images, self.data.labels.index_select(0, index)
 
     def _varied(self, pixels: Tensor, labels: Tensor, seed: int) -> Batch:
@@ -207,8 +151,8 @@ class TensorPipeline:
             return (images, labels) if self.mix is None else self.mix(images, labels)
 
     def _cut(self, index: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
-        """Cut and flip the images at `index` (B,), by offsets (2, B, 1) of row and column and flips
-        (B, 1): uint8 (B, H, W, 3).
+        """Cut and flip the images at `index` (B,) of data.images, by offsets (2, B, 1) of row and
+        column and flips (B, 1): uint8 (B, H, W, 3).
         """
         height, width = self.data.images.shape[1:3]
         columns = torch.arange(width, device=index.device)

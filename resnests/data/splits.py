@@ -1,8 +1,10 @@
 """A data set as uint8 arrays: what is trained on, held out and tested. Imports torchvision only
 where it must.
 
-python -m resnests.data.splits '{"name": "cifar10", ...}'     # prepares it, as a sweep does before its runs
-"""  # noqa: E501
+python -m resnests.data.splits '{"name": "cifar10", ...}' [pipeline.memory_gb]
+
+prepares it, as a sweep does before its runs.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,11 @@ import numpy as np
 from resnests.config.parts import Dataset
 from resnests.config.targets import build
 from resnests.data.arrays import Loaded, Split, from_arrays, in_turn, stratified
+from resnests.data.folder import Folder
 from resnests.data.sources import SOURCES
+from resnests.data.stored import GB
 from resnests.data.torchvision_sets import arrays_of, is_torchvision
+from resnests.data.views import ImageView, chunks
 from resnests.errors import UserError, require
 
 
@@ -32,11 +37,13 @@ class Splits:
     notes: tuple[str, ...] = ()  # what the owner of the images should know of how they were read
 
 
-def load(dataset: Dataset, digest: str | None = None) -> Splits:
+def load(dataset: Dataset, digest: str | None = None, memory_gb: float | None = None) -> Splits:
     """Return the splits that `dataset` asks for; raises a UserError that names what is missing or
     unsound, or where the images are not those that had this `digest` when the sweep was planned.
+
+    Where all images together are larger than `memory_gb`, those of the splits are views.
     """
-    loaded = read(dataset)
+    loaded = read(dataset, memory_gb)
     if digest is not None and loaded.digest != digest:
         now = f"their digest is {loaded.digest}, and was {digest}"
         raise UserError(
@@ -44,6 +51,7 @@ def load(dataset: Dataset, digest: str | None = None) -> Splits:
             f" ({now}): the same command trains on those that there are now"
         )
     classes = _checked_classes(dataset, loaded)
+    loaded = _within(loaded, dataset.size, memory_gb)
     train, test = (
         replace(_resized(_limited(split, limit, dataset.is_own), dataset.size), classes=classes)
         for split, limit in (
@@ -71,8 +79,10 @@ def with_statistics(dataset: Dataset, train: Split) -> Dataset:
     if dataset.mean is not None:
         return dataset
     # In the square of integers nothing is lost, so that the order of summation does not matter.
-    pixels = train.images.reshape(-1, 3)
-    counts = [np.bincount(pixels[:, channel], minlength=256) for channel in range(3)]
+    counts = np.zeros((3, 256), np.int64)
+    for images in chunks(train.images):
+        pixels = images.reshape(-1, 3)
+        counts += [np.bincount(pixels[:, channel], minlength=256) for channel in range(3)]
     levels = np.arange(256) / 255
     mean = [float(count @ levels / count.sum()) for count in counts]
     square = [float(count @ levels**2 / count.sum()) for count in counts]
@@ -95,11 +105,16 @@ def is_ready(dataset: Dataset) -> bool:
     return dataset.target is not None or SOURCES[dataset.source].is_ready(dataset)
 
 
-def read(dataset: Dataset) -> Loaded:
-    """Return all images of `dataset`; raises a UserError."""
+def read(dataset: Dataset, memory_gb: float | None = None) -> Loaded:
+    """Return all images of `dataset`, those of a folder larger than `memory_gb` as views; raises a
+    UserError.
+    """
     if dataset.target is None:
         prepare(dataset)
-        return SOURCES[dataset.source].read(dataset)
+        source = SOURCES[dataset.source]
+        if isinstance(source, Folder):
+            return source.read(dataset, memory_gb)
+        return source.read(dataset)
     parts: Any
     if is_torchvision(dataset):
         parts = arrays_of(dataset)
@@ -115,9 +130,9 @@ def read(dataset: Dataset) -> Loaded:
     return from_arrays(names, pairs, parts.get("classes"))
 
 
-def described(dataset: Dataset) -> Iterator[str]:
+def described(dataset: Dataset, memory_gb: float | None = None) -> Iterator[str]:
     """Yield in lines what a run reads, for its owner to see that it is what was meant."""
-    splits = load(dataset)
+    splits = load(dataset, memory_gb=memory_gb)
     try:
         measured = with_statistics(dataset, splits.train)
     except UserError as error:  # for which the notes may have the reason
@@ -169,7 +184,23 @@ def _resized(split: Split, size: int | None) -> Split:
     images = np.empty((len(split), size, size, 3), np.uint8)
     for place, image in enumerate(split.images):
         images[place] = np.asarray(fit(Image.fromarray(image), size))
-    return replace(split, images=images)
+    is_view = isinstance(split.images, ImageView)
+    return replace(split, images=ImageView(images) if is_view else images)
+
+
+def _within(loaded: Loaded, size: int | None, memory_gb: float | None) -> Loaded:
+    """Return `loaded`, with views of its images where all together are larger than `memory_gb`."""
+    height, width = (size, size) if size else loaded.train.images.shape[1:3]
+    total = (len(loaded.train) + len(loaded.test)) * height * width * 3
+    if memory_gb is None or total <= memory_gb * GB:
+        return loaded
+    train, test = (
+        replace(split, images=ImageView(split.images))
+        if isinstance(split.images, np.ndarray)
+        else split
+        for split in (loaded.train, loaded.test)
+    )
+    return replace(loaded, train=train, test=test)
 
 
 def _checked_classes(dataset: Dataset, loaded: Loaded) -> tuple[str, ...] | None:
@@ -212,17 +243,17 @@ def _require_all_classes(dataset: Dataset, splits: dict[str, Split], count: int)
         require(limit is None or limit >= count, f"dataset.{key}", limit, expected)
 
 
-def main(text: str) -> None:
+def main(text: str, memory_gb: str = "null") -> None:
     """Fetch the data set of `text`, or read it where it is a user's own, and print what it is."""
     dataset = Dataset(**json.loads(text))
     prepare(dataset)
     if dataset.is_own:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        print("\n".join(described(dataset)))
+        print("\n".join(described(dataset, json.loads(memory_gb))))
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main(*sys.argv[1:])
     except UserError as problem:
         sys.exit(str(problem))

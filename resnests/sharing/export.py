@@ -56,7 +56,7 @@ def export(config: Config) -> Path:
     model = build_network(config.arch, config.variant, classes)
     load_weights(directory.weights_file, model)
     model.eval()
-    test = load(config.dataset).test
+    test = load(config.dataset, memory_gb=config.pipeline.memory_gb).test
     images = _images(2, test)
     about = _about(config, record, test)
     try:

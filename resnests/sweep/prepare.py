@@ -12,7 +12,7 @@ from typing import Any
 
 from resnests.config.schema import PARTS, Config, Init, config_dict
 from resnests.data.splits import is_ready
-from resnests.environment import DRY_RUN, python_path
+from resnests.environment import DRY_RUN, PROGRESS, python_path
 from resnests.errors import UserError
 from resnests.sweep.plan import Run
 
@@ -23,21 +23,28 @@ def prepare(runs: Sequence[Run], dry_run: bool = False) -> None:
 
     A dry run does as much of that as writes nothing: what would be fetched is passed over.
     """
-    datasets = {json.dumps(asdict(run.config.dataset)): run.config.dataset for run in runs}
-    missing = {text for text, d in datasets.items() if not d.is_own and not is_ready(d)}
-    for text, dataset in datasets.items():
-        if dataset.is_own or (text in missing and not dry_run):
-            _run_module("resnests.data.splits", text, dry_run=dry_run)
+    datasets = {_data_of(run.config): run.config.dataset for run in runs}
+    missing = {data for data, d in datasets.items() if not d.is_own and not is_ready(d)}
+    for data, dataset in datasets.items():
+        if dataset.is_own or (data in missing and not dry_run):
+            _run_module("resnests.data.splits", *data, dry_run=dry_run)
     if runs and (logger := runs[0].config.logger):
         _warn_of_missing(logger)
     tried = {}
     for run in runs:
-        own = _is_own(run.config) and json.dumps(asdict(run.config.dataset))
-        if own and not (dry_run and own in missing):
+        passed_over = dry_run and _data_of(run.config) in missing
+        if _is_own(run.config) and not passed_over:
             tried[repr(_tried_values(run.config))] = config_dict(run.config)
     if tried:
         values = json.dumps(list(tried.values()))
         _run_module("resnests.tasks.preflight", given=values, dry_run=dry_run)
+
+
+def _data_of(config: Config) -> tuple[str, str]:
+    """Return the data set of `config` and its bound on memory, as resnests.data.splits takes
+    them.
+    """
+    return json.dumps(asdict(config.dataset)), json.dumps(config.pipeline.memory_gb)
 
 
 def _is_own(config: Config) -> bool:
@@ -70,16 +77,22 @@ def _warn_of_missing(logger: dict[str, Any]) -> None:
 
 def _run_module(name: str, *arguments: str, given: str = "", dry_run: bool = False) -> None:
     """Run it in a process of its own, and print what it prints; raises a UserError with the line in
-    which it complains.
+    which it complains. Its progress is shown on the standard error of this one.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", name, *arguments],
-        input=given,
-        capture_output=True,
-        text=True,
-        errors="backslashreplace",
-        env=os.environ | {"PYTHONPATH": python_path()} | ({DRY_RUN: "1"} if dry_run else {}),
-    )
+    terminal = os.dup(2)
+    values = {"PYTHONPATH": python_path(), PROGRESS: str(terminal)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", name, *arguments],
+            input=given,
+            capture_output=True,
+            text=True,
+            errors="backslashreplace",
+            env=os.environ | values | ({DRY_RUN: "1"} if dry_run else {}),
+            pass_fds=[terminal],
+        )
+    finally:
+        os.close(terminal)
     print(done.stdout, end="", flush=True)  # by us, who know when nobody reads it any more
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"{name} ended with status {done.returncode}"]

@@ -197,9 +197,10 @@ def main() -> int:
     tried: set[str] = set()
     for values in json.load(sys.stdin):
         config = config_from(values)
-        key = repr(config.dataset)
+        key = repr((config.dataset, config.pipeline.memory_gb))
         if key not in data:
-            data[key] = load(config.dataset, config.digests.get(IMAGES))
+            digest, memory_gb = config.digests.get(IMAGES), config.pipeline.memory_gb
+            data[key] = load(config.dataset, digest, memory_gb)
         network = repr(
             (key, config.arch, config.variant, config.trainer, config.pipeline, config.task)
         )

@@ -14,7 +14,8 @@ from resnests.config.parts import Dataset
 from resnests.config.recipe import IMAGES
 from resnests.config.schema import Config
 from resnests.data.arrays import Split
-from resnests.data.pipelines import Images, memory_format
+from resnests.data.images import Images, images_of
+from resnests.data.pipelines import memory_format
 from resnests.data.splits import Splits, load, with_statistics
 from resnests.models.resnet import count_parameters, initial_model
 from resnests.runs.digests import require_unchanged
@@ -47,7 +48,8 @@ class Run:
         self.report({"state": "loading"})
         config, record = self.config, self.record
         set_numerics(config.trainer)
-        splits = load(config.dataset, config.digests.get(IMAGES))
+        digest, memory_gb = config.digests.get(IMAGES), config.pipeline.memory_gb
+        splits = load(config.dataset, digest, memory_gb)
         dataset = with_statistics(config.dataset, splits.train)
         size = splits.train.images.shape[1:3]
         model = initial_model(config.arch, config.variant, dataset.class_count, config.seed, size)
@@ -80,7 +82,7 @@ class Run:
     def images(self, split: Split, dataset: Dataset) -> Images:
         """Return `split` on the device, in the layout that its network has there."""
         layout = memory_format(self.config.trainer, self.device)
-        return Images(split, dataset, self.device, layout)
+        return images_of(split, dataset, self.device, layout)
 
     def evaluations(self, splits: Splits, dataset: Dataset) -> dict[str, Images]:
         """Return what is evaluated after an epoch: the held-out images, if any, and the test's."""

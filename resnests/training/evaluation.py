@@ -31,13 +31,14 @@ class WholeEvaluation:
         can be made; raise Interrupted.
         """
         self.step.model.eval()
-        sizes, count = self.split.sizes(), len(self.split)
+        parts, count = self.split.parts(), len(self.split)
+        sizes = [part.stop - part.start for part in parts]
         for size in dict.fromkeys(sizes):
             if size not in self.graphs and not self._capture(size):
                 return None
         self.totals.zero_()
         self.position.zero_()
-        for size in sizes:
+        for size, _ in zip(sizes, self.split.filled(parts), strict=True):
             if should_stop():
                 raise Interrupted
             self.graphs[size].replay()
@@ -55,7 +56,8 @@ class WholeEvaluation:
 
     def _add_next(self, size: int) -> None:
         at = self.position + torch.arange(size, device=self.position.device)
-        images = self.split.as_input(self.split.images.index_select(0, at))
+        held = self.split.images.index_select(0, self.split.within(at))
+        images = self.split.as_input(held)
         labels = self.split.labels.index_select(0, at)
         with autocast(images.device, self.step.trainer.precision):
             logits = self.step.model(images).float()

@@ -85,7 +85,8 @@ class WholeStep:
                 self.is_refused = True
                 return None
         self.position.fill_(start * full)
-        return (partial(self._replay, size) for size in sizes)
+        filled = self.pipeline.filled(epoch, start)
+        return (partial(self._replay, size) for size, _ in zip(sizes, filled, strict=True))
 
     def evaluate(self, split: Images, should_stop: Callable[[], bool]) -> dict[str, float] | None:
         """Return loss and accuracy as loop.evaluate does, None where no graph can be made."""
