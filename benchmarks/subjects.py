@@ -13,13 +13,18 @@ import itertools
 import json
 import os
 import resource
+import shutil
 import statistics
 import sys
+import tempfile
 import time
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import active_children
+from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from omegaconf import OmegaConf
@@ -30,6 +35,7 @@ from resnests.config.schema import Trainer
 from resnests.data.arrays import Split
 from resnests.data.pipelines import Images, TensorPipeline
 from resnests.data.splits import load
+from resnests.data.views import SUMS, ImageView, open_images
 from resnests.models.norm_relu import keep_freed_memory
 from resnests.models.resnet import build_model, conf_dir
 from resnests.training.loop import evaluate
@@ -64,6 +70,7 @@ class Spec:
     dataset: str = "fashion_mnist"
     root: str = "data"
     clock: str = "wall"  # one of CLOCKS
+    is_streamed: bool = False  # whether images are read batch by batch, from a file
 
 
 def read_conf(group: str, name: str, schema: type):
@@ -112,6 +119,8 @@ class Ours(Subject):
         )
         set_numerics(trainer)
         splits = load(self.dataset)
+        if spec.is_streamed:
+            splits = replace(splits, train=in_a_file(splits.train))
         self.model.to(memory_format=torch.channels_last)
         optimizer = build_optimizer(
             read_conf("optimizer", "sgd", Optimizer), self.model.parameters()
@@ -132,6 +141,17 @@ class Ours(Subject):
 
     def augment(self, count: int) -> float:
         return self.timed((len(labels) for _, labels in self.batches), count)
+
+
+def in_a_file(split: Split) -> Split:
+    """Return `split` with its images in a file, as those of a folder above pipeline.memory_gb."""
+    path = Path(tempfile.mkdtemp()) / "images.uint8"
+    sums = [(0, zlib.crc32(image), 0) for image in split.images]
+    path.write_bytes(np.asarray(split.images).tobytes())
+    path.with_suffix(".sums").write_bytes(np.array(sums, SUMS).tobytes())
+    images = open_images(path, split.images.shape)
+    shutil.rmtree(path.parent)  # which the process keeps open
+    return replace(split, images=ImageView(images))
 
 
 def train_steps(

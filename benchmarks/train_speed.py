@@ -36,7 +36,7 @@ from resnests.training.optim import build_optimizer
 from resnests.training.step import Step
 
 TRAIN, EVALUATED = 50_000, {"official": 50_000, "usual": 10_000, "ours": 10_000}
-TABLES = ("training", "concurrency", "host", "start-up")
+TABLES = ("training", "concurrency", "streaming", "host", "start-up")
 STEPS = {
     "resnet20": 10,
     "resnet110": 3,
@@ -162,6 +162,28 @@ def concurrency_table(options: argparse.Namespace) -> str:
     return table(header, rows)
 
 
+def streaming_table(options: argparse.Namespace) -> str:
+    """Images that are read from a file batch by batch against images in memory."""
+    rows = []
+    for precision in options.precision:
+        common = {"precision": precision, "dataset": options.dataset, "root": options.root}
+        common |= {"threads": options.threads, "clock": options.clock}
+        processes = {
+            name: Process(Spec("ours", "resnet20", is_streamed=name == "read", **common))
+            for name in ("memory", "read")
+        }
+        steps = options.steps or STEPS["resnet20"]
+        turns = {name: (process.ask, f"train {steps}") for name, process in processes.items()}
+        turns |= {f"{n}/batches": (process.ask, "augment 50") for n, process in processes.items()}
+        rates = interleaved(turns, options.rounds)
+        for process in processes.values():
+            process.close()
+        medians = [f"{statistics.median(rates[name]):.0f}" for name in turns]
+        rows.append([precision, *medians, f"{ratio(rates['read'], rates['memory']):.3f}x"])
+    header = ["resnet20, images/s", "in memory", "read from a file"]
+    return table([*header, "batches alone", "batches alone, read", "ratio"], rows)
+
+
 def host_table() -> str:
     """Time that one thread takes to issue a step, whatever computes it: networks and images so
     small that it is all.
@@ -266,6 +288,8 @@ def main() -> None:
             print("", *measure(arch, options), sep="\n\n", flush=True)
     if "concurrency" in options.tables:
         print(f"\n{concurrency_table(options)}", flush=True)
+    if "streaming" in options.tables:
+        print(f"\n{streaming_table(options)}", flush=True)
     if "host" in options.tables:
         print(f"\n{host_table()}", flush=True)
     if "start-up" in options.tables:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +52,7 @@ class Pipeline:
         ok, expected = self.name == "tensor" or plain, "tensor beside pipeline.augment and .mix"
         require(ok, "pipeline.name", self.name, expected)
         require_one_of("pipeline.name", self.name, PIPELINES)
-        ok = self.memory_gb is None or (math.isfinite(self.memory_gb) and self.memory_gb >= 0)
+        ok = self.memory_gb is None or self.memory_gb >= 0
         require(ok, "pipeline.memory_gb", self.memory_gb, "0 or more GB of images, or null")
         expected = "0 or more pixels, fewer than an image has"
         require(self.crop_padding >= 0, "pipeline.crop_padding", self.crop_padding, expected)

@@ -61,9 +61,9 @@ def _image_file(
     if (there := open_images(path, shape)) is not None:
         return there
     if environment.DRY_RUN in os.environ:
-        with tempfile.TemporaryFile() as sums:
-            images = tempfile.TemporaryFile()  # noqa: SIM115
-            return ImageFile(images, _fill(images, sums, listing, size, shape, digest), shape)
+        with tempfile.TemporaryFile() as pixels, tempfile.TemporaryFile() as sums:
+            made = _fill(pixels, sums, listing, size, shape, digest)
+            return ImageFile(path, os.dup(pixels.fileno()), made, shape)
     folder.mkdir(parents=True, exist_ok=True)
     parts = {suffix: path.with_suffix(f"{suffix}.part") for suffix in (".sums", ".uint8")}
     with FileLock(path.with_suffix(".lock")):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -26,23 +27,25 @@ CHUNK = 2**22  # bytes
 class ImageFile:
     """Holds open a file of images uint8 (N, H, W, 3), and checks each when it is read."""
 
-    def __init__(self, file: BinaryIO, sums: np.ndarray, shape: tuple[int, ...]) -> None:
-        self.file, self.shape, self.length = file, shape, math.prod(shape[1:])
+    def __init__(self, path: Path, number: int, sums: np.ndarray, shape: tuple[int, ...]) -> None:
+        self.path, self.number, self.shape = path, number, shape
+        self.length = math.prod(shape[1:])
         self.pixels, self.largest = sums["pixels"].copy(), sums["largest"].copy()
+        weakref.finalize(self, os.close, number)
 
     def __reduce__(self) -> Any:
-        return open_images, (Path(self.file.name), self.shape)
+        return open_images, (self.path, self.shape)
 
     def read(self, places: np.ndarray, out: np.ndarray) -> None:
         """Read the images at `places` (B,) into `out` (B, H, W, 3); raise a UserError."""
         for place, image in zip(places.tolist(), out, strict=True):
             try:
-                count = os.preadv(self.file.fileno(), [image], place * self.length)
+                count = os.preadv(self.number, [image], place * self.length)
             except OSError as error:
-                raise UserError(f"{self.file.name} cannot be read ({error.strerror})") from error
+                raise UserError(f"{self.path} cannot be read ({error.strerror})") from error
             if count != self.length or zlib.crc32(image) != self.pixels[place]:
                 mend = "delete it, and the same command makes it anew"
-                raise UserError(f"{self.file.name} is cut short or corrupt: {mend}")
+                raise UserError(f"{self.path} is cut short or corrupt: {mend}")
 
 
 def open_images(path: Path, shape: tuple[int, ...]) -> ImageFile | None:
@@ -51,12 +54,12 @@ def open_images(path: Path, shape: tuple[int, ...]) -> ImageFile | None:
     """
     try:
         sums = np.fromfile(path.with_suffix(".sums"), SUMS)
-        file = open(path, "rb", buffering=0)  # noqa: SIM115
+        number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    if len(sums) == shape[0] and os.fstat(file.fileno()).st_size == math.prod(shape):
-        return ImageFile(file, sums, shape)
-    file.close()
+    if len(sums) == shape[0] and os.fstat(number).st_size == math.prod(shape):
+        return ImageFile(path, number, sums, shape)
+    os.close(number)
     return None
 
 

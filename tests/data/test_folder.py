@@ -523,7 +523,7 @@ def test_scaled_images_are_cached_and_damage_is_seen(tmp_path, damage, monkeypat
     write_parts(tmp_path)
     first = load(images(tmp_path, size=8))
     (file,) = cached()
-    monkeypatch.setattr("resnests.data.folder._decode", None)  # the cache is used
+    monkeypatch.setattr("resnests.data.folder.decode_all", None)  # the cache is used
     assert np.array_equal(load(images(tmp_path, size=8)).train.images, first.train.images)
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(file.parent.parent))

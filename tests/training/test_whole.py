@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from graphs import WAITS, Recorder, needs_gpu
-from helpers import history, make_config, tiny
+from helpers import TIMES, history, make_config, tiny
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from resnests.data import images as images_module
 from resnests.data.arrays import Split
-from resnests.data.pipelines import Images, build_pipeline
+from resnests.data.images import Images, images_of
+from resnests.data.pipelines import build_pipeline
+from resnests.data.views import ImageView
 from resnests.errors import Interrupted
 from resnests.models.resnet import build_model
 from resnests.models.weights import read_torch
@@ -78,10 +81,12 @@ def one_by_one(captures, monkeypatch):
     return call
 
 
-def make_training(*options, variant="standard", model=None, device="cpu"):
+def make_training(*options, variant="standard", model=None, device="cpu", is_streamed=False):
     config = make_config(f"trainer.batch_size={BATCH}", "trainer.epochs=2", *options)
     rng = np.random.default_rng(0)
     split = Split(rng.integers(0, 256, (COUNT, 16, 16, 3), dtype=np.uint8), np.arange(COUNT) % 10)
+    if is_streamed:
+        split = replace(split, images=ImageView(split.images))
     torch.manual_seed(0)
     model = model or build_model(TINY, variant)
     model.to(device, memory_format=torch.channels_last)
@@ -162,6 +167,27 @@ def test_before_the_first_update_all_is_to_the_bit_what_it_was(captures):
     assert_same(*(dict(t.model.named_buffers()) for t in (training, plain)))
 
 
+@pytest.mark.parametrize("more", [(), ("optimizer=adamw",), ("pipeline.mix=mixup",)])
+def test_graphs_find_the_batches_of_what_is_no_more_than_read(captures, monkeypatch, more):
+    """Whole steps, gradients alone, and evaluations, with the memory that they were made on."""
+    monkeypatch.setattr(images_module, "evaluation_batch", lambda *_: 12)
+    results = []
+    for is_streamed in (False, True):
+        training = make_training(*WARMING, *more, is_streamed=is_streamed)
+        config = training.config
+        pixels = np.random.default_rng(1).integers(0, 256, (30, 16, 16, 3), dtype=np.uint8)
+        other = Split(ImageView(pixels) if is_streamed else pixels, np.arange(30) % 10)
+        splits = {"test": other, "val": other.take(np.arange(0, 30, 3))}
+        cpu = torch.device("cpu")
+        evaluations = {k: images_of(one, config.dataset, cpu) for k, one in splits.items()}
+        evaluated, state = replace(training, evaluations=evaluations), State()
+        fit(evaluated, state)
+        rows = [{k: v for k, v in row.items() if k not in TIMES} for row in state.history]
+        results.append((rows, training.model.state_dict()))
+    assert "val_loss" in results[0][0][-1]
+    assert_same(*results)
+
+
 def test_making_a_graph_leaves_no_trace(captures):
     training = make_training()
     before = copy.deepcopy(training.model.state_dict())
@@ -205,7 +231,7 @@ def test_the_host_does_nothing_but_replay_and_the_graphs_read_nothing_back(captu
 def test_an_evaluation_by_graphs_is_that_of_the_operations(captures, monkeypatch, precision):
     training = make_training(f"trainer.precision={precision}")
     fit(training, State())
-    monkeypatch.setattr(Images, "sizes", lambda *_: [12, 12, 6])
+    monkeypatch.setattr(Images, "batch_size", 12)
     split, whole = training.pipeline.data, whole_of(training)
     expected = evaluate(training.model, split, precision)
     for _ in range(2):
