@@ -16,7 +16,7 @@ from helpers import history, make_config, tiny
 from PIL import Image
 
 from resnests.config.recipe import recipe_hash
-from resnests.config.schema import config_dict, config_from
+from resnests.config.schema import config_dict, config_from, part_from
 from resnests.data import ahead as ahead_module
 from resnests.data import decoding, stored, views
 from resnests.data.ahead import ahead
@@ -126,6 +126,24 @@ def test_arrays_stay_where_they_are_and_are_chosen_from_by_views(tmp_path):
         assert np.array_equal(view[1:3], np.stack(list(view))[1:3])
     assert with_statistics(data, one.train) == with_statistics(data, other.train)
     assert list(described(data)) == list(described(data, 0))
+
+
+def test_mapped_arrays_of_a_target_are_not_copied(tmp_path, monkeypatch):
+    code = """
+import numpy as np
+def maps(file):
+    images = np.memmap(file, np.uint8, "r", shape=(9, 4, 4, 3))
+    return {"train": (images[:6], np.arange(6) % 2), "test": (images[6:], np.arange(3) % 2)}
+"""
+    (tmp_path / "mapped.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    pictures(9, 4, 4, 3).tofile(tmp_path / "images")
+    values = {"name": "m", "_target_": "mapped.maps", "file": str(tmp_path / "images")}
+    train = load(part_from("dataset", values | {"val_fraction": 0.4}), None, 0).train.images
+    assert not train.source.flags.owndata
+    assert isinstance(train.source.base, np.memmap)
+    expected = np.fromfile(tmp_path / "images", np.uint8).reshape(9, 4, 4, 3)
+    assert np.array_equal(train, expected[train.places])
 
 
 def test_mean_and_std_do_not_depend_on_chunks(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from data_images import images
 from helpers import make_config
 
+from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import prepare
 from resnests.sweep.plan import Run
@@ -35,6 +36,24 @@ def test_all_weights_are_tried_on_images_of_ones_own_and_each_network_once(tmp_p
     assert names == ["resnests.data.splits", "resnests.tasks.preflight"]
     tried = json.loads(asked[1][1]["given"])
     assert [one["weights"] for one in tried] == [None, "a.pt", "b.pt", "official", "official"]
+
+
+def test_the_bound_on_memory_is_that_of_the_runs(tmp_path, asked):
+    configs = [
+        dataclasses.replace(make_config("arch=resnet8", *bound), dataset=images(tmp_path))
+        for bound in ([], ["pipeline.memory_gb=2"])
+    ]
+    prepare.prepare(runs_of(*configs))
+    assert [words[2] for words, _ in asked if words[0] == "resnests.data.splits"] == ["null", "2.0"]
+
+
+def test_progress_of_another_process_is_shown_and_its_errors_are_not(tmp_path, monkeypatch, capfd):
+    code = "import os, sys; os.write(int(os.environ['RESNESTS_PROGRESS']), b'half'); sys.exit('no')"
+    (tmp_path / "shows.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"^no$"):
+        prepare._run_module("shows")
+    assert capfd.readouterr().err == "half"
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
