@@ -16,7 +16,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -93,7 +93,7 @@ def plain_numbers(axis: Axis) -> None:
     """Label a logarithmic axis with numbers such as 0.5 or 20, as many as it has room for."""
     low, high = axis.get_view_interval()
     decades = math.log10(high / low)
-    beside = decades < 5 and axis.axis_name == "y"  # below each other there is more room
+    beside = decades < 5 and isinstance(axis, YAxis)  # below each other there is more room
     subs = (1.0, 2.0, 5.0) if decades < 3 else (1.0, 3.0) if beside else (1.0,)
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
