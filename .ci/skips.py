@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ALLOWED = ("needs a GPU",)  # what a machine of CI's cannot have
-LATER = ("runs with pytest -m cluster",)  # what a call of its own runs
+# What calls of their own run
+LATER = ("runs with pytest -m cluster", "runs with pytest -m long")
 
 
 class Skips:

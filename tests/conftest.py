@@ -14,6 +14,14 @@ def pytest_configure(config):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def pytest_collection_modifyitems(config, items):
+    """Skip what takes minutes, or a machine to itself, unless it is asked for."""
+    for name in {"long", "cluster"} - set(config.option.markexpr.split()):
+        for item in items:
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=f"runs with pytest -m {name}"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Small networks are fastest on one core, and sums come out in one order."""

@@ -21,7 +21,7 @@ from benchmarks.subjects import Spec
 REPOSITORY = Path(__file__).parent.parent
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_tables_have_every_subject_and_no_missing_ratio():
     options = [
         "--arch",
@@ -58,7 +58,7 @@ def test_after_an_evaluation_a_subject_trains_again():
     assert subject.model.training
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_gpu_report_has_every_mode(monkeypatch, capsys):
     """With the CPU in the GPU's place: figures mean nothing, but each subject ran and each table
     is full.
@@ -105,7 +105,7 @@ def test_a_session_goes_on_after_what_fails_or_hangs(session, tmp_path):
     assert "- unknown: statuses [1]" in page
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_session_measures_processes_that_begin_together(session):
     gpu_parts.share(session)
     streams, row = session.rows

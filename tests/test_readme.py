@@ -170,7 +170,7 @@ def test_the_example_of_own_parts_trains(tmp_path):
     assert [run.read_record().status for run in runs] == ["complete"] * 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_day_with_a_sweep(tmp_path, monkeypatch):
     """Start, watch, stop, go on, add a seed, delete a bad cell, export the best: as it is typed."""
     monkeypatch.setenv("RESNESTS_LOCK_DIR", str(tmp_path / "leases"))

@@ -56,7 +56,7 @@ def test_the_wheel_has_everything_that_a_command_needs(site):
     assert list((site / "resnests" / "results" / "templates").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_a_head_and_a_data_set_of_ones_own(tmp_path, site):
     shutil.copytree(REPOSITORY / "examples" / "own_parts", tmp_path, dirs_exist_ok=True)
     mine = ("--config-dir", "conf", "-m", *GRID)
@@ -82,7 +82,7 @@ def test_a_network_a_head_and_a_data_set_of_ones_own(tmp_path, site):
     assert "1 to run" in plan.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -55,7 +55,7 @@ def test_runs_are_analysed_into_their_directories_and_tabled(tmp_path):
     assert "least risks on the training images" in (tmp_path / "out" / "report.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_interrupted_analysis_goes_on_and_trains_first_where_asked(tmp_path):
     trains = (*ANALYZE, "variant=resnest", "analysis.train=true", "analysis.l2_path=[0.01]")
     trains += ("trainer.epochs=2", "trainer.keep_epochs=[1]")
@@ -91,7 +91,7 @@ def test_an_interrupted_analysis_goes_on_and_trains_first_where_asked(tmp_path):
     assert "1 to run" in plan, "an analysis of an earlier method is made again"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_analysis_keeps_to_the_memory_that_its_job_was_given(tmp_path):
     trains = (*ANALYZE, "variant=resnest", "analysis.train=true")
     done = run_command(*trains, cwd=tmp_path, environment={"SLURM_MEM_PER_NODE": "1200"})
@@ -101,7 +101,7 @@ def test_an_analysis_keeps_to_the_memory_that_its_job_was_given(tmp_path):
     assert run.analysis.read_config().analysis.memory_gb == pytest.approx(0.258, abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_given_weights_are_analysed_on_whatever_images_they_were_evaluated_on(tmp_path):
     assert run_command(*SMALL, "variant=resnest", cwd=tmp_path).returncode == 0
     (run,) = find_runs(tmp_path / "runs")
@@ -130,7 +130,7 @@ def test_given_weights_are_analysed_on_whatever_images_they_were_evaluated_on(tm
     assert analysed.analysis.read_analysis().l2 == 5e-4, "what is there is kept"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_width_test_closes_the_gap_where_theory_says_so(tmp_path):
     grid = ("experiment=width", "arch.width=12,109,112", "seed=0", "trainer.epochs=2")
     done = run_command("-m", *grid, cwd=tmp_path)

@@ -14,12 +14,3 @@ def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     assert sweep(folder, *GRID, LONG) == 0
     return folder
-
-
-def pytest_collection_modifyitems(config, items):
-    """Skip cluster tests among the others: they take minutes, and a machine to themselves."""
-    if "cluster" in config.getoption("markexpr"):
-        return
-    for item in items:
-        if item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.skip(reason="runs with pytest -m cluster"))

@@ -317,7 +317,7 @@ def test_what_fail_fast_takes_for_a_failure(tmp_path, monkeypatch, code, status,
     assert launched == [status, None if stops else status]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_short_campaign_of_faults_loses_nothing(tmp_path):
     random.seed(1)
     faults = ["worker killed", "file damaged", "second sweep"]
@@ -336,7 +336,7 @@ def test_two_sweeps_over_one_grid_share_it(tmp_path):
     assert all(text.count("epoch 40/40") == 1 for text in logs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_costs_the_run_but_no_file(tmp_path):
     """The disk is a tmpfs of 96 kB, which takes root to mount."""
     small = tmp_path / "small"
@@ -477,7 +477,7 @@ def contents(root: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_finished_is_there_until_nothing_can_refuse_to_start_it_afresh(tmp_path):
     assert run_command("-m", *TINY, "seed=0,1", cwd=tmp_path).returncode == 0
     before = contents(tmp_path)
