@@ -63,6 +63,8 @@ def _write(root: str, query: list[str], arguments: argparse.Namespace) -> None:
     output.write(result)
     for line in result.problems:
         print(f"aggregate.py: warning: {line}", file=sys.stderr)
+    if plan.format == "csv":  # which has no place for notes
+        print(*what.notes, sep="\n", end="\n" * bool(what.notes), file=sys.stderr)
 
 
 def _serve(root: str, query: list[str], arguments: argparse.Namespace) -> None:

@@ -98,7 +98,7 @@ def _said(runs: pd.DataFrame, key: str, default: str) -> str:
 
 def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.DataFrame, Measured]:
     """Return `runs` with, of each cell, those of the value of `key` with the best mean of `by` over
-    seeds; and `what` with a note on it. Raise a UserError.
+    seeds, and this value as a column `chosen`; and `what` with a note on it. Raise a UserError.
 
     Cells that choose different values stay in one row of the tables, as they would with one value.
     """
@@ -120,7 +120,7 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
         if means.empty:
             continue
         best = means.idxmax() if judge.better == "high" else means.idxmin()
-        chosen.append(cell[cell[key] == best].assign(**{key: "chosen"}))
+        chosen.append(cell[cell[key] == best].assign(**{key: "chosen", "chosen": best}))
         values = {k: brief(v) for k, v in json.loads(recipe).items()}
         more = "".join(f" {name}={values[name]}" for name in telling if name in values)
         said.append(f"{arch} {variant}{more} {best} (of {len(means)})")

@@ -30,7 +30,7 @@ from resnests.config.schema import Config, config_dict, config_from
 from resnests.config.targets import broken
 from resnests.data.arrays import Split
 from resnests.data.splits import load
-from resnests.errors import UserError, exit_status_of, require_extra
+from resnests.errors import UserError, exit_status_of, require_extra, run_command_line
 from resnests.models.resnet import build_network
 from resnests.models.weights import load_weights
 from resnests.runs.directory import RunDirectory, write_atomic
@@ -208,4 +208,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status_of(main))
+    run_command_line(lambda: sys.exit(exit_status_of(main)))

@@ -229,10 +229,13 @@ def _run_with_torch(
 ) -> int:
     """Run a module over the configurations of `runs` in a process of its own, as it takes torch;
     return its exit status. `words` are its name and its arguments.
+
+    In a session of its own it does not see a Ctrl-C, at which this process ends it.
     """
     return subprocess.run(
         [sys.executable, "-m", *words],
         input=json.dumps([config_dict(run.config) for run in runs]),
         text=True,
         env=os.environ | (environment or {}) | {"PYTHONPATH": python_path()},
+        start_new_session=True,
     ).returncode

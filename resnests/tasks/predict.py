@@ -30,7 +30,7 @@ from resnests.data.pipelines import Images, memory_format
 from resnests.data.splits import Splits, load, with_statistics
 from resnests.data.torchvision_sets import is_torchvision
 from resnests.data.unlabelled import read_images
-from resnests.errors import UserError, exit_status_of
+from resnests.errors import UserError, exit_status_of, run_command_line
 from resnests.models.resnet import initial_model
 from resnests.models.weights import load_weights
 from resnests.runs.directory import write_atomic
@@ -178,4 +178,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status_of(main))
+    run_command_line(lambda: sys.exit(exit_status_of(main)))

@@ -1,5 +1,7 @@
 """Which options each mode of aggregate.py takes."""
 
+import csv
+import io
 import itertools
 
 import numpy as np
@@ -105,6 +107,15 @@ def test_the_directories_of_what_validation_chose_are_listed(root, monkeypatch, 
     chosen = load_runs(root, query=f"optimizer.lr={rate}")
     assert out.splitlines() == chosen["path"].tolist()
     assert f"resnet20 standard {rate} (of 2)" in err
+
+
+def test_rows_of_what_validation_chose_say_which_value_that_was(root, monkeypatch, capsys):
+    words = ("--format", "csv", "--select", "optimizer.lr")
+    _, out, err = run(root, monkeypatch, capsys, *words)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["chosen"] for row in rows] == ["0.1", "0.1"]
+    assert "resnet20 standard 0.1 (of 2)" in err
+    assert run(root, monkeypatch, capsys, "--format", "csv")[2] == ""
 
 
 def test_a_matrix_is_of_what_validation_chose(root, monkeypatch, capsys):
