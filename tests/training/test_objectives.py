@@ -195,8 +195,9 @@ def test_predictions_are_written_at_the_end_of_a_run_and_for_a_finished_one(tmp_
     run_experiment(fresh)
     with np.load(RunDirectory.of(fresh).predictions_file) as found:
         assert (found["logits"] == first).all()
+    assert directory.predictions_file.with_suffix(".csv").exists()
     directory.clear()
-    assert not directory.predictions_file.exists()
+    assert not list(directory.path.glob("predictions*"))
 
 
 def test_other_tasks_of_the_same_experiment_measure_nothing(tmp_path):
