@@ -1,6 +1,7 @@
 """A device that fails is set aside, costs no run anything, and is told from a run that fails."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,16 @@ def test_what_nvml_says_of_its_card_counts_whatever_failed(aside, driver):
         held = lease(one, "test")
         assert device_failure(RuntimeError("anything"), held, has_begun=True) == said
         held.release()
+
+
+def test_a_device_that_cannot_be_noted_is_not_blamed(aside, tmp_path):
+    """Its run would be tried there again and again, as on a full disk."""
+    worker = Worker(tiny(f"runs_dir={tmp_path}"), cards(aside, 1), Stop())
+    worker.held = lease(worker.allocation, "test")
+    assert worker.blames_device(RuntimeError(LAUNCH))
+    shutil.rmtree(aside.folder)
+    assert not worker.blames_device(RuntimeError(LAUNCH))
+    worker.held.release()
 
 
 def test_a_card_too_full_to_ask_is_filled_by_others(aside, monkeypatch):
