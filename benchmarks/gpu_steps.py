@@ -56,7 +56,11 @@ class Spec:
 
 @dataclass
 class Network:
-    """Holds a network, its steps, and the stream that they are on."""
+    """Holds a network, its steps, and the stream that they are on.
+
+    Of several on a device only the speed counts. Their graphs are captured on one stream and may so
+    share a workspace of cuBLAS, which graphs that are replayed at once would spoil for each other.
+    """
 
     model: nn.Module
     steps: Iterator[int]

@@ -93,12 +93,16 @@ class Worker:
         """Take note of how far the training is, for the next heartbeat."""
         self.progress = self.progress | progress
 
+    def blames_neighbour(self, error: Exception) -> bool:
+        """Return whether `error` may be that of another run, which shares an MPS daemon."""
+        return self.allocation.is_under_mps and may_be_anothers(error)
+
     def blames_device(self, error: Exception) -> bool:
         """Return whether `error` may be the device's fault, and note it so that others avoid it.
 
         Nothing is noted where it may be the fault of another run.
         """
-        if self.held and self.allocation.is_under_mps and may_be_anothers(error):
+        if self.blames_neighbour(error):
             return True
         has_begun = "step" in self.progress
         reason = self.held and device_failure(error, self.held, has_begun)
@@ -203,11 +207,8 @@ def exit_status(worker: Worker) -> int:
         print(error, flush=True)
         return USER_ERROR
     except CaptureFailed as error:
-        if worker.allocation.is_under_mps and may_be_anothers(error):
-            log.warning("%s", error)
-            return DEVICE
         log.warning("starting again, as %s", error)
-        return NO_GRAPH
+        return DEVICE if worker.blames_neighbour(error) else NO_GRAPH
     except Exception as error:
         log.exception("the run failed")
         return DEVICE if worker.blames_device(error) else 1

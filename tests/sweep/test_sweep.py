@@ -189,6 +189,9 @@ def test_a_worker_asks_for_another_one_where_capturing_failed(caplog):
         def work(self):
             raise CaptureFailed("trainer.cuda_graph=false trains without")
 
+        def blames_neighbour(self, error):
+            return False
+
     assert worker.exit_status(Failing()) == NO_GRAPH
     assert "starting again, as trainer.cuda_graph=false trains without" in caplog.text
 
