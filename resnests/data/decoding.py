@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -56,25 +57,25 @@ def decode_all(listing: Listing, size: int | None) -> Loaded:
     what is in them, which the cache keeps, and not of the folder that they were found in.
     """
     digest = digest_of_names(listing)
-    found = decoded([*listing.train, *listing.test], size)
     largest, splits = [], []
-    for pictures, labels in zip((listing.train, listing.test), listing.labels(), strict=True):
-        images = np.empty(0, np.uint8)
-        for place, one in enumerate(islice(found, len(pictures))):
-            assert one.image is not None
-            digest.add(one.data)
-            largest.append(one.largest)
-            if place == 0:
-                images = np.empty((len(pictures), *one.image.shape), np.uint8)
-            images[place] = one.image
-        splits.append(Split(images, np.array(labels, dtype=np.int64), listing.classes))
+    with closing(decoded([*listing.train, *listing.test], size)) as found:
+        for pictures, labels in zip((listing.train, listing.test), listing.labels(), strict=True):
+            images = np.empty(0, np.uint8)
+            for place, one in enumerate(islice(found, len(pictures))):
+                assert one.image is not None
+                digest.add(one.data)
+                largest.append(one.largest)
+                if place == 0:
+                    images = np.empty((len(pictures), *one.image.shape), np.uint8)
+                images[place] = one.image
+            splits.append(Split(images, np.array(labels, dtype=np.int64), listing.classes))
     notes = tuple(notes_of_range(np.array(largest)))
     return Loaded(splits[0], splits[1], digest.text(), notes)
 
 
 def decoded(
     pictures: Sequence[Picture], size: int | None, known: Sequence[int] = ()
-) -> Iterator[Decoded]:
+) -> Generator[Decoded, None, None]:
     """Yield all pictures in their order, decoded but where `known` has the CRC-32 of their files;
     raises a UserError where one is unsound, or of another size than the first.
 

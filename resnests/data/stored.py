@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 import zlib
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
@@ -99,15 +100,15 @@ def _fill(
     pictures, length = [*listing.train, *listing.test], int(np.prod(shape[1:]))
     known = _left(images, sums, length)
     found = digest_of_names(listing)
-    work = decoded(pictures, size, known["source"].tolist())
-    for place, one in enumerate(progress(work, "decoding", shape[0])):
-        found.add(one.data)
-        if one.image is not None:
-            of_one = (zlib.crc32(one.data), zlib.crc32(one.image.data), one.largest)
-            images.seek(place * length)
-            images.write(one.image.data)
-            sums.seek(place * SUMS.itemsize)
-            sums.write(np.array(of_one, SUMS).tobytes())
+    with closing(decoded(pictures, size, known["source"].tolist())) as work:
+        for place, one in enumerate(progress(work, "decoding", shape[0])):
+            found.add(one.data)
+            if one.image is not None:
+                of_one = (zlib.crc32(one.data), zlib.crc32(one.image.data), one.largest)
+                images.seek(place * length)
+                images.write(one.image.data)
+                sums.seek(place * SUMS.itemsize)
+                sums.write(np.array(of_one, SUMS).tobytes())
     if found.text() != digest:
         raise UserError("the images changed while they were read: give the command again")
     for file in (images, sums):
