@@ -6,12 +6,14 @@ import pickle
 import shutil
 import threading
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from data_images import images, pictures, write_classes, write_npz, write_parts
+from graphs import needs_gpu
 from helpers import history, make_config, tiny
 from PIL import Image
 
@@ -23,6 +25,7 @@ from resnests.data.ahead import ahead
 from resnests.data.arrays import Split
 from resnests.data.digest import dataset_digest
 from resnests.data.images import Streamed, images_of
+from resnests.data.pipelines import build_pipeline
 from resnests.data.splits import described, load, with_statistics
 from resnests.data.views import ImageView
 from resnests.environment import DRY_RUN, PROGRESS
@@ -471,3 +474,19 @@ def test_batches_are_those_in_memory():
     assert isinstance(read, Streamed)
     for one, other in zip(whole.batches(16), read.batches(16), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@needs_gpu
+def test_on_a_gpu_copies_are_done_before_they_are_read():
+    """Also where the device is behind, and memory is used again and again."""
+    gpu, rng = torch.device("cuda"), np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3000, 32, 32, 3), dtype=np.uint8)
+    split = Split(pixels, np.arange(3000) % 10)
+    config = make_config("trainer.batch_size=64")
+    views_of_it = replace(split, images=ImageView(pixels))
+    whole, read = (build_pipeline(config, config.dataset, one, gpu) for one in (split, views_of_it))
+    busy = torch.randn(4096, 4096, device=gpu)
+    for epoch in (1, 2):
+        for one, other in zip(whole.batches(epoch), read.batches(epoch), strict=True):
+            busy = (busy @ busy).tanh()
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
