@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resnests.analysis.features import Family
-from resnests.analysis.risk import Minimum, Risk, cross_entropy, minimise, penalty
+from resnests.analysis.risk import POLISH, Minimum, Risk, cross_entropy, minimise, penalty
 from resnests.analysis.rows import Rows
 from resnests.analysis.squares import Squares, least_squares, squared_error, triangle_of
 from resnests.runs.analysis import LAST_BLOCK, LAST_MAPS, PREFIX, TRAINED, Analysis, Solve
@@ -113,8 +113,7 @@ class Problem:
         for i in range(max(0, first - 1), len(groups)):
             end = 1 + self.family.ends[i]
             more = weights.new_zeros((end - len(weights), self.classes))
-            rows = None if end == 1 + self.family.ends[-1] else (self.train, None)
-            found = self.minimum(torch.cat((weights, more)), rows=rows)
+            found = self.minimum(torch.cat((weights, more)), settles=i == len(groups) - 1)
             if wanted[i]:
                 solve = Solve(PREFIX, self.name, groups[i], end - 1)
                 self._fill(solve, found, self.train, self.test, self.squares[i])
@@ -158,12 +157,13 @@ class Problem:
         self,
         start: Tensor,
         l2: float | None = None,
-        rows: tuple[Rows, Rows | None] | None = None,
+        rows: tuple[Rows, Rows] | None = None,
+        settles: bool = True,
     ) -> Minimum:
-        """Minimise the penalised cross-entropy, until the test loss has settled too."""
+        """Minimise the penalised cross-entropy, by default until the test loss has settled too."""
         train, test = rows or (self.train, self.test)
-        risk = Risk(train, l2 or self.l2)
-        return minimise(risk, start, self.tolerance, test, self.should_stop)
+        risk, polish = Risk(train, l2 or self.l2), POLISH if settles else 0
+        return minimise(risk, start, self.tolerance, test, self.should_stop, polish=polish)
 
     def _fill(
         self, solve: Solve, found: Minimum, train: Rows, test: Rows, square: Squares

@@ -139,11 +139,12 @@ def minimise(
     test: Rows | None = None,
     should_stop: Callable[[], None] = lambda: None,
     limit: int = LIMIT,
+    polish: int = POLISH,
 ) -> Minimum:
     """Find the least risk over maps of the first len(start) columns. `should_stop` raises where
     the work is to end.
 
-    It goes on until the certificate is within `tolerance`, and POLISH steps at most until the loss
+    It goes on until the certificate is within `tolerance`, and `polish` steps at most until the loss
     on `test` is within SETTLED of the minimiser's: a risk near its least can be far from its
     minimiser. That is at most |gradient| / l2 away, so that to first order the loss is |its own
     gradient| times that away.
@@ -167,7 +168,7 @@ def minimise(
     passes, polished, error = 1, 0, error_at(point)
     metric, dtype = None, torch.float32
     while passes < limit and (
-        point.gap > tolerance or ((error or 0) > SETTLED and polished < POLISH)
+        point.gap > tolerance or ((error or 0) > SETTLED and polished < polish)
     ):
         polished += point.gap <= tolerance
         metric = point.metric() if metric is None else metric  # near enough for all steps

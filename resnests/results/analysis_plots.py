@@ -91,6 +91,9 @@ def _curves(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
     names = _longest(_over_seeds(prefixes, "value"))
     for panel, column, label in zip(axes, ("value", "test_loss"), labels, strict=True):
         data = _over_seeds(prefixes, column)
+        if column == "test_loss":
+            errors = prefixes.astype({"test_error": float})
+            data["error"] = _over_seeds(errors, "test_error")["mean"].fillna(0.0)
         tables.append(data.assign(quantity=column))
         for style in variants:
             _line(panel, data[data["variant"] == style.variant], style, names)
@@ -103,7 +106,8 @@ def _curves(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
     seeds = "band of one sample standard deviation over seeds; " if several else ""
     words = (
         f"Least risk over the blocks whose features are used, {title}: {seeds}"
-        "that the training risk falls is true by construction, how much is measured. A curve that "
+        "that the training risk falls is true by construction, how much is measured. Bars are how "
+        "far test losses may be from those of the maps of least risk. A curve that "
         "starts late starts with what enters the last stage"
     )
     return Drawing(key, words, figure, pd.concat(tables, ignore_index=True))
@@ -128,6 +132,10 @@ def _line(axes: Axes, data: pd.DataFrame, style: VariantStyle, names: list[str])
     axes.fill_between(
         x, data["mean"] - spread, data["mean"] + spread, color=style.line["color"], alpha=0.2, lw=0
     )
+    if "error" in data:
+        down = data["error"].clip(upper=0.9 * data["mean"])  # the axis is logarithmic
+        bars = (down, data["error"])
+        axes.errorbar(x, data["mean"], bars, color=style.line["color"], ls="", capsize=2, lw=0.8)
 
 
 def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:

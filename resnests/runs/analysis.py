@@ -43,7 +43,7 @@ class Solve:
     train_loss: float | int | None = None
     train_accuracy: float | int | None = None
     test_loss: float | int | None = None
-    # how far the test loss may be from the minimiser's; None of a prefix before the last
+    # how far the test loss may be from the minimiser's; None of prefixes of earlier versions
     test_error: float | int | None = None
     test_accuracy: float | int | None = None
     # of a prefix: by how much its last group certainly lowers the least value, and at most

@@ -75,11 +75,10 @@ def test_numbers_are_those_of_the_minimiser_not_of_where_the_solver_stopped():
         exact = minimise(Risk(train, 1e-5), start, 1e-18)
         assert exact.reached
         assert -1e-12 <= solve.value - exact.value <= solve.gap
-        if solve.test_error is None:
-            assert solve.group != "1.3", "only of a prefix between"
-            continue
         exactly = cross_entropy(test, exact.weights)[0]
-        assert abs(solve.test_loss - exactly) <= solve.test_error <= 5e-4
+        assert abs(solve.test_loss - exactly) <= solve.test_error
+        if solve.group == "1.3":  # prefixes between are not polished
+            assert solve.test_error <= 5e-4
 
 
 def test_a_penalty_next_to_nothing_is_no_crash():
