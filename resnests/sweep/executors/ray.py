@@ -280,11 +280,11 @@ def _task() -> Callable[..., tuple[str, str, str]]:
         from socket import gethostname
 
         try:
-            module = import_module("resnests.sweep.executors.ray")
-        except Exception as error:  # a SyntaxError, too, where its Python is an old one
+            work = import_module("resnests.sweep.executors.ray").train_on_node
+        except Exception as error:  # of many kinds: an old Python, another version of the package
             said = str(error).partition("\n")[0]
             return gethostname(), refused, f"{type(error).__name__}: {said}"
-        return gethostname(), *module.train_on_node(*given)
+        return gethostname(), *work(*given)
 
     return train
 
