@@ -144,10 +144,10 @@ def minimise(
     """Find the least risk over maps of the first len(start) columns. `should_stop` raises where
     the work is to end.
 
-    It goes on until the certificate is within `tolerance`, and `polish` steps at most until the loss
-    on `test` is within SETTLED of the minimiser's: a risk near its least can be far from its
-    minimiser. That is at most |gradient| / l2 away, so that to first order the loss is |its own
-    gradient| times that away.
+    It goes on until the certificate is within `tolerance`, then for at most `polish` steps until
+    the loss on `test` is within SETTLED of the minimiser's: a risk near its least can be far from
+    its minimiser. That is at most |gradient| / l2 away, so that to first order the loss is |its
+    own gradient| times that away.
 
     The same vector added to the maps of all classes changes the penalty alone, along which the
     Hessian is l2 and the metric far more: conjugate gradients would not get there. So the start

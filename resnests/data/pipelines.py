@@ -21,7 +21,7 @@ from resnests.config.schema import Config, Trainer
 from resnests.data.arrays import Split
 from resnests.data.augment import Augment, build_mix, drawing_from
 from resnests.data.images import Batch, Images, images_of
-from resnests.errors import require
+from resnests.errors import UserError, require
 
 Draws = tuple[Tensor, Tensor, Tensor]
 
@@ -207,12 +207,15 @@ class TorchvisionPipeline:
         dropped.
         """
         torch.manual_seed(self.seed + epoch)
-        for step, (images, labels) in enumerate(self.loader):
-            if step >= start:
-                yield (
-                    images.to(self.device, non_blocking=True),
-                    labels.to(self.device, non_blocking=True),
-                )
+        try:
+            for step, (images, labels) in enumerate(self.loader):
+                if step >= start:
+                    yield (
+                        images.to(self.device, non_blocking=True),
+                        labels.to(self.device, non_blocking=True),
+                    )
+        except UserError as error:  # of the worker process, with its stack trace as text
+            raise UserError(str(error).rpartition("UserError: ")[2]) from error
 
 
 class _Transformed(torch.utils.data.Dataset):

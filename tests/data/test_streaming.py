@@ -325,11 +325,13 @@ def test_a_damaged_file_is_never_read_as_sound(tmp_path, cache, which, damage):
         assert np.array_equal(found.test.images, expected.test.images)
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "closed"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "closed", "cut torchvision"])
 def test_what_fails_in_the_thread_ends_the_run_with_a_line(tmp_path, cache, damage, monkeypatch):
     root = write_parts(tmp_path / "data", train=20)
     values = OWN | {"root": str(root)}
-    run = run_of(tmp_path, 0, "trainer.epochs=50", "trainer.batch_size=8", **values)
+    damage, _, pipeline = damage.partition(" ")
+    more = (f"pipeline={pipeline or 'tensor'}", "trainer.epochs=50", "trainer.batch_size=8")
+    run = run_of(tmp_path, 0, *more, **values)
     steps = itertools.count()
 
     def harm():
@@ -347,7 +349,7 @@ def test_what_fails_in_the_thread_ends_the_run_with_a_line(tmp_path, cache, dama
         raise OSError(5, "Input/output error")
 
     said = "cannot be read .Input/output" if damage == "closed" else "is cut short or corrupt"
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=rf"^/.*/images-\S*.uint8 {said}") as caught:
         run_experiment(run, should_stop=harm)
     assert "\n" not in str(caught.value)
     assert RunDirectory.of(run).status() == "failed"
