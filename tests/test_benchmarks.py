@@ -90,6 +90,7 @@ def session(tmp_path) -> gpu_session.Session:
     return gpu_session.Session(argparse.Namespace(smoke=True, output=tmp_path, minutes=1))
 
 
+@pytest.mark.slow
 def test_a_session_goes_on_after_what_fails_or_hangs(session, tmp_path):
     assert session.python("sound", "-c", "print('fine')")
     assert not session.python("failing", "-c", "import sys; sys.exit('no such card')")

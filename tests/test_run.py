@@ -20,6 +20,7 @@ def only_run(root):
     return run
 
 
+@pytest.mark.slow
 def test_help_is_written_for_a_person_and_imports_no_torch(tmp_path):
     done = run_command("--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -318,6 +319,7 @@ main()
 PLAN = ("-m", "seed=range(300)", "sweep.dry_run=true")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("run.py", "--help"), ("run.py", *PLAN)])
 def test_output_that_nobody_reads_is_no_traceback(tmp_path, arguments):
     command = [sys.executable, str(REPOSITORY / arguments[0]), *arguments[1:]]
@@ -329,6 +331,7 @@ def test_output_that_nobody_reads_is_no_traceback(tmp_path, arguments):
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", ["run.py --help", "run.py sweep.dry_run=true", "aggregate.py none"]
 )
@@ -339,6 +342,7 @@ def test_closed_output_changes_no_exit_status(tmp_path, arguments):
     assert done.returncode == (2 if "none" in arguments else 0), done.stderr
 
 
+@pytest.mark.slow
 def test_weights_that_were_deleted_are_named_where_they_are_analysed(tmp_path):
     config = make_config(*TINY, f"runs_dir={tmp_path}")
     run = RunDirectory.of(config)
@@ -362,6 +366,7 @@ OPTUNA = "defaults: [override /hydra/sweeper: optuna]"
 OPTUNA_CLASS = "hydra: {sweeper: {_target_: hydra_plugins.optuna.OptunaSweeper, n_trials: 3}}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "multirun", "said"),
     [

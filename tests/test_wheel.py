@@ -37,6 +37,7 @@ def resnests(module: str, *arguments: str, cwd, site) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.slow
 def test_the_version_is_one_everywhere(site, tmp_path):
     (metadata,) = site.glob("*.dist-info/METADATA")
     assert f"\nVersion: {__version__}\n" in metadata.read_text()

@@ -57,7 +57,7 @@ def test_options_are_words_or_one_string_as_a_shell_takes_it():
 def test_what_is_documented_of_options_can_be_typed():
     documented = (REPOSITORY / "docs" / "cluster.md").read_text().split("`")[1::2]
     examples = [text[1:-1] for text in documented if text.startswith("'cluster.")]
-    assert len(examples) == 3
+    assert len(examples) == 4
     for example in examples:
         there = tiny("cluster=slurm", example).cluster
         assert there.options or there.setup

@@ -77,6 +77,7 @@ def aggregate(root, *arguments):
     return run_command(*arguments, script="aggregate.py", cwd=root.parent)
 
 
+@pytest.mark.slow
 def test_the_same_words_serve_lists_tables_and_the_status(root):
     words = ("arch=resnet8", "seed=0,1")
     done = aggregate(root, "--list", *words, "variant=standard")
@@ -127,6 +128,7 @@ def test_the_best_are_chosen_on_held_out_images_unless_asked(root, capsys):
         print_best(runs.drop(columns="val_accuracy"), 1, "validation")
 
 
+@pytest.mark.slow
 def test_runs_are_deleted_only_when_that_is_sure(tmp_path):
     runs = tmp_path / "runs"
     kept = trees.add_run(runs, 90)

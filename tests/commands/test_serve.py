@@ -338,6 +338,7 @@ def test_a_port_that_is_taken_is_one_line(tmp_path):
         serve(str(tmp_path / "runs"), 0, "no.such.host.invalid", PLAN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [("--serve", "x"), ("--host", "localhost"), ("--serve", "--list"), ("nowhere", "--serve"),

@@ -94,6 +94,7 @@ def test_an_error_text_full_of_markup_is_shown_as_it_is(tmp_path):
     assert error in " ".join(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_status_of_nothing_is_an_error(tmp_path):
     done = run_command("--status", script="aggregate.py", cwd=tmp_path)
     assert done.returncode != 0

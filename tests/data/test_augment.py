@@ -31,6 +31,7 @@ def augmented(*transforms, **more):
     return config_from(tree)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_an_epoch_of_each_preset_can_be_taken_up_at_any_step(preset):
     mine = make_config(*TINY, f"augment={preset}")
@@ -91,6 +92,7 @@ def test_mixed_labels_are_shares():
     assert images.shape == (32, 3, *images.shape[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["mixup", "trivial"])
 def test_an_interrupted_training_goes_on_bit_for_bit(tmp_path, preset):
     def trained(name, stop=-1):

@@ -76,6 +76,7 @@ OWN = {"name": "mine", "source": "images", "num_classes": None, "mean": None, "s
 OWN |= {"train_limit": None, "test_limit": None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -172,6 +173,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path):
     assert_same(outcome(parts), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["evaluate", "analyze"])
 def test_other_tasks_read_the_same(tmp_path, task):
     """And predictions.npz is that of images in memory."""

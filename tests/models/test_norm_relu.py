@@ -237,6 +237,7 @@ def no_home():
     raise RuntimeError("Could not determine home directory.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [None, "/proc/nowhere"])
 def test_without_a_usable_cache_a_process_builds_its_own(
     fresh, compiled, monkeypatch, caplog, cache

@@ -59,6 +59,7 @@ def test_it_imports_neither_torch_nor_what_plain_tables_do_not_need(tree):
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
+@pytest.mark.slow
 def test_comparisons_are_added_on_request(tree):
     out = aggregate(tree, "--compare", "standard", "--compare", "paper").stdout
     assert "## Differences to Standard" in out
@@ -81,6 +82,7 @@ def test_csv_has_one_row_a_run_and_everything(tree):
     assert rows[0]["provenance.git_commit"].startswith("0123")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "start"),
     [
@@ -96,6 +98,7 @@ def test_the_ending_of_the_file_says_the_format(tree, tmp_path, name, start):
     assert [path.name for path in tmp_path.iterdir()] == [name]  # and no temporary file
 
 
+@pytest.mark.slow
 def test_a_directory_gets_every_format_and_the_figures_with_their_data(tree, tmp_path):
     out = tmp_path / "new" / "results"
     aggregate(tree, "--output", f"{out}/")
@@ -183,6 +186,7 @@ def test_a_broken_record_is_named_and_left_out(tree, tmp_path):
     assert "Missing: seed 2 of ResNet-20 A-ResNEst." in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -208,6 +212,7 @@ def test_an_unknown_choice_names_the_choices(tree):
     assert "median" in done.stderr
 
 
+@pytest.mark.slow
 def test_output_that_is_cut_off_is_no_traceback(tree):
     command = f'"{sys.executable}" aggregate.py "{tree}" --format html | head -c 10'
     done = subprocess.run(

@@ -50,6 +50,7 @@ def test_eps_over_depth_takes_architectures_of_the_same_widths(analyses):
     assert drawing.render("png").startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_eps_over_depth_and_width_of_the_last_stage_of_one_architecture(tmp_path):
     """What experiment=forgetting_conv sweeps differs in arch.widths and arch.blocks."""
     for width in (64, 128):

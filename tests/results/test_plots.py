@@ -45,6 +45,7 @@ def test_there_are_curves_variants_and_parameters_of_each_data_set(tree):
     assert problems == []
 
 
+@pytest.mark.slow
 def test_a_png_is_as_wide_as_a_column_and_a_pdf_is_one(tree):
     for drawing in drawn(tree)[0].values():
         picture = imread(io.BytesIO(drawing.render("png")))

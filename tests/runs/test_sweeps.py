@@ -208,6 +208,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_file_that_is_no_sweeps_is_passed_over_with_one_line(tmp_path, content):
     root = tmp_path / "runs"

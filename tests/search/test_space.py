@@ -39,6 +39,7 @@ def test_a_point_of_the_space_is_a_configuration(tmp_path):
     assert (config.optimizer.cosine, config.trainer.batch_size) == (True, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -211,6 +211,7 @@ def test_of_jobs_on_a_cluster_it_tells_who_waits_for_what_and_which_node_trains(
     assert [line.split()[0] for line in said] == ["interrupted", "start"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [200, 100, 80, 60, 40])
 def test_what_matters_can_be_read_on_a_narrow_terminal_too(tmp_path, width):
     runs = runs_of(tmp_path, 3)

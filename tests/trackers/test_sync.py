@@ -359,6 +359,7 @@ def test_finished_runs_are_exported_once_and_running_ones_are_not(tmp_path, monk
     assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -148,6 +148,7 @@ def test_weights_are_evaluated_on_the_classes_that_they_were_trained_on(
         run_experiment(config)
 
 
+@pytest.mark.slow
 def test_missing_weights_are_named_before_anything_starts(tmp_path):
     for value, said in (
         ("nowhere.pt", "there is no file nowhere.pt"),

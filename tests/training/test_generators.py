@@ -101,6 +101,7 @@ def test_a_killed_run_goes_on_from_the_end_of_an_epoch_with_the_same_draws(tmp_p
     assert history(parts.path) == history(whole.path)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_before_goes_on_without_the_states_of_generators(tmp_path):
     config = drawing(tmp_path, "dropout")
     counter = itertools.count(1)

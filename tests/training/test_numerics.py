@@ -101,6 +101,7 @@ class Changing(Net):
 """
 
 
+@pytest.mark.slow
 @new_only
 def test_a_users_file_changes_no_precision(tmp_path, monkeypatch):
     (tmp_path / "switching.py").write_text(OWN)

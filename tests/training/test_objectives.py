@@ -140,6 +140,7 @@ def test_a_metric_is_in_the_history_and_on_record(tmp_path):
     assert other == {key: value for key, value in row.items() if not key.endswith("_zeros")}
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_measured_by_what_it_lacks_and_not_trained_again(tmp_path, mine):
     plain = config(f"runs_dir={tmp_path}")
     run_experiment(plain)

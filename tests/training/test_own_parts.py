@@ -196,6 +196,7 @@ def net(name, *overrides):
     return config(*overrides, arch={"_target_": f"nets_of_mine.{name}"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "overrides", "said"),
     [
@@ -257,6 +258,7 @@ def test_a_batch_size_that_is_proposed_works(nets, count, size):
         check(net("normed", f"dataset.train_limit={count}", f"trainer.batch_size={proposed}"))
 
 
+@pytest.mark.slow
 def test_a_network_with_lazy_parameters_passes_the_check_trains_and_is_evaluated(nets, tmp_path):
     mine = net("lazy", f"runs_dir={tmp_path / 'runs'}")
     check(mine)

@@ -96,6 +96,7 @@ def test_a_package_that_is_installed_inside_of_a_repository_has_not_its_commit(
     assert [found["repository"] for found in own_repositories([])] == [str(repository.resolve())]
 
 
+@pytest.mark.slow
 def test_the_distributions_of_brought_parts_have_their_versions_on_record():
     installed = importlib.metadata.version("torchvision")
     assert brought_versions(["torchvision.models.resnet18", "resnests.x"]) == {
@@ -116,7 +117,7 @@ def test_classes_and_their_images_in_each_split_are_on_record(tmp_path, monkeypa
     splits = data.load(config.dataset)
     names = tuple("abcdefghij")
 
-    def load(dataset, digest):
+    def load(dataset, digest, memory_gb):
         object.__setattr__(splits.train, "classes", names)
         return splits
 

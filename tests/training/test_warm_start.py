@@ -196,6 +196,7 @@ def test_patience_ends_a_training(tmp_path):
     assert run.weights_file.is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [ONE_CYCLE, EXPONENTIAL])
 def test_a_schedule_of_ones_own_is_stepped_saved_and_resumed(tmp_path, schedule):
     options = ("optimizer.milestones=[]", f"optimizer.schedule={schedule}", "optimizer.lr=0.1")

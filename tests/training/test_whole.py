@@ -131,6 +131,7 @@ def test_graphs_train_bit_for_bit_as_their_operations_do(one_by_one, variant, pr
 GROUPS = "optimizer.groups=[{match:'expansion*',lr:0.02,weight_decay:0}]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -277,6 +278,7 @@ def outcome(config):
     return read_torch(directory.weights_file), history(directory.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [96, 80])
 def test_a_run_that_was_resumed_has_the_bits_of_one_that_was_not(captures, tmp_path, limit):
     whole, resumed = (tiny_run(tmp_path, name, f"dataset.train_limit={limit}") for name in "ab")
@@ -293,6 +295,7 @@ def test_a_run_that_was_resumed_has_the_bits_of_one_that_was_not(captures, tmp_p
     assert rows == same_rows
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_with_graphs_and_without(captures, tmp_path, monkeypatch):
     """Such as one that was written by a version that had none."""
     results = []
