@@ -19,16 +19,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from resnests.config.schema import Config, config_dict, config_from
-from resnests.environment import COMMAND, JOB, command_line, python_path
+from resnests.config.schema import Config, config_dict
+from resnests.environment import COMMAND, command_line, python_path
 from resnests.errors import UserError
-from resnests.runs.directory import RunDirectory
-from resnests.sweep.devices import CORES
 from resnests.sweep.executors.nodes import Nodes
+from resnests.sweep.executors.ray_node import node_task
 from resnests.sweep.plan import Run
-from resnests.sweep.process import log_line, run_on_host
+from resnests.sweep.process import log_line
 from resnests.sweep.scheduler import REFUSED, Job, State
-from resnests.sweep.stop import Stop, lock_until_exit
+from resnests.sweep.stop import lock_until_exit
 
 SLOWEST_SECONDS = 10.0  # between two polls
 POLLED = 50  # queued tasks a poll, whether they began: Ray starts the first ones first
@@ -65,7 +64,7 @@ class RayExecutor:
             needs = f"{self.cpus} cores and {self.gpus:g} GPUs"
             self._wait_for(f"no node has {needs} (cluster.cpus, cluster.gpus)")
         options = {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_retries": 0}
-        self.train = self.ray.remote(**options)(_task())
+        self.train = self.ray.remote(**options)(node_task())
         self.nodes = Nodes(lambda line: self.report(line))
         self.stop_file = _stop_file(config.runs_dir)
         self.head = self.ray.get_runtime_context().gcs_address
@@ -264,44 +263,3 @@ def _stop_file(runs_dir: str) -> Path:
         path = Path(made.name)
     lock_until_exit(path)
     return path.rename(path.with_name(_STOP_FILE + path.name[1:]))
-
-
-def _task() -> Callable[..., tuple[str, str, str]]:
-    """Return what is done on a node: train a run, and return the node's name, how the run was left,
-    and what the node lacks.
-
-    A function within a function goes to the node as it is. Of one of a module Ray would send the
-    name, and where the node cannot import it, nobody would learn which node that was.
-    """
-    refused = REFUSED
-
-    def train(*given: Any) -> tuple[str, str, str]:
-        from importlib import import_module
-        from socket import gethostname
-
-        try:
-            work = import_module("resnests.sweep.executors.ray").train_on_node
-        except Exception as error:  # of many kinds: an old Python, another version of the package
-            said = str(error).partition("\n")[0]
-            return gethostname(), refused, f"{type(error).__name__}: {said}"
-        return gethostname(), *work(*given)
-
-    return train
-
-
-def train_on_node(
-    given: dict[str, Any], replaces: str | None, folder: str, cores: int, stop_file: str
-) -> tuple[str, str]:
-    """Train one run in a process of Ray's, in what its task was given; return how it was left, and
-    what this node lacks.
-    """
-    for place in (folder, stop_file):  # of a folder that is not mounted an empty one may be left
-        if not os.path.exists(place):
-            return REFUSED, f"{place} is not there"
-    ray: Any = importlib.import_module("ray")
-    os.chdir(folder)
-    os.environ |= {JOB: ray.get_runtime_context().get_task_id(), CORES: str(cores)}
-    config = config_from(given)
-    run = Run(config, RunDirectory.of(config), replaces=replaces)
-    with Stop(Path(stop_file)) as stop:
-        return run_on_host(run, None, 1, stop), ""
