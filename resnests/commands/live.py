@@ -1,39 +1,32 @@
-"""What the live page shows: the runs below a folder as they are now, chosen, sorted and opened as
-an address says. A look at the files takes at most a twentieth of the time.
+"""Make the live page: the runs below a folder as they are now, chosen, sorted and opened as the
+address of a request asks.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
-import time
 from typing import Any
 from urllib.parse import urlencode
 
 import pandas as pd
 
 from resnests.commands.runs import log_end, run_facts
-from resnests.commands.status import Status, run_progress
+from resnests.commands.status_lines import run_progress
+from resnests.commands.views import InsideReader, View
 from resnests.config.recipe import distinguishing_keys
 from resnests.errors import UserError
 from resnests.results import notes
-from resnests.results.cells import CELL, Cell, names
-from resnests.results.columns import PLANNED, Row
+from resnests.results.cells import names
+from resnests.results.columns import PLANNED
 from resnests.results.curves import Line, chart
-from resnests.results.frame import Reader
-from resnests.results.output import Plan, Results
-from resnests.results.report import cell_key, cell_of, render, title
-from resnests.results.stats import at_best_epoch
-from resnests.results.tables import Table
+from resnests.results.output import Plan
+from resnests.results.report import cell_of, render, title
 from resnests.runs.directory import RunDirectory
-from resnests.runs.record import BrokenRecord
 from resnests.runs.sweeps import epochs_left
 from resnests.text import as_typed, printable
 
-SHARE = 0.04  # of the time that looking may take
-POLL_SECONDS = 1.5  # between two looks, at least
 VIEWS = 8  # choices of runs that are remembered
 MOST_RUNNING, MOST_FAILED, MOST_CELLS, MOST_CURVES, ROWS = 12, 20, 300, 8, 50
 MOST_LETTERS = 500  # of words that choose runs
@@ -43,72 +36,6 @@ COLUMNS = {
     "Test, %": "test_accuracy", "Train loss": "train_loss", "Epochs": "epochs",
     "Seconds": "seconds", "Device": "provenance.device", "Host": "provenance.host",
 }  # fmt: skip
-
-
-class InsideReader(Reader):
-    """Reads the runs below a folder, none that links lead to elsewhere, and looks at them only as
-    often as that costs little.
-    """
-
-    def __init__(self, root: str) -> None:
-        super().__init__(root, planned=True)
-        self.real = os.path.realpath(root)
-        self.due = 0.0
-        self.last: tuple[pd.DataFrame, list[str]] | UserError | None = None
-
-    def read(self) -> tuple[pd.DataFrame, list[str]]:
-        """Return what the last look found, or the next one where it is due."""
-        if self.last is None or time.monotonic() >= self.due:
-            is_first, started = self.last is None, time.thread_time()
-            try:
-                self.last = super().read()
-            except UserError as error:
-                self.last = error
-            cost = 0.0 if is_first else time.thread_time() - started  # the next one costs less
-            self.due = time.monotonic() + max(POLL_SECONDS, cost / SHARE)
-        if isinstance(self.last, UserError):
-            raise self.last
-        return self.last
-
-    def _read(self, run: RunDirectory, path: str, analysed: bool) -> Row:
-        with os.scandir(path) as entries:
-            leading_out = [e.name for e in entries if e.is_symlink() and not self.is_inside(e.path)]
-        if leading_out:
-            raise BrokenRecord(f"{leading_out[0]} is a link to what is not below {self.root}")
-        if not self.is_inside(path):
-            raise BrokenRecord(f"a link leads to it, which is not below {self.root}")
-        return super()._read(run, path, analysed)
-
-    def is_inside(self, path: str) -> bool:
-        """Return whether `path` is below the folder, whatever links are in it."""
-        return os.path.realpath(path).startswith(os.path.join(self.real, ""))
-
-
-class View:
-    """The runs that some words choose, and their tables."""
-
-    def __init__(self, reader: Reader, root: str, words: list[str], plan: Plan) -> None:
-        self.status, self.plan = Status(root, query=words, reader=reader), plan
-        self.seen: pd.DataFrame | None = None
-        self.version = 0  # another one whenever anything of it is
-        self.tables: list[Table] = []
-        self.cells: dict[str, tuple[Cell, pd.DataFrame]] = {}
-        self.problems: list[str] = []
-
-    def look(self) -> None:
-        """Bring all up to date; raise a UserError where there is no such run."""
-        self.status.read()
-        runs = self.status.runs
-        if runs is self.seen:
-            return
-        shown = at_best_epoch(runs) if self.plan.what.epoch == "best" else runs
-        results = Results(shown, [], self.plan)
-        self.tables, self.problems = results.tables(), results.problems
-        self.cells = {
-            cell_key(Cell(*key)): (Cell(*key), mine)
-            for key, mine in runs.groupby(CELL, observed=True)
-        }
-        self.seen, self.version = runs, time.time_ns()
 
 
 class Live:
@@ -121,12 +48,12 @@ class Live:
         self.lock, self.ready = threading.Lock(), False
 
     def warm_up(self) -> None:
-        """Look once before anybody asks."""
+        """Read the runs once before anybody asks."""
         self.page({}, "")
 
     def page(self, query: dict[str, list[str]], tag: str) -> tuple[str | None, str]:
         """Return the page that `query` asks for, None where it is the one of `tag`; and its tag."""
-        # The first look at many runs takes seconds: meanwhile the page says so.
+        # The first poll of many runs takes seconds: meanwhile the page says so.
         if not self.lock.acquire(timeout=60 if self.ready else 0.3):
             return render(**self._empty("reading the runs ...")), ""
         try:
@@ -138,7 +65,7 @@ class Live:
     def _page(self, address: Address, tag: str) -> tuple[str | None, str]:
         try:
             view = self._view(address.words)
-            view.look()
+            view.poll()
         except UserError as error:
             text = printable(str(error))
             now = f'"{hashlib.sha256(text.encode()).hexdigest()[:20]}"'
@@ -278,7 +205,6 @@ class Live:
         return [one for one in found if one]
 
 
-_ENDS = ("validation", "test", "train")
 _CHARTS = (
     ("Loss", {"train_loss": "train", "val_loss": "validation", "test_loss": "test"}, ""),
     (
@@ -290,7 +216,7 @@ _CHARTS = (
 
 
 class Address:
-    """What an address asks for."""
+    """Holds what an address asks for."""
 
     def __init__(self, query: dict[str, list[str]]) -> None:
         self.words = " ".join(query.get("w", []))[:MOST_LETTERS].split()

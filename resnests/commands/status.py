@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from resnests.commands.queue import queue_lines, queued_runs
+from resnests.commands.status_lines import CellTable, cell_table, run_line
 from resnests.errors import UserError
-from resnests.paper import dataset_label, variant_label
 from resnests.results import notes
-from resnests.results.cells import CELL, ROW, Cell, drop_copies, label_rows, names, row_name
+from resnests.results.cells import drop_copies, label_rows
 from resnests.results.columns import PLANNED
 from resnests.results.frame import Reader
 from resnests.results.select import select
@@ -72,9 +69,9 @@ def _when_there_are_runs(status: Status) -> Group | str:
 
 @dataclass
 class Sweep:
-    """A sweep that is not done: its file, what it was asked for, and how many runs are left."""
+    """Holds a sweep that is not done, and what is left of it."""
 
-    file: Path
+    file: Path  # which says what it was asked for
     asked: Asked
     count: int  # of runs or trials that are not at their end
     left: set[str]  # the directories of the runs
@@ -191,7 +188,7 @@ class Status:
         analyses = _unfinished_analyses(runs)
         what = "analysis" if len(analyses) == 1 else "analyses"
         parts += [f"{len(analyses)} {what} not done"] if analyses else []
-        self.runs, self.counts, self.table = runs, parts, _table(runs, troubles)
+        self.runs, self.counts, self.table = runs, parts, cell_table(runs, troubles)
         named = [name for name in notes.UNFINISHED if name not in (notes.QUEUED, PLANNED)]
         some = (runs[runs["status"] == name] for name in named)
         self.unfinished = [run for these in some for run in these.to_dict("records")] + analyses
@@ -270,48 +267,6 @@ def _with_queue(frame: pd.DataFrame, queue: dict[str, str], sweeps: list[Sweep])
     return frame.assign(status=status, error=frame["error"].where(reasons.isna(), reasons))
 
 
-@dataclass
-class CellTable:
-    """Shows the cells as a table, or on a narrow terminal, where it would be cut, as lines."""
-
-    header: list[str]
-    rows: list[list[str]]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        columns = zip(self.header, *self.rows, strict=True)
-        if sum(max(map(cell_len, column)) + 2 for column in columns) <= options.max_width:
-            table = Table(box=None, pad_edge=False, header_style="bold")
-            for name in self.header:
-                table.add_column(name, no_wrap=True)
-            for row in self.rows:
-                table.add_row(*row)
-            yield table
-            return
-        for label, *texts in self.rows:
-            yield label
-            for name, text in zip(self.header[1:], texts, strict=True):
-                yield f"  {name}: {text}"
-
-
-def _table(runs: pd.DataFrame, troubles: dict[Cell, notes.Troubles]) -> CellTable:
-    """Return how many runs of each cell are done, and how many are not, for what reason."""
-    variants = names(runs["variant"])
-    complete = runs[runs["status"] == "complete"]
-    done = complete.groupby(CELL, observed=True).size().to_dict()
-    rows = []
-    for (dataset, arch, row), _ in runs.groupby(ROW, observed=True):
-        cells = [Cell(dataset, arch, row, variant) for variant in variants]
-        texts = [_cell(done.get(cell, 0), troubles.get(cell, {})) for cell in cells]
-        rows.append([f"{dataset_label(dataset)} {row_name(arch, row)}", *texts])
-    return CellTable(["", *map(variant_label, variants)], rows)
-
-
-def _cell(done: int, trouble: notes.Troubles) -> str:
-    parts = [f"{done} done"] if done else []
-    parts += [f"{len(trouble[name])} {name}" for name in notes.UNFINISHED if name in trouble]
-    return ", ".join(parts) or "—"
-
-
 def _unfinished_analyses(runs: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the analyses that are not complete, as runs whose status says so."""
     if "analysis.status" not in runs:
@@ -323,30 +278,3 @@ def _unfinished_analyses(runs: pd.DataFrame) -> list[dict[str, Any]]:
         | {"path": str(RunDirectory(run["path"]).analysis.path)}
         for run in left.to_dict("records")
     ]
-
-
-def run_line(run: dict[str, Any]) -> str:
-    """Return one run that is not complete: how far it is, or why it ended."""
-    label = f"{run['status']}: {run['dataset']}/{run['arch']}/{run['variant']} seed={run['seed']}"
-    if not run["status"].endswith("running"):
-        reason = "" if pd.isna(run["error"]) else f": {run['error']}"
-        return f"{label}{reason}; see {RunDirectory(run['path']).log_file}"
-    return f"{label} {', '.join(run_progress(run))}"
-
-
-def run_progress(run: dict[str, Any]) -> list[str]:
-    """Return where a run is trained and how far it is, in words."""
-    progress = RunDirectory(run["path"]).shown_progress()
-    host = run.get("provenance.host")
-    where = f"{host} " if host != socket.gethostname() else ""
-    parts = [f"on {where}{progress.get('device', run.get('provenance.device'))}"]
-    if progress.get("job"):
-        parts.append(f"job {progress['job']}")
-    if "epoch" in progress:
-        parts.append(f"epoch {progress['epoch']}/{progress['epochs']}, loss {progress['loss']:.4f}")
-        parts.append(f"{progress['images_per_second']:.0f} images/s")
-        if progress["seconds_left"] is not None:
-            parts.append(f"{duration(progress['seconds_left'])} left")
-    if "time" in progress:
-        parts.append(f"last heartbeat {duration(max(0.0, time.time() - progress['time']))} ago")
-    return parts

@@ -17,8 +17,9 @@ import pytest
 import trees
 from helpers import REPOSITORY, run_command
 
-from resnests.commands.live import InsideReader, Live
+from resnests.commands.live import Live
 from resnests.commands.serve import Handler, Server, serve
+from resnests.commands.views import InsideReader
 from resnests.errors import UserError
 from resnests.results.output import plan
 from resnests.runs.sweeps import write_asked

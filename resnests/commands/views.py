@@ -1,0 +1,92 @@
+"""Read the runs that the live page shows: those below a folder, chosen by words, with their tables.
+
+Reading takes at most a twenty-fifth of the time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pandas as pd
+
+from resnests.commands.status import Status
+from resnests.errors import UserError
+from resnests.results.cells import CELL, Cell
+from resnests.results.columns import Row
+from resnests.results.frame import Reader
+from resnests.results.output import Plan, Results
+from resnests.results.report import cell_key
+from resnests.results.stats import at_best_epoch
+from resnests.results.tables import Table
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import BrokenRecord
+
+SHARE = 0.04  # of the time that reading may take
+POLL_SECONDS = 1.5  # between two polls, at least
+
+
+class InsideReader(Reader):
+    """Reads the runs below a folder, none that links lead to elsewhere, and only as often as that
+    costs little.
+    """
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root, planned=True)
+        self.real = os.path.realpath(root)
+        self.due = 0.0
+        self.last: tuple[pd.DataFrame, list[str]] | UserError | None = None
+
+    def read(self) -> tuple[pd.DataFrame, list[str]]:
+        """Return what the last poll found, or the next one where it is due."""
+        if self.last is None or time.monotonic() >= self.due:
+            is_first, started = self.last is None, time.thread_time()
+            try:
+                self.last = super().read()
+            except UserError as error:
+                self.last = error
+            cost = 0.0 if is_first else time.thread_time() - started  # the next one costs less
+            self.due = time.monotonic() + max(POLL_SECONDS, cost / SHARE)
+        if isinstance(self.last, UserError):
+            raise self.last
+        return self.last
+
+    def _read(self, run: RunDirectory, path: str, analysed: bool) -> Row:
+        with os.scandir(path) as entries:
+            leading_out = [e.name for e in entries if e.is_symlink() and not self.is_inside(e.path)]
+        if leading_out:
+            raise BrokenRecord(f"{leading_out[0]} is a link to what is not below {self.root}")
+        if not self.is_inside(path):
+            raise BrokenRecord(f"a link leads to it, which is not below {self.root}")
+        return super()._read(run, path, analysed)
+
+    def is_inside(self, path: str) -> bool:
+        """Return whether `path` is below the folder, whatever links are in it."""
+        return os.path.realpath(path).startswith(os.path.join(self.real, ""))
+
+
+class View:
+    """Holds the runs that some words choose, and their tables."""
+
+    def __init__(self, reader: Reader, root: str, words: list[str], plan: Plan) -> None:
+        self.status, self.plan = Status(root, query=words, reader=reader), plan
+        self.seen: pd.DataFrame | None = None
+        self.version = 0  # another one whenever anything of it is
+        self.tables: list[Table] = []
+        self.cells: dict[str, tuple[Cell, pd.DataFrame]] = {}
+        self.problems: list[str] = []
+
+    def poll(self) -> None:
+        """Bring all up to date; raise a UserError where there is no such run."""
+        self.status.read()
+        runs = self.status.runs
+        if runs is self.seen:
+            return
+        shown = at_best_epoch(runs) if self.plan.what.epoch == "best" else runs
+        results = Results(shown, [], self.plan)
+        self.tables, self.problems = results.tables(), results.problems
+        self.cells = {
+            cell_key(Cell(*key)): (Cell(*key), mine)
+            for key, mine in runs.groupby(CELL, observed=True)
+        }
+        self.seen, self.version = runs, time.time_ns()
