@@ -73,9 +73,9 @@ class Devices:
 
 @dataclass
 class Sweep:
-    retries: int = 0
-    fail_fast: bool = False
-    dry_run: bool = False
+    retries: int = 0  # how often a run that failed is tried again before the sweep ends
+    fail_fast: bool = False  # true: the first run that fails, diverges or is killed ends the sweep
+    dry_run: bool = False  # true: try and print what the sweep would do, and write nothing
 
     def __post_init__(self) -> None:
         require(self.retries >= 0, "sweep.retries", self.retries, "0 or more")
@@ -148,6 +148,16 @@ class Config:
         self.runs_dir = os.path.expanduser(self.runs_dir)
         self.weights = self.weights and os.path.expanduser(self.weights)
         require_one_of("task", self.task, TASKS)
+        require_one_of("format", self.format, FORMATS)
+        require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")
+        self._check_task()
+        self._check_cluster()
+        self._check_loggers()
+        self.metric_parts()
+        self._check_training()
+
+    def _check_task(self) -> None:
+        """Require that no key is given which the task would ignore."""
         expected = "false with weights, which are not trained here"
         ok = self.weights is None or not self.analysis.train
         require(ok, "analysis.train", self.analysis.train, expected)
@@ -157,23 +167,30 @@ class Config:
         ok = self.predict.folder is None or self.task == "predict"
         expected = f"null, as task={self.task} reads no such folder"
         require(ok, "predict.folder", self.predict.folder, expected)
-        require_one_of("format", self.format, FORMATS)
+        ok = self.task == "export" or self.format == "official"
+        require(ok, "format", self.format, f"official, as task={self.task} exports nothing")
+        ok = self.task != "evaluate" or self.init == Init()
+        require(ok, "init", self.init.weights or self.init.freeze, "none with task=evaluate")
+
+    def _check_cluster(self) -> None:
+        """Require that a cluster can do the task, and that its own keys say how."""
         name = self.cluster.name if self.cluster else None
+        if name is None:
+            return
         elsewhere = {
             "export": "trains nothing",
             "predict": "trains nothing",
             "tune": "trains here; jobs of a cluster can share a study",
         }
         expected = f"null, as task={self.task} {elsewhere.get(self.task)}"
-        require(name is None or self.task not in elsewhere, "cluster", name, expected)
+        require(self.task not in elsewhere, "cluster", name, expected)
         expected = f"null with cluster={name}, where cluster.jobs is the limit"
-        slots = self.devices.slots
-        require(name is None or slots is None, "devices.slots", slots, expected)
-        expected = f"null or false with cluster={name} (docs/speed.md has what starts MPS in jobs)"
-        require(name is None or not self.devices.mps, "devices.mps", self.devices.mps, expected)
-        ok = self.task == "export" or self.format == "official"
-        require(ok, "format", self.format, f"official, as task={self.task} exports nothing")
-        require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")
+        require(self.devices.slots is None, "devices.slots", self.devices.slots, expected)
+        expected = f"null or false with cluster={name} (docs/cluster.md says what starts MPS there)"
+        require(not self.devices.mps, "devices.mps", self.devices.mps, expected)
+
+    def _check_loggers(self) -> None:
+        """Require a `_target_` of each logger, and expand ~ in what it is called with."""
         for name, values in self.logger.items():
             require_name("logger", name)
             ok = isinstance(values, dict) and isinstance(values.get("_target_"), str)
@@ -182,12 +199,12 @@ class Config:
                 key: os.path.expanduser(value) if isinstance(value, str) else value
                 for key, value in values.items()
             }
-        self.metric_parts()
+
+    def _check_training(self) -> None:
+        """Require that the components fit each other."""
         ok = self.trainer.patience is None or self.dataset.val_fraction > 0
         expected = "null without dataset.val_fraction, as the test set decides nothing"
         require(ok, "trainer.patience", self.trainer.patience, expected)
-        ok = self.task != "evaluate" or self.init == Init()
-        require(ok, "init", self.init.weights or self.init.freeze, "none with task=evaluate")
         ok = self.loss.target is None or self.trainer.label_smoothing == 0
         expected = "0 beside loss._target_, among whose keys it may be"
         require(ok, "trainer.label_smoothing", self.trainer.label_smoothing, expected)

@@ -41,19 +41,6 @@ def card(directory: RunDirectory, record: Record, about: dict[str, Any]) -> str:
     names = arch_label(record.arch)
     if not _made_by(record) or record.variant != _BASELINE:  # else it is only a label
         names += f" {variant_label(record.variant)}"
-    values = _accuracies(directory)
-    mean = statistics.mean(values)
-    frozen = record.frozen_parameters
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    rows = {
-        "test accuracy": f"{record.test_accuracy:.2f}%",
-        "test loss": f"{record.test_loss:.4f}",
-        f"test accuracy of the recipe, mean over n = {len(values)} seed(s)": f"{mean:.2f}%{spread}",
-        "parameters": (record.parameters or 0) + (frozen or 0),
-        **({"frozen parameters among them": frozen} if frozen else {}),
-        "epochs": record.epochs,
-        "seed": record.seed,
-    }
     use = "\n```\n\n```python\n".join(_USE[form] for form in about["files"])
     digests = {f"sha256 of {each['file']}": each["sha256"] for each in about["files"].values()}
     return f"""\
@@ -70,7 +57,7 @@ metrics: [accuracy]
 {_origin(record)}
 All accuracies are of the last epoch.
 
-{_table(rows)}
+{_table(_results(record, _accuracies(directory)))}
 
 ## Use
 
@@ -88,6 +75,21 @@ All accuracies are of the last epoch.
 
 {_table(_provenance(record) | digests)}
 """
+
+
+def _results(record: Record, accuracies: list[float]) -> dict[str, Any]:
+    """Return what was measured, with the mean of the `accuracies` of all seeds."""
+    count, mean, frozen = len(accuracies), statistics.mean(accuracies), record.frozen_parameters
+    spread = f" ± {statistics.stdev(accuracies):.2f}" if count > 1 else ""
+    return {
+        "test accuracy": f"{record.test_accuracy:.2f}%",
+        "test loss": f"{record.test_loss:.4f}",
+        f"test accuracy of the recipe, mean over n = {count} seed(s)": f"{mean:.2f}%{spread}",
+        "parameters": (record.parameters or 0) + (frozen or 0),
+        **({"frozen parameters among them": frozen} if frozen else {}),
+        "epochs": record.epochs,
+        "seed": record.seed,
+    }
 
 
 def _origin(record: Record) -> str:
