@@ -32,7 +32,7 @@ BATCH = 64
 
 
 def torchvisions(growth: int, compression: float, depth: int, **_: bool) -> nn.Sequential:
-    """The bottleneck network of torchvision's dense blocks: the same parameters as ours."""
+    """Return the bottleneck network of torchvision's dense blocks: the same parameters as ours."""
     from torchvision.models.densenet import _DenseBlock, _Transition
 
     channels, layers = 2 * growth, (depth - 4) // 6

@@ -53,7 +53,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def matmul_peak(device: str, precision: str, size: int = 8192) -> float:
-    """FLOP/s of one large square matrix product: what the chip gives in practice."""
+    """Return the FLOP/s of one large square matrix product: what the chip gives in practice."""
     set_numerics(Trainer(precision="tf32" if precision == "official" else precision))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -68,7 +68,7 @@ def matmul_peak(device: str, precision: str, size: int = 8192) -> float:
 
 
 def step_flops(arch: str) -> float:
-    """Floating-point operations of an image in training: forward and backward."""
+    """Return the floating-point operations of an image in training: forward and backward."""
     model = build_model(arch)
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(2, 3, 32, 32)).sum().backward()
@@ -89,8 +89,8 @@ def arch_table(
     peaks: dict[str, float],
     best: dict[str, tuple[float, str]],
 ) -> str:
-    """A line for the usual loop and for each precision and mode; fills `best` with the fastest
-    by architecture.
+    """Return a line for the usual loop and for each precision and mode; fill `best` with the
+    fastest by architecture.
     """
     common = {
         "arch": arch,
@@ -168,7 +168,7 @@ def sharing_table(options: argparse.Namespace) -> str:
 
 
 def grid_table(best: dict[str, tuple[float, str]]) -> str:
-    """Hours of 56 runs of 200 epochs for each architecture, each in its fastest way."""
+    """Return the hours of 56 runs of 200 epochs for each architecture, each in its fastest way."""
     hours = {arch: RUNS_A_NETWORK * EPOCHS * seconds / 3600 for arch, (seconds, _) in best.items()}
     rows = [[arch, best[arch][1], f"{best[arch][0]:.2f}", f"{hours[arch]:.1f}"] for arch in best]
     rows.append(["all", "", "", f"{sum(hours.values()):.1f}"])

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 class Process:
-    """A subject in a process of its own; `seconds_to_first_step` counts from the start of the
+    """Runs a subject in a process of its own; `seconds_to_first_step` counts from the start of the
     interpreter.
     """
 
@@ -56,15 +56,15 @@ class Process:
 
 
 def together(processes: list[Process], action: str) -> float:
-    """The sum of the rates of processes that work at the same time."""
+    """Return the sum of the rates of processes that work at the same time."""
     for process in processes:
         process.start(action)
     return sum(process.finish() for process in processes)
 
 
 def interleaved(turns: dict[str, tuple], rounds: int) -> dict[str, list[float]]:
-    """`rounds` results of each turn (function, arguments), round by round; a first round warms
-    up.
+    """Return `rounds` results of each turn (function, arguments), round by round; a first round
+    warms up.
     """
     results: dict[str, list[float]] = {name: [] for name in turns}
     for round_ in range(rounds + 1):
@@ -76,13 +76,13 @@ def interleaved(turns: dict[str, tuple], rounds: int) -> dict[str, list[float]]:
 
 
 def wall_time(command: list[str]) -> float:
-    """Seconds of a Python command, from its start to its end, in the repository."""
+    """Return the seconds of a Python command, from its start to its end, in the repository."""
     return times(command)[0]
 
 
 def times(command: list[str]) -> tuple[float, float]:
-    """Seconds from start to end of a Python command, in the repository, and seconds of processors
-    in it and in all processes below it.
+    """Return the seconds from start to end of a Python command, in the repository, and seconds of
+    processors in it and in all processes below it.
     """
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *command], cwd=REPOSITORY, check=True, capture_output=True)
@@ -91,7 +91,7 @@ def times(command: list[str]) -> tuple[float, float]:
 
 
 def ratio(these: list[float], those: list[float]) -> float:
-    """Median of the ratios round by round: neighbours in time saw the same machine."""
+    """Return the median of the ratios round by round: neighbours in time saw the same machine."""
     return statistics.median(a / b for a, b in zip(these, those, strict=True))
 
 

@@ -48,7 +48,7 @@ BATCH = 128
 
 
 def processor_time() -> float:
-    """Seconds that all threads of this process and its loaders' workers have computed."""
+    """Return the seconds that this process and its loaders' workers have computed, all threads."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     workers = (psutil.Process(child.pid).cpu_times() for child in active_children())
     living = sum(times.user + times.system for times in workers)
@@ -79,7 +79,7 @@ def read_conf(group: str, name: str, schema: type):
 
 
 class Subject:
-    """A network in training, and turns of it that give images per second."""
+    """Trains a network, in turns that give images per second."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.device, self.now = spec, torch.device(spec.device), CLOCKS[spec.clock]
@@ -89,7 +89,9 @@ class Subject:
         self.model = build_model(spec.arch, "standard", self.dataset.num_classes).to(self.device)
 
     def timed(self, steps: Iterator[int], count: int) -> float:
-        """Images per second over the next `count` items of `steps`, which are numbers of images."""
+        """Return the images per second over the next `count` items of `steps`, which are numbers of
+        images.
+        """
         started = self.now()
         images = sum(itertools.islice(steps, count))
         if self.device.type == "cuda":
@@ -107,7 +109,7 @@ class Subject:
 
 
 class Ours(Subject):
-    """What `python run.py` does: tensor pipeline, channels last, this package's loop."""
+    """Trains as `python run.py` does: tensor pipeline, channels last, this package's loop."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
@@ -177,7 +179,7 @@ def train_steps(
 
 
 class Baseline(Subject):
-    """PIL transforms in worker processes, contiguous fp32, .item() every step.
+    """Trains with PIL transforms in worker processes, contiguous fp32, .item() every step.
 
     usual: two workers, the test set evaluated. official: one worker, anomaly detection, and what it
     evaluates is the augmented training set.
@@ -255,7 +257,9 @@ class PilImages(torch.utils.data.Dataset):
 
 
 class Convolutions:
-    """Every convolution of a step alone: forward, backward by data and by weight, channels last."""
+    """Computes every convolution of a step alone: forward, backward by data and by weight, channels
+    last.
+    """
 
     def __init__(self, spec: Spec) -> None:
         self.device, self.now = torch.device(spec.device), CLOCKS[spec.clock]
@@ -283,8 +287,8 @@ class Convolutions:
         return x, w, dy, stride, padding, first
 
     def train(self, count: int) -> float:
-        """Images per second of all convolutions of a step together; for each layer the median of
-        three times.
+        """Return the images per second of all convolutions of a step together; for each layer the
+        median of three times.
         """
         return BATCH / sum(times * self.seconds(*layer) for layer, times in self.layers)
 

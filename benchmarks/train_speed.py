@@ -44,7 +44,7 @@ STEPS = {
 
 
 def measure(arch: str, options: argparse.Namespace) -> list[str]:
-    """The tables of one network."""
+    """Return the tables of one network."""
     steps = options.steps or STEPS.get(arch, 1)
     common = {
         "arch": arch,
@@ -77,7 +77,7 @@ def measure(arch: str, options: argparse.Namespace) -> list[str]:
 
 
 def epoch_seconds(name: str, rates: dict[str, list[float]]) -> list[float]:
-    """Seconds of a whole epoch, for each round."""
+    """Return the seconds of a whole epoch, for each round."""
     evaluated = EVALUATED[name.split()[0]]
     pairs = zip(rates[name], rates[f"{name}/evaluate"], strict=True)
     return [TRAIN / train + evaluated / evaluate for train, evaluate in pairs]
@@ -115,7 +115,7 @@ def epochs_table(rates: dict[str, list[float]], processes: dict[str, Process]) -
 
 
 def limits_table(rates: dict[str, list[float]], precisions: list[str]) -> str:
-    """How near a step is to its convolutions alone, and what the augmentation takes of it."""
+    """Show how near a step is to its convolutions alone, and what the augmentation takes of it."""
     rows = []
     for precision in precisions:
         ours, alone = rates[f"ours {precision}"], rates[f"convolutions {precision}"]
@@ -134,7 +134,7 @@ def limits_table(rates: dict[str, list[float]], precisions: list[str]) -> str:
 
 
 def concurrency_table(options: argparse.Namespace) -> str:
-    """Small networks: one run with all threads against as many runs of one thread."""
+    """Compare, on small networks, one run with all threads to as many runs of one thread."""
     rows = []
     for precision in options.precision:
         common = {
@@ -163,7 +163,7 @@ def concurrency_table(options: argparse.Namespace) -> str:
 
 
 def streaming_table(options: argparse.Namespace) -> str:
-    """Images that are read from a file batch by batch against images in memory."""
+    """Compare images that are read from a file batch by batch to images in memory."""
     rows = []
     for precision in options.precision:
         common = {"precision": precision, "dataset": options.dataset, "root": options.root}
@@ -207,8 +207,8 @@ def host_table() -> str:
 
 
 def start_up_table() -> str:
-    """Wall time of commands as a user types them; that with one step also evaluates and writes
-    its directory.
+    """Measure the wall time of commands as a user types them; that with one step also evaluates and
+    writes its directory.
     """
     with tempfile.TemporaryDirectory() as folder:
         one_step = [

@@ -1,4 +1,4 @@
-"""The environment variables by which the processes of a sweep know each other. No torch."""
+"""Name the environment variables by which the processes of a sweep know each other. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A user's mistake: one line that names the mend, and one exit status wherever it is found."""
+"""Report a user's mistake in one line that names the mend, with one exit status wherever it is
+found.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The global random generators: what a network, head or optimizer of a user's may draw from.
+"""Save and restore the global random generators: what a network, head or optimizer of a
+user's may draw from.
 
 An interrupted run must go on with the numbers that it would have drawn. Their states are therefore
 part of a checkpoint: those of torch (CPU and device), numpy and Python's random. Derived anew from

@@ -1,4 +1,5 @@
-"""The paper's tables and names: Chen, Lee, Garudadri, Rao, "ResNEsts and DenseNEsts", NeurIPS 2021.
+"""Hold the paper's tables and names: Chen, Lee, Garudadri, Rao, "ResNEsts and DenseNEsts", NeurIPS
+2021.
 
 Published numbers are test accuracies of the last epoch's weights over seeds 0 to 6; whether they
 are means or medians is not stated.

@@ -34,6 +34,11 @@ def as_typed(value: Any) -> Any:
     return value
 
 
+def short(value: Any) -> str:
+    """Return a value of a table: a number with a point in four digits, all else as it is."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def brief(value: Any) -> Any:
     """Return a configured value as labels have it: as typed, but a `_target_` with its arguments as
     a call. The paths of torchvision's transforms and of ours go without saying; any other stays.

@@ -6,8 +6,9 @@ import torch
 
 
 def pytest_configure(config):
-    """A machine with a GPU runs the tests as one without; -m gpu asks for those of a GPU. Trainings
-    that share the cores would take four times as long if their threads spun while they wait.
+    """Run the tests on a machine with a GPU as on one without; -m gpu asks for those of a GPU.
+    Trainings that share the cores would take four times as long if their threads spun while they
+    wait.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if config.option.markexpr != "gpu":
@@ -24,13 +25,13 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
-    """Small networks are fastest on one core, and sums come out in one order."""
+    """Use one thread: small networks are fastest on one core, and sums come out in one order."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _own_slots(tmp_path_factory, monkeypatch):
-    """Trainings elsewhere on the machine neither wait for the tests nor hold them up; and what a
+    """Keep the tests and other trainings on the machine from waiting for each other; and what a
     sweep in this process tells its children is over with the test.
     """
     with patch.dict(os.environ):

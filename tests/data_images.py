@@ -16,7 +16,7 @@ def pictures(count: int, *shape: int) -> np.ndarray:
 
 
 def images(root: Path | str, **values) -> Dataset:
-    """The data set of `python run.py dataset=images dataset.name=mine dataset.root=ROOT`."""
+    """Return the data set of `python run.py dataset=images dataset.name=mine dataset.root=ROOT`."""
     return part_from("dataset", {"name": "mine", "source": "images", "root": str(root)} | values)
 
 

@@ -24,7 +24,7 @@ def needs_gpu(test):
 
 
 class Recorder(TorchDispatchMode):
-    """A CUDA graph on the CPU: what runs inside is recorded, and has no effect until it is
+    """Emulates a CUDA graph on the CPU: what runs inside is recorded, and has no effect until it is
     replayed.
     """
 

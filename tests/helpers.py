@@ -38,7 +38,7 @@ TIMES = ("seconds", "images_per_second")
 
 
 def make_config(*overrides: str) -> Config:
-    """The Config of `python run.py <overrides>`, for the caller to change."""
+    """Return the Config of `python run.py <overrides>`, for the caller to change."""
     return copy.deepcopy(_composed(overrides))
 
 
@@ -50,21 +50,21 @@ def _composed(overrides: tuple[str, ...]) -> Config:
 
 
 def tiny(*overrides: str) -> Config:
-    """A run of about a second."""
+    """Return a run of about a second."""
     return make_config(*TINY, *overrides)
 
 
 def run_command(
     *arguments: str, cwd: Path, script: str = "run.py", **kwargs
 ) -> subprocess.CompletedProcess:
-    """The command line as a user has it, in a directory of their own."""
+    """Run a command line as a user does, in a directory of their own."""
     command = [sys.executable, str(REPOSITORY / script), *arguments]
     kwargs.setdefault("env", os.environ | kwargs.pop("environment", {}))
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240, **kwargs)
 
 
 def history(directory: Path) -> list[dict[str, str]]:
-    """The rows of history.csv, less what a clock measured."""
+    """Return the rows of history.csv, less what a clock measured."""
     with open(directory / "history.csv", newline="") as file:
         return [
             {key: value for key, value in row.items() if key not in TIMES}
@@ -73,13 +73,13 @@ def history(directory: Path) -> list[dict[str, str]]:
 
 
 def statuses(folder: Path) -> dict[str, str | None]:
-    """The states of the runs below `folder`/runs, by variant and seed."""
+    """Return the states of the runs below `folder`/runs, by variant and seed."""
     found = find_runs(folder / "runs")
     return {f"{run.path.parts[-3]} {run.path.parts[-1]}": run.status() for run in found}
 
 
 def write_run(config: Config, status: str, **record) -> RunDirectory:
-    """What a run of this host that ended with `status` leaves, without training anything."""
+    """Write what a run of this host that ended with `status` leaves, without training anything."""
     directory = RunDirectory.of(config)
     directory.write_config(config)
     values = METRICS | {"parameters": 7} if status == "complete" else {}
@@ -97,10 +97,10 @@ def until(is_so: Callable[[], object], seconds: float = 90) -> None:
 
 
 def gpu(number: int) -> str:
-    """The UUID of a card of the stand-in for NVML, see sweep/nvml.c."""
+    """Return the UUID of a card of the stand-in for NVML, see sweep/nvml.c."""
     return f"GPU-0000000{number}-1111-4222-8333-bbbbbbbbbbbb"
 
 
 def mig(number: int, part: int) -> str:
-    """The UUID of one of its slices."""
+    """Return the UUID of one of its slices."""
     return f"MIG-0000000{number}-000{part}-4000-8000-aaaaaaaaaaaa"

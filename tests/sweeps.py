@@ -45,7 +45,7 @@ def write_digits(root: Path) -> None:
 
 
 class Sweep:
-    """A sweep as a user starts it, with its processes by their roles."""
+    """Runs a sweep as a user starts it, with its processes by their roles."""
 
     cluster: tuple[str, ...] = ()  # the overrides that bring all sweeps onto one
     shell: Mapping[str, str] = {}  # variables that it finds beside those of ours
@@ -88,7 +88,7 @@ class Sweep:
         return found
 
     def _processes(self) -> list[psutil.Process]:
-        """All below the sweep; of a cluster all that work in its folder."""
+        """Return all below the sweep; of a cluster all that work in its folder."""
         try:
             if not self.cluster:
                 return psutil.Process(self.process.pid).children(recursive=True)
@@ -111,7 +111,7 @@ def _role(process: psutil.Process) -> str | None:
 
 
 class Leases(threading.Thread):
-    """Looks all the time whether two trainings report the same device, or the same directory."""
+    """Checks all the time whether two trainings report the same device, or the same directory."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
@@ -136,7 +136,7 @@ class Leases(threading.Thread):
 
     @staticmethod
     def _both_live(*pids: int) -> bool:
-        """Still trainings, both of them, after what was read of them."""
+        """Return whether both are still trainings, after what was read of them."""
         try:
             return all("resnests.sweep." in " ".join(psutil.Process(pid).cmdline()) for pid in pids)
         except psutil.Error:

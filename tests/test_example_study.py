@@ -16,7 +16,7 @@ PART = ("augment=cutout", "seed=0")  # of the 36 runs, as each takes a second or
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The folder of the example, with a few images, once its grid is trained."""
+    """Return the folder of the example, with a few images, once its grid is trained."""
     pytest.importorskip("torchmetrics", reason="needs resnests[metrics]")
     place = tmp_path_factory.mktemp("study") / "study"
     shutil.copytree(REPOSITORY / "examples" / "study", place)

@@ -67,7 +67,7 @@ def test_the_readme_has_the_two_commands_that_set_everything_up():
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory) -> Path:
-    """A folder with the weights and images that lines of the README name."""
+    """Return a folder with the weights and images that lines of the README name."""
     folder = tmp_path_factory.mktemp("given")
     write_classes(folder / "my leaves", 5)
     torch.save(build_model("resnet20", "resnest").state_dict(), folder / "model.pt")
@@ -126,7 +126,7 @@ def test_lines_about_finished_runs_follow_a_training(line, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """A folder with runs/ that all lines with aggregate.py have something to say of."""
+    """Return a folder with runs/ that all lines with aggregate.py have something to say of."""
     folder = tmp_path_factory.mktemp("finished")
     for seed in (0, 1):
         for variant in ("standard", "resnest"):

@@ -244,7 +244,7 @@ LONG = (*TINY, "trainer.epochs=40")
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """The directory of a run of LONG."""
+    """Return the directory of a run of LONG."""
     root = tmp_path_factory.mktemp("whole")
     assert run_command(*LONG, cwd=root).returncode == 0
     return only_run(root)

@@ -17,7 +17,7 @@ GRID = ("dataset=stripes", "trainer.epochs=2", "trainer.batch_size=32")
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A folder with what the wheel installs."""
+    """Return a folder with what the wheel installs."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
     command += ["--no-build-isolation", "--wheel-dir", str(folder), str(REPOSITORY)]

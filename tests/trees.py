@@ -55,7 +55,7 @@ PROVENANCE = dataclasses.asdict(collect(torch.device("cpu"), make_config())) | {
 def make_config(
     root: Path, dataset="cifar10", arch="resnet20", variant="standard", seed=0, **overrides: Any
 ) -> Config:
-    """The configuration of a run below `root`; overrides by dotted key with '__' for '.', as
+    """Return the configuration of a run below `root`; overrides by dotted key with '__' for '.', as
     trainer__epochs=10.
     """
     mean, std = MOMENTS.get(dataset, ([127.5] * 3, [63.75] * 3))
@@ -87,7 +87,7 @@ def make_config(
 def history_rows(
     accuracy: float, epochs: int, eval_every: int = 1, val: bool = False
 ) -> list[dict[str, Any]]:
-    """A learning curve that ends at `accuracy` %, with steps where the learning rate falls."""
+    """Return a learning curve up to `accuracy` %, with steps where the learning rate falls."""
     rows = []
     for epoch in range(1, epochs + 1):
         phase = sum(epoch > epochs * m for m in (0.3, 0.6, 0.8))
@@ -142,7 +142,9 @@ def add_run(
 def add_paper_grid(
     root: Path, seeds: int = 3, epochs: int = 30, datasets=("cifar10", "cifar100")
 ) -> None:
-    """The published grid with the published means and a spread over seeds, histories included."""
+    """Write the published grid with the published means and a spread over seeds, histories
+    included.
+    """
     noise = random.Random(0)
     for (dataset, arch, variant), (accuracy, size) in PUBLISHED.items():
         for seed in range(seeds if dataset in datasets else 0):

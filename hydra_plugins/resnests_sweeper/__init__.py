@@ -1,1 +1,1 @@
-"""Plugin of Hydra: the sweeper of resnests."""
+"""Register the sweeper of resnests as a plugin of Hydra."""

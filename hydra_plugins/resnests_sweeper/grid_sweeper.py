@@ -1,5 +1,5 @@
-"""Hydra's basic sweeper, whose grid is checked as a whole, launched as far as it is not done,
-and launched again; or, for task=tune, the space of a search.
+"""Define the sweeper: Hydra's basic one, whose grid is checked as a whole, launched as far as it is
+not done, and launched again; or, for task=tune, the space of a search.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The flags of the command line, such as -m and --cfg, which Hydra parses."""
+"""Read the flags of the command line, such as -m and --cfg, which Hydra parses."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The configurations of a grid, each exactly as Hydra composes it, and what they share composed
-once.
+"""Compose the configurations of a grid, each exactly as Hydra does, and what they share only once.
 
 Hydra takes 40 to 80 ms for one: above all for the choices of groups, so that those are kept. Its
 own function then sets the values in a copy. Where no value refers to another one, a section

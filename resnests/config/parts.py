@@ -1,4 +1,4 @@
-"""The pieces of a configuration that a user may bring: data set, network, head, optimizer.
+"""Define the pieces of a configuration that a user may bring: data set, network, head, optimizer.
 
 A piece of one's own names a callable by its import path, `_target_`, as Hydra's users know it; all
 keys of its YAML that are not listed here are what the callable is given (`args`).

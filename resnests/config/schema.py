@@ -1,4 +1,4 @@
-"""The typed configuration: one dataclass tree, checked when it is built.
+"""Define the typed configuration: one dataclass tree, checked when it is built.
 
 A field marked `unhashed` decides where, how fast or how verbosely a run happens, never which
 numbers come out: it is no part of a run's identity (recipe.py). The defaults here are, so they must

@@ -1,4 +1,4 @@
-"""How a network is trained, but for its optimizer: images, epochs, and where it starts from."""
+"""Define how a network is trained, but for its optimizer: images, epochs, and initial weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that threads do ahead of whoever asks for it."""
+"""Have threads work ahead of whoever asks for the results."""
 
 from __future__ import annotations
 

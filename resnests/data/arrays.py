@@ -1,4 +1,4 @@
-"""Images with labels as arrays, and how they are checked, digested, made alike and split."""
+"""Hold images with labels as arrays; check, digest, convert and split them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MAX_CLASSES = 2**31
 
 @dataclass(frozen=True)
 class Split:
-    """images uint8 (N, H, W, 3), or a view that stands for them; labels int64 (N,); the names of
-    all classes, where they have any.
+    """Holds images uint8 (N, H, W, 3), or a view that stands for them; labels int64 (N,); the names
+    of all classes, where they have any.
     """
 
     images: np.ndarray | ImageView
@@ -40,8 +40,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Loaded:
-    """All images of a data set, a digest of them (None for those with checksums), and what else
-    their owner should know of how they were read.
+    """Holds all images of a data set, a digest of them (None for those with checksums), and what
+    else their owner should know of how they were read.
     """
 
     train: Split

@@ -1,4 +1,5 @@
-"""Augmentations by `_target_`: transforms of images, and mixes of images with their labels.
+"""Build augmentations by their `_target_`: transforms of images, and mixes of images with their
+labels.
 
 Their random numbers follow from (seed, epoch, step) alone, so that an epoch can be taken up at any
 step, and what a network draws from the global generators does not depend on them.

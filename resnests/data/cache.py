@@ -1,4 +1,4 @@
-"""Images that were scaled once, kept for the next run.
+"""Keep images that were scaled once for the next run.
 
 A file is named after the digest of what it was made of, so that it never is out of date. It is
 written whole or not at all, and read only where its own checksum holds; where it cannot be written

@@ -19,8 +19,8 @@ from resnests.errors import UserError
 
 
 class Decoded(NamedTuple):
-    """A picture: the bytes of its file, its image, and one more than the largest value of a picture
-    of 16 bits, 0 of others. The image is None where it was known.
+    """Holds a picture: the bytes of its file, its image, and one more than the largest value of a
+    picture of 16 bits, 0 of others. The image is None where it was known.
     """
 
     data: bytes

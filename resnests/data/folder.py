@@ -1,4 +1,4 @@
-"""A user's own images: a folder with a sub-folder for each class, or arrays in an .npz file."""
+"""Read a user's own images: a folder with a sub-folder a class, or arrays in an .npz file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from resnests.errors import require
 
 
 class Folder:
-    """dataset.root is an .npz file, a folder with train/CLASS/* and test/CLASS/*, or one with
-    CLASS/*, of which then every fifth image of a class is for testing.
+    """Reads dataset.root, which is an .npz file, a folder with train/CLASS/* and test/CLASS/*, or
+    one with CLASS/*, of which then every fifth image of a class is for testing.
     """
 
     def is_ready(self, dataset: Dataset) -> bool:

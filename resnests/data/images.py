@@ -1,4 +1,4 @@
-"""The images of a split where a network reads them: all on its device, or a batch at a time."""
+"""Hold the images of a split for a network: all on its device, or a batch at a time."""
 
 from __future__ import annotations
 

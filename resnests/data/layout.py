@@ -1,4 +1,4 @@
-"""Which folders hold the images for training and for testing, and which of them are classes.
+"""Find which folders hold the images for training and for testing, and which of them are classes.
 
 Everything is decided from names. Where they could be meant in two ways, such as splits under names
 that nobody knows, the UserError says what to give instead: a folder of splits that is read as one

@@ -40,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Listing:
-    """All images of a folder in the order in which they are loaded."""
+    """Lists all images of a folder in the order in which they are loaded."""
 
     classes: tuple[str, ...]
     train: list[Picture]

@@ -1,4 +1,4 @@
-"""Images and labels in an .npz file."""
+"""Read images and labels from an .npz file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One picture, from the bytes of its file to 8-bit RGB as its owner sees it.
+"""Decode one picture, from the bytes of its file to 8-bit RGB as its owner sees it.
 
 What is right without a doubt is converted: grey, palettes, 16 bits a channel (the upper eight are
 kept), CMYK, the orientation that a camera noted, transparency (shown on white). What has more than

@@ -1,4 +1,4 @@
-"""The data sets that are ready to use: one object for each source of files."""
+"""Define the data sets that are ready to use: one object for each source of files."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class Torchvision:
 
 
 class Cifar(Torchvision):
-    """Looks at every unpacked file, as torchvision says only that something is amiss."""
+    """Checks every unpacked file, as torchvision says only that something is amiss."""
 
     def problem(self, dataset: Dataset) -> str | None:
         from torchvision.datasets.utils import check_integrity

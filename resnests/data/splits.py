@@ -1,5 +1,5 @@
-"""A data set as uint8 arrays: what is trained on, held out and tested. Imports torchvision only
-where it must.
+"""Load a data set as uint8 arrays: what is trained on, held out and tested. Imports torchvision
+only where it must.
 
 python -m resnests.data.splits '{"name": "cifar10", ...}' [pipeline.memory_gb]
 

@@ -1,4 +1,4 @@
-"""A folder of images that is larger than memory: decoded once into a file, for all runs.
+"""Decode a folder of images that is larger than memory, once, into a file for all runs.
 
 `images-DIGEST-HxW.uint8` has the pixels of all images, as numpy.memmap(file, "uint8", shape=...)
 has them, and `.sums` beside it what each image is checked by when it is read (views.py). Until they

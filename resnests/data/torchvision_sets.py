@@ -1,4 +1,4 @@
-"""Data sets of torchvision, or classes like them, as arrays: by their `_target_` alone."""
+"""Read data sets of torchvision, or of classes like them, as arrays, by their `_target_` alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images without labels, of a folder: read as the images that a network was trained on."""
+"""Read images without labels, of a folder, as the images that a network was trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that are not in memory before they are asked for: chosen ones of a file, or of an array.
+"""Give views of images in a file or an array, which are read only when they are asked for.
 
 A file is read, not mapped into memory: where it was cut short or cannot be read, that is an error
 here, while a mapped one ends the process (SIGBUS); and no part of it counts as memory of ours.

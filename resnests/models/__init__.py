@@ -1,1 +1,1 @@
-"""The networks, their weights on disk, and the kernel that makes them faster on CPUs."""
+"""Define the networks, their weights on disk, and the kernel that makes them faster on CPUs."""

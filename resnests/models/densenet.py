@@ -1,5 +1,5 @@
-"""DenseNet, and DenseNEst: the same trunk without the last batch norm and relu, so that the logits
-are linear in all features of the last dense block.
+"""Define DenseNet and DenseNEst, the same trunk without the last batch norm and relu, so that the
+logits are linear in all features of the last dense block.
 
 The CIFAR form of Huang et al., "Densely Connected Convolutional Networks" (2017): three dense
 blocks with 1x1 transitions between them. Parameters are drawn by PyTorch's defaults, as those of
@@ -26,7 +26,7 @@ STAGES = 3
 
 
 class DenseLayer(nn.Module):
-    """The channels so far, in pieces of C_1 + .. + C_n = C channels -> `growth` new ones."""
+    """Makes `growth` new channels of those so far, in pieces of C_1 + .. + C_n = C channels."""
 
     def __init__(self, channels: int, growth: int, bottleneck: bool) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def _frozen(bn: nn.BatchNorm2d) -> Iterator[None]:
 
 
 class Transition(nn.Module):
-    """Batch norm, relu, 1x1 convolution, 2x2 average: (N, C, H, W) -> (N, C_out, H/2, W/2)."""
+    """Maps (N, C, H, W) to (N, C_out, H/2, W/2): batch norm, relu, 1x1 convolution, 2x2 average."""
 
     def __init__(self, channels: int, channels_out: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Transition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Images (N, 3, H, W) -> logits (N, K); H and W of at least 4.
+    """Maps images (N, 3, H, W) to logits (N, K); H and W of at least 4.
 
     `head` is standard (batch norm, relu, pool, linear) or densenest (pool, linear). `depth` counts
     convolutions and the classifier: 4 + 3n, or 4 + 6n with `bottleneck`. A transition keeps the

@@ -1,4 +1,5 @@
-"""Batch norm + relu in fewer passes over memory, on CPUs; everywhere else PyTorch's own operations.
+"""Compute batch norm + relu in fewer passes over memory, on CPUs; everywhere else PyTorch's own
+operations.
 
 On a CPU the operations between the convolutions are limited by memory traffic. PyTorch reads or
 writes an activation five times for batch norm + relu and eight times for their gradient and the

@@ -1,5 +1,5 @@
-"""Pre-activation residual networks and the four heads of the paper (Section 2 and 3; tables in its
-experiments).
+"""Define pre-activation residual networks and the four heads of the paper (Section 2 and 3; tables
+in its experiments).
 
 Modules carry the names of the official checkpoints (`expansion`, `stage`, `final_bn`, `linear`,
 `H_0`, `H_k`), so that a state dict here and there is the same thing. Shapes: N images, C channels,
@@ -45,7 +45,7 @@ def pool(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Basic block: x -> (features v, residual representation conv2(v) + shortcut).
+    """Maps x, as a basic block, to (features v, residual representation conv2(v) + shortcut).
 
     The shortcut is x, or a projection of relu(bn1(x)) where the shape changes.
     """
@@ -76,8 +76,8 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Trunk and classifier: variants standard, bn_resnest and resnest. (N, 3, H, W) -> logits
-    (N, K).
+    """Maps images (N, 3, H, W) to logits (N, K) by trunk and classifier: standard, bn_resnest,
+    resnest.
     """
 
     def __init__(
@@ -111,8 +111,8 @@ class ResNet(nn.Module):
 
 
 class AResNEst(nn.Module):
-    """A-ResNEst: no classifier on the trunk; logits are H_0(input) + sum of H_i(features of block
-    i), all pooled.
+    """Computes logits without a classifier on the trunk (A-ResNEst): they are H_0(input) + sum of
+    H_i(features of block i), all pooled.
 
     Nothing reads the last block's conv2, and there is no final batch norm.
     """
@@ -146,7 +146,7 @@ class AResNEst(nn.Module):
 
 
 class OwnHead(nn.Module):
-    """The trunk of a residual network with a head of the user's (see config.parts.Variant)."""
+    """Joins the trunk of a residual network and a head of the user's (see config.parts.Variant)."""
 
     def __init__(
         self, blocks: Sequence[int], widths: Sequence[int], num_classes: int, variant: Variant

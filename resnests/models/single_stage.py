@@ -1,4 +1,5 @@
-"""The single-stage, fully connected networks of the paper's theory, on vectors or on small images.
+"""Define the single-stage, fully connected networks of the paper's theory, on vectors or on small
+images.
 
 ResNEst: x_0 = W_0 v_0; v_i = G_i(x_{i-1}); x_i = x_{i-1} + W_i v_i; logits = W_{L+1} x_L + b.
 DenseNEst: x_0 = v_0; x_i = [x_{i-1}; Q_i(x_{i-1})]; logits = W x_L + b.
@@ -18,7 +19,7 @@ from resnests.errors import require
 
 
 class ResNEst(nn.Module):
-    """(N, N_in) -> logits (N, K); block i has `features[i - 1]` features, its K_i."""
+    """Maps (N, N_in) to logits (N, K); block i has `features[i - 1]` features, its K_i."""
 
     def __init__(self, inputs: int, width: int, features: Sequence[int], num_classes: int) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class ResNEst(nn.Module):
 
 
 class DenseNEst(nn.Module):
-    """(N, N_in) -> logits (N, K); block i adds `features[i - 1]` features, its D_i."""
+    """Maps (N, N_in) to logits (N, K); block i adds `features[i - 1]` features, its D_i."""
 
     def __init__(self, inputs: int, features: Sequence[int], num_classes: int) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ def as_wide_resnest(dense: DenseNEst) -> ResNEst:
 
 
 class SingleStage(nn.Module):
-    """Images (N, C, H, W) -> logits (N, K): a ResNEst or DenseNEst on `pixels` x `pixels` grey
+    """Maps images (N, C, H, W) to logits (N, K): a ResNEst or DenseNEst on `pixels` x `pixels` grey
     means.
 
     `width` is M, which a DenseNEst has none of; each of `depth` blocks has `features` features.

@@ -1,4 +1,4 @@
-"""Networks of other libraries, made for images of 224 pixels, on images of 32."""
+"""Adapt networks of other libraries, made for images of 224 pixels, to images of 32."""
 
 from __future__ import annotations
 

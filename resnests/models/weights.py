@@ -1,4 +1,4 @@
-"""Weights on disk: plain state dicts, written whole or not at all, and read only when sound."""
+"""Write weights as plain state dicts, whole or not at all, and read them only when sound."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resnests.runs.files import write_atomic
 
 
 class UnsoundFile(ValueError):
-    """A file that is cut short, corrupt, foreign or of another run."""
+    """Reports a file that is cut short, corrupt, foreign or of another run."""
 
 
 def save_weights(path: Path, model: torch.nn.Module) -> None:

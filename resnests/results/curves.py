@@ -1,4 +1,4 @@
-"""Small charts of learning curves as SVG, whose points say their values, for the live page.
+"""Draw small charts of learning curves as SVG, whose points show their values, for the live page.
 
 A line is at most 7 KB of text, made in a fraction of a millisecond, that a browser draws in no time
 (docs/page.md compares that with figures of matplotlib's and libraries of charts).
@@ -21,7 +21,7 @@ COLORS = 8  # classes c0 to c7 of the page's style
 
 @dataclass
 class Line:
-    """A curve: a value an epoch, nan where nothing was measured."""
+    """Holds a curve: a value an epoch, nan where nothing was measured."""
 
     name: str
     epochs: Sequence[float]

@@ -1,5 +1,5 @@
-"""What tables and figures are of: one metric of the test images or the held-out ones, and how its
-numbers are written; and the value of an axis that validation chooses.
+"""Decide what tables and figures are of: one metric of the test images or the held-out ones, and
+how its numbers are written; and the value of an axis that validation chooses.
 """
 
 from __future__ import annotations

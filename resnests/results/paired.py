@@ -1,4 +1,4 @@
-"""What networks say of each test image, and a paired test of two on the same images."""
+"""Read what networks predict of each test image, and test two of them on the same images."""
 
 from __future__ import annotations
 

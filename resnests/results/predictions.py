@@ -1,4 +1,4 @@
-"""Confusion matrices: what networks take the test images of each class for."""
+"""Make confusion matrices: what networks take the test images of each class for."""
 
 from __future__ import annotations
 

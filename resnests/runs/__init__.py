@@ -1,1 +1,1 @@
-"""The run directory: the only bridge between training and results. No torch."""
+"""Define the run directory, the only bridge between training and results. No torch."""

@@ -1,4 +1,4 @@
-"""analysis.json as a type: least risks of linear maps of a trained network's features.
+"""Define analysis.json as a type: least risks of linear maps of a trained network's features.
 
 It lies beside the record of the analysis, in the folder `analysis` of the run that was analysed
 (see directory.py), and grows solve by solve. docs/theory.md defines the quantities.

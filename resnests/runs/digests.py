@@ -1,4 +1,4 @@
-"""The identity of what is read from disk: digested once, when a sweep is planned.
+"""Digest what runs read from disk, once, when a sweep is planned.
 
 A run's numbers follow from its configuration and from files: the source of brought components,
 images without checksums, weights to evaluate. If each process asked the disk for itself, a file

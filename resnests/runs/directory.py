@@ -1,4 +1,4 @@
-"""The run directory: the one module that knows its place, its files and what they mean. Imports no
+"""Know the place of a run directory, its files and what they mean: the one module that does. No
 torch.
 
     <runs_dir>/<dataset>/<arch>/<variant>/<recipe>/seed=<n>/

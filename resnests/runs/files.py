@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on file systems that have locks."""
+"""Write files whole or not at all, on file systems that have locks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""history.csv: a row an epoch, as text."""
+"""Write and read history.csv: a row an epoch, as text."""
 
 from __future__ import annotations
 

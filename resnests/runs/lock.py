@@ -1,4 +1,4 @@
-"""run.lock: the one process that may write into a run directory."""
+"""Lock a run directory by its run.lock for the one process that may write into it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from filelock import Timeout
 
 
 class Lockable(Protocol):
-    """A run directory, as far as a RunLock needs to know it."""
+    """Describes a run directory as far as a RunLock needs to know it."""
 
     path: Path
     lock_file: Path
@@ -20,7 +20,7 @@ class Lockable(Protocol):
 
 
 class RunLock:
-    """A lock of the operating system (flock) on run.lock, which it drops when its holder dies.
+    """Holds a lock of the operating system (flock) on run.lock, which ends with its holder.
 
     Two things can go wrong with a lock file, and both are seen here. Somebody removes the file: who
     opened it before has a lock on a file that nobody else will ever find, while the next process

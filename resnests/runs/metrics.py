@@ -1,4 +1,4 @@
-"""What a run measured beside loss and accuracy, and whether that is what a command asks for.
+"""Tell what a run measured beside loss and accuracy, and whether a command asks for that.
 
 Metrics change no number of a training, so they are no part of its recipe. A finished run that lacks
 one, or has it by another definition, is measured again with the weights that it has. No torch.

@@ -1,4 +1,6 @@
-"""record.json as a type: how a run stands, what it measured, and where its numbers come from."""
+"""Define record.json as a type: how a run stands, what it measured, and where its numbers come
+from.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What sweeps were asked for: a file each, beside their runs. Imports no torch.
+"""Write and read what sweeps were asked for: a file each, beside their runs. Imports no torch.
 
     <runs_dir>/.grid-<digest>.json    which runs a command was to train, and the command
 
@@ -53,7 +53,7 @@ class Cell(msgspec.Struct):
 
 
 class Asked(msgspec.Struct):
-    """What a sweep was asked for. A search has no cells: which runs it has is open."""
+    """Holds what a sweep was asked for. A search has no cells: which runs it has is open."""
 
     schema: int
     task: str

@@ -1,4 +1,4 @@
-"""The official checkpoints' naming scheme: finding weights in a folder of them, and exporting ours.
+"""Find weights in a folder of the official naming scheme, and export ours into one.
 
 <folder>/<CIFAR10>_<AResNEst>_<WRN_16_8>_seed=<n>/last_model.pt
 """

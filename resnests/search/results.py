@@ -17,6 +17,7 @@ from resnests.results.tables import NONE, Table
 from resnests.runs.directory import RunDirectory, write_atomic
 from resnests.search.figures import drawings
 from resnests.search.study import Study
+from resnests.text import short
 
 BEST = 10  # rows of the table
 SEEDS = "seed=range(7)"  # of the winner, as in the paper
@@ -78,7 +79,7 @@ def best_table(study: Study) -> Table:
     complete.sort(key=lambda trial: -(trial.value or 0))
     best = (complete or ended)[:BEST]
     rows = [
-        [str(t.number), _accuracy(t), *(_value(t.params.get(key)) for key in study.distributions)]
+        [str(t.number), _accuracy(t), *(short(t.params.get(key)) for key in study.distributions)]
         for t in best
     ]
     tune = study.tune
@@ -118,7 +119,3 @@ def _accuracy(trial: FrozenTrial) -> str:
     values = trial.user_attrs.get("accuracies", [])
     spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{trial.value:.2f}%{spread}"
-
-
-def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

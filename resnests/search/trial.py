@@ -21,6 +21,7 @@ from resnests.sweep.plan import Run
 from resnests.sweep.process import last_log_line
 from resnests.sweep.scheduler import Scheduler, State
 from resnests.sweep.stop import Stop
+from resnests.text import short
 
 Ending = tuple[TrialState, str]  # of a trial that does not complete, and why
 
@@ -39,7 +40,7 @@ class TrialAtWork:
     @property
     def name(self) -> str:
         """Return the number of the trial, with its values."""
-        values = " ".join(f"{key}={_short(value)}" for key, value in self.trial.params.items())
+        values = " ".join(f"{key}={short(value)}" for key, value in self.trial.params.items())
         return f"trial {self.trial.number} ({values})"
 
     def work(self, pool: Pool, allocation: Allocation) -> str:
@@ -172,7 +173,3 @@ def _record_reason(directory: RunDirectory, reason: str) -> None:
         if record and record.status == "interrupted" and record.error is None:
             record.error = reason
             directory.write_record(record)
-
-
-def _short(value: float | int | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

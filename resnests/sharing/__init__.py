@@ -1,1 +1,1 @@
-"""Trained networks as folders that others can use: weights, configuration, a model card."""
+"""Make folders of trained networks that others can use: weights, configuration, a model card."""

@@ -1,4 +1,4 @@
-"""The model card of an exported network: README.md as model hubs read it."""
+"""Write the model card of an exported network: README.md as model hubs read it."""
 
 from __future__ import annotations
 

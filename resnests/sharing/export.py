@@ -1,4 +1,4 @@
-"""A finished run as a folder for others: weights, configuration, model card.
+"""Export a finished run as a folder for others: weights, configuration, model card.
 
     python -m resnests.sharing.export < configs.json      # a list of configurations
 

@@ -1,4 +1,4 @@
-"""An exported network back from its folder, which may come from anybody."""
+"""Load an exported network from its folder, which may come from anybody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which devices a sweep has set aside because they fail. Imports no torch.
+"""Note which devices a sweep has set aside because they fail. Imports no torch.
 
 A free device is as a rule the broken one: left alone it would get run after run and fail them all.
 So a failure that looks like the device's costs the run nothing. It goes on elsewhere, and where it

@@ -1,4 +1,4 @@
-"""Which NVIDIA cards this process may use, as NVML tells it. Imports no torch.
+"""Find which NVIDIA cards this process may use, by NVML. Imports no torch.
 
 Whether torch can use them, too, is another question: see tryout.py.
 """
@@ -25,7 +25,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Card:
-    """A card, or a MIG slice of one, which is a card of its own to whoever uses it."""
+    """Describes a card, or a MIG slice of one, which is a card of its own to whoever uses it."""
 
     uuid: str
     model: str

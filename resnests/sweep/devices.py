@@ -40,7 +40,7 @@ Slot = tuple[str, str]  # the name of its lock, and the UUID of its card
 
 @dataclass(frozen=True)
 class Allocation:
-    """The devices that the runs of a sweep share: each run takes `take` of the lock names in
+    """Holds the devices that the runs of a sweep share: each run takes `take` of the lock names in
     `slots`, and `concurrent` runs are at work at once.
     """
 

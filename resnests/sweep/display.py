@@ -34,7 +34,7 @@ GOES_ON = ("killed", "interrupted")  # in another job, or by the next command
 
 @dataclass
 class View:
-    """A run as its files show it."""
+    """Shows a run as its files have it."""
 
     run: Run
     status: str = PENDING  # or waiting (for a device), running, or how it ended
@@ -43,7 +43,7 @@ class View:
     shown_epochs: int = 0
 
     def update(self, since: float) -> None:
-        """Look again; what is older than `since` (Unix seconds) is of an earlier attempt."""
+        """Read its files; what is older than `since` (Unix seconds) is of an earlier attempt."""
         progress = self.run.directory.shown_progress()
         self.progress = progress if progress.get("time", 0) >= since else {}
         try:
@@ -166,7 +166,7 @@ class Display:
             self.live.update(self._table(), refresh=True)
 
     def _print_change(self, view: View, before: str) -> None:
-        """Plain lines: start and end of each run of a sweep, every epoch of a single one."""
+        """Print plain lines: start and end of each run of a sweep, every epoch of a single one."""
         label = view.run.label
         begun = before in (PENDING, WAITING) and view.status not in (PENDING, WAITING)
         again = view.status == RUNNING != before

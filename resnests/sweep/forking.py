@@ -77,7 +77,7 @@ def _start(folder: Path, allocation: Allocation, modules: Sequence[str]) -> subp
 
 
 def _end(server: subprocess.Popen, folder: Path) -> None:
-    """It ends with its standard input, if it did not before, or imports yet."""
+    """End the server: close its standard input, and kill it where it still imports."""
     del os.environ[ADDRESS]
     assert server.stdin is not None
     server.stdin.close()
@@ -93,7 +93,7 @@ def _warn(reason: str) -> None:
 
 
 class Forked:
-    """A training of the server, with what run_child needs of a subprocess.Popen."""
+    """Stands for a training of the server, with what run_child needs of a subprocess.Popen."""
 
     def __init__(self, pid: int, stdin: IO[bytes], connection: socket.socket) -> None:
         self.pid, self.stdin, self.connection = pid, stdin, connection

@@ -1,4 +1,4 @@
-"""The process that forks trainings: it has imported torch once. Linux; no torch but in main().
+"""Fork trainings from a process that has imported torch once. Linux; no torch but in main().
 
     python -m resnests.sweep.forkserver 3 torchvision       # the file descriptor of a
                                               # listening Unix socket, and what to import besides

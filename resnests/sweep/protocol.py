@@ -45,7 +45,7 @@ exit_status = 0
 
 @dataclass(frozen=True)
 class JobSpec:
-    """The order to train one run: the very configuration that the sweep has checked."""
+    """Holds what to train, for one run: the very configuration that the sweep has checked."""
 
     config: dict[str, Any]
     replaces: str | None  # see sweep/plan.py
@@ -54,7 +54,9 @@ class JobSpec:
 
 
 class SweepFolder:
-    """The folder by which a sweep and its jobs, maybe on other hosts, know of each other."""
+    """Reads and writes the folder by which a sweep and its jobs, maybe on other hosts, know of each
+    other.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

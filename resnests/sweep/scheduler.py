@@ -38,7 +38,7 @@ BUSY, REFUSED, NO_DEVICE = "busy", "refused", "no device"
 
 
 class State(Enum):
-    """Where a job is in the life that every executor's jobs have."""
+    """Names where a job is in the life that every executor's jobs have."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -49,7 +49,7 @@ class State(Enum):
 
 @dataclass(eq=False)
 class Job:
-    """A job that trains `runs`, as the executor saw it at the last poll."""
+    """Holds a job that trains `runs`, as the executor saw it at the last poll."""
 
     name: str  # as the executor's own commands take it, "" on this machine
     runs: list[Run]
@@ -74,7 +74,9 @@ class Job:
 
 
 class Executor(Protocol):
-    """The place where jobs run. Its methods raise a UserError where it refuses or is silent."""
+    """Describes the place where jobs run. Its methods raise a UserError where it refuses or is
+    silent.
+    """
 
     report: Callable[[str], None]  # prints a line for the user
 

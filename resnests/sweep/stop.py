@@ -20,7 +20,7 @@ from typing import Any
 
 
 class Stop:
-    """A request to stop, if there is one: a signal, an answer of `ask`, or a missing `file`.
+    """Tells whether a stop was requested: a signal, an answer of `ask`, or a missing `file`.
 
     The file gives leave to go on. As a file it also reaches jobs on other hosts, and those that
     still wait in a queue when the sweep ends. `on_signal` is called with the number of signals so

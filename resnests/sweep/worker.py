@@ -1,4 +1,4 @@
-"""The process of one training: owns its directory and its device for as long as it lives.
+"""Run one training as a process, which owns its directory and device for as long as it lives.
 
     python -m resnests.sweep.worker < job     # one line, see protocol.py; kept open by the parent
 
@@ -191,7 +191,7 @@ class Worker:
 
 
 def watch_parent(stop: Stop) -> None:
-    """Standard input ends when the parent asks for a stop, and when it dies."""
+    """Stop when standard input ends: when the parent asks for it, and when it dies."""
     while os.read(0, 4096):
         pass
     stop.ask()

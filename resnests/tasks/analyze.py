@@ -1,4 +1,4 @@
-"""Task analyze: the least risks of maps of a finished run's features (see docs/theory.md)."""
+"""Do task=analyze: find the least risks of maps of a run's features (see docs/theory.md)."""
 
 from __future__ import annotations
 

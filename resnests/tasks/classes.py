@@ -1,4 +1,4 @@
-"""Whether given weights were trained on the classes that they are evaluated on."""
+"""Check that given weights were trained on the classes that they are evaluated on."""
 
 from __future__ import annotations
 

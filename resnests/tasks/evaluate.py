@@ -1,4 +1,4 @@
-"""Task evaluate: the test accuracy of given weights."""
+"""Do task=evaluate: measure the test accuracy of given weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One experiment: from a Config to a finished run directory, whatever its task."""
+"""Run one experiment, from a Config to a finished run directory, whatever its task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Task predict: what finished runs say of their test images, or of images without labels.
+"""Do task=predict: write what finished runs predict of test images, or of images without labels.
 
     python -m resnests.tasks.predict DEVICE THREADS < configs.json      # a list of configurations
 

@@ -29,7 +29,7 @@ from resnests.training.warm_start import warm_start
 
 @dataclass(frozen=True)
 class Run:
-    """A run at work: the values that all steps of its task share."""
+    """Holds a run at work: the values that all steps of its task share."""
 
     config: Config
     directory: RunDirectory

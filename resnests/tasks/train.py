@@ -1,4 +1,4 @@
-"""Task train: one network, from its latest checkpoint to its final weights."""
+"""Do task=train: train one network, from its latest checkpoint to its final weights."""
 
 from __future__ import annotations
 

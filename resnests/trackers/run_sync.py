@@ -40,7 +40,7 @@ class RunSync:
     def __init__(
         self, directory: RunDirectory, name: str, settings: dict[str, Any] | None = None
     ) -> None:
-        """`settings` are those of the tracker, for a run that was trained without it."""
+        """Take the `settings` of the tracker, for a run that was trained without it."""
         self.directory, self.name, self.settings = directory, name, settings
         self.tracker: Tracker | None = None  # while it has the run open
         self.sent: set[int] = set()  # epochs

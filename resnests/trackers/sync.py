@@ -63,7 +63,7 @@ def syncing(config: Config, runs: Iterable[RunDirectory] = ()) -> Iterator[Add]:
 
 
 class _Process:
-    """Is the process as the sweep sees it. Nothing here raises what is a tracker's matter."""
+    """Stands for the process in the sweep. Nothing here raises what is a tracker's matter."""
 
     def __init__(self, names: Sequence[str], folder: Path) -> None:
         self.names, self.runs = names, list[RunDirectory]()
@@ -152,7 +152,7 @@ class TrackerThread(threading.Thread):
                 self.pending.remove(sync)
 
     def _warn(self, run: RunDirectory, reason: str) -> None:
-        """Say in run.log, once for each reason, what the tracker refused."""
+        """Log in run.log, once for each reason, what the tracker refused."""
         if (run.path, reason) in self.warned:
             return
         self.warned.add((run.path, reason))

@@ -41,7 +41,7 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """Is what `_target_` of an entry of `logger` builds, from the other keys of that entry.
+    """Describes what `_target_` of an entry of `logger` builds, from the other keys of that entry.
 
     Each run has a tracker of its own, and runs that are trained at the same time are open at the
     same time. All calls of a sweep come from one thread.

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, read only when sound."""
+"""Write checkpoints whole or not at all, and read them only when sound."""
 
 from __future__ import annotations
 

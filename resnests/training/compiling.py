@@ -1,4 +1,4 @@
-"""One process at a time compiles a network: the others then read what it made."""
+"""Let one process at a time compile a network: the others then read what it made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluations as CUDA graphs: each batch is one replay, which finds its place itself."""
+"""Run evaluations as CUDA graphs: each batch is one replay, which finds its place itself."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The training loop: steps, epochs, evaluation, and what can end them early. It knows nothing of
-files.
-"""
+"""Run the training loop: steps, epochs, evaluation, and what ends them early. It knows no files."""
 
 from __future__ import annotations
 
@@ -30,12 +28,12 @@ REPORT_EVERY = 1.0  # seconds between two looks at the loss, for which the host 
 
 
 class Diverged(ArithmeticError):
-    """The loss is no longer finite."""
+    """Says that the loss is no longer finite."""
 
 
 @dataclass
 class State:
-    """The state of a training: what a checkpoint holds besides weights and optimizer."""
+    """Holds the state of a training: what a checkpoint holds besides weights and optimizer."""
 
     epoch: int = 1  # the one in training, from 1
     step: int = 0  # steps of it that are done
@@ -52,7 +50,7 @@ class State:
 
 @dataclass(frozen=True)
 class Training:
-    """A training: the network, what trains it, and whom the loop reports to and asks."""
+    """Holds a training: the network, what trains it, and whom the loop reports to and asks."""
 
     config: Config
     model: nn.Module

@@ -1,4 +1,4 @@
-"""What is minimised, and what is measured beside loss and accuracy."""
+"""Build what is minimised, and what is measured beside loss and accuracy."""
 
 from __future__ import annotations
 

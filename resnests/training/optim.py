@@ -1,4 +1,4 @@
-"""Update rule and learning-rate schedule, from their piece of the configuration."""
+"""Build update rule and learning-rate schedule from their piece of the configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""One training step up to the gradients: operation by operation, compiled, or as one CUDA graph."""
+"""Take one training step up to the gradients: operation by operation, compiled, or as one CUDA
+graph.
+"""
 
 from __future__ import annotations
 

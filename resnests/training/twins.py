@@ -1,4 +1,4 @@
-"""Copies of the weights in bf16, all made at once: the numbers of autocast in fewer operations."""
+"""Copy the weights to bf16 all at once: the numbers of autocast in fewer operations."""
 
 from __future__ import annotations
 

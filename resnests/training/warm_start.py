@@ -1,4 +1,4 @@
-"""Where a training starts from, other than what its seed draws, and what of it stays as it is."""
+"""Set where a training starts from, other than its seed's draws, and what of it stays frozen."""
 
 from __future__ import annotations
 

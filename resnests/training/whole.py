@@ -1,4 +1,4 @@
-"""Whole steps of training as CUDA graphs: batch, gradients, clipping and update, in one replay."""
+"""Run whole training steps as CUDA graphs: batch, gradients, clipping and update, in one replay."""
 
 from __future__ import annotations
 

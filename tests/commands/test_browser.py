@@ -41,7 +41,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder whose runs/ has finished runs, and a hostile one."""
+    """Return a folder whose runs/ has finished runs, and a hostile one."""
     folder = tmp_path_factory.mktemp("served")
     for variant in ("standard", "resnest"):
         for seed in (0, 1):

@@ -61,7 +61,9 @@ def run(root, monkeypatch, capsys, *arguments):
 
 @pytest.fixture
 def root(tmp_path):
-    """Two rates, of which the accuracy on held-out images prefers one, and its F1 the other."""
+    """Return runs of two rates, of which the accuracy on held-out images prefers one, and its F1
+    the other.
+    """
     shared = {"metrics": METRIC, "dataset__val_fraction": 0.1, "trainer__epochs": 1}
     for rate, accuracy, f1 in ((0.1, 80, 70), (0.3, 70, 75)):
         for seed in (0, 1):

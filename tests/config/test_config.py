@@ -207,7 +207,7 @@ def test_momentum_is_not_accepted_where_it_would_be_ignored():
 
 
 def leaves(node, path=(), free=False):
-    """(path, whether it is declared free) of every value of a configuration."""
+    """Yield (path, whether it is declared free) of every value of a configuration."""
     for item in dataclasses.fields(node):
         value, is_free = getattr(node, item.name), free or bool(item.metadata.get("unhashed"))
         if dataclasses.is_dataclass(value):

@@ -37,7 +37,7 @@ GRIDS = {
 
 
 def jobs_of(grid: tuple[list[str], ...]) -> list[list[str]]:
-    """The grid of all choices, in which | and , part the values of one key."""
+    """Return the grid of all choices, in which | and , part the values of one key."""
     axes = []
     for words in grid:
         axis = []

@@ -29,7 +29,7 @@ constant = 3
 
 @pytest.fixture
 def nets(tmp_path, monkeypatch):
-    """The folder of a module `nets` that can be imported."""
+    """Return the folder of a module `nets` that can be imported."""
     (tmp_path / "nets.py").write_text(NETS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "nets", raising=False)
@@ -41,7 +41,7 @@ def arch(**values):
 
 
 def own(**values):
-    """A configuration with a network of one's own."""
+    """Return a configuration with a network of one's own."""
     tree = config_dict(tiny())
     tree["arch"] = {"name": "mine"} | values
     return config_from(tree)

@@ -125,8 +125,8 @@ def test_debians_fashion_mnist_is_found_by_default(tmp_path):
 
 @pytest.fixture
 def cifar_root(tmp_path, monkeypatch):
-    """CIFAR-10's own on-disk format with 10 images a batch, and torchvision's list of checksums
-    made to match.
+    """Write CIFAR-10's own on-disk format with 10 images a batch, and torchvision's list of
+    checksums made to match.
     """
     from torchvision.datasets import CIFAR10
 

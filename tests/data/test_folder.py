@@ -219,7 +219,7 @@ def test_what_is_no_file_is_named(tmp_path, kind):
 
 
 def one_picture(tmp_path, picture, name="one.png", **options) -> np.ndarray:
-    """What is loaded of `picture`, written to a file among others of its size."""
+    """Return what is loaded of `picture`, written to a file among others of its size."""
     width, height = picture.size
     write_parts(tmp_path, names=("a", "b"))
     for path in tmp_path.glob("*/*/*.png"):

@@ -337,7 +337,7 @@ def test_whatever_is_done_to_a_folder_it_is_read_right_or_refused(tmp_path, soun
 
 @pytest.fixture
 def folder():
-    """A folder below which this test is no root, who can read everything."""
+    """Return a folder below which this test is no root, who can read everything."""
     with tempfile.TemporaryDirectory() as path:
         Path(path).chmod(0o755)
         yield Path(path)

@@ -52,7 +52,7 @@ def _no_thread_is_left():
 
 
 def run_of(runs: Path, memory_gb, *overrides, **dataset):
-    """A run of the digits, or of the data set that is given."""
+    """Return a run of the digits, or of the data set that is given."""
     tree = config_dict(tiny(f"runs_dir={runs}", f"pipeline.memory_gb={memory_gb}", *overrides))
     return config_from(tree | {"dataset": tree["dataset"] | dataset} if dataset else tree)
 
@@ -197,12 +197,12 @@ def test_other_tasks_read_the_same(tmp_path, task):
 
 
 class Killed(BaseException):
-    """In the place of a signal that nobody catches."""
+    """Stands for a signal that nobody catches."""
 
 
 @pytest.fixture
 def decodes(monkeypatch):
-    """The names of the pictures that were decoded; the ones in `fatal` end the process."""
+    """Return the names of the pictures that were decoded; the ones in `fatal` end the process."""
     made = decoding._image
 
     def image(data, picture, size):

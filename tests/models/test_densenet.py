@@ -30,7 +30,7 @@ def small(head: str, bottleneck: bool = False) -> DenseNet:
 
 
 def plain(layer: nn.Module, pieces: list) -> torch.Tensor:
-    """A dense layer as the DenseNet paper has it."""
+    """Compute a dense layer as the DenseNet paper has it."""
     x = layer.conv1(F.relu(layer.bn1(torch.cat(list(pieces), 1))))
     return x if layer.conv2 is None else layer.conv2(F.relu(layer.bn2(x)))
 
@@ -55,7 +55,7 @@ def test_outputs_gradients_and_statistics_are_those_of_the_plain_form(
 
 
 def kept_bytes(layers: int) -> int:
-    """What autograd keeps of a forward pass outside the layers' own recomputation."""
+    """Return what autograd keeps of a forward pass outside the layers' own recomputation."""
     model = DenseNet(5, 4 + 3 * layers, 8)
     kept = {}
     with torch.autograd.graph.saved_tensors_hooks(

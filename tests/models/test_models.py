@@ -27,8 +27,8 @@ def test_parameter_counts_of_the_paper(classes, arch):
 
 
 def official_draws(arch: str, classes: int, head: str, seed: int) -> list[torch.Tensor]:
-    """The official procedure written down layer by layer: what is drawn, in which order, and
-    what of it is kept.
+    """Follow the official procedure layer by layer: what is drawn, in which order, and what of it
+    is kept.
     """
     spec = load_arch(arch)
     torch.manual_seed(seed)

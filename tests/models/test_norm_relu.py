@@ -45,7 +45,7 @@ def relative_error(ours, reference):
 
 
 def outputs(function, x, bn, skip_weight):
-    """y, the gradients of x, weight and bias, and the running statistics; x is read a second
+    """Return y, the gradients of x, weight and bias, and the running statistics; x is read a second
     time, as a shortcut is.
     """
     x = x.clone(memory_format=torch.preserve_format).requires_grad_()
@@ -165,7 +165,9 @@ def test_float64_and_contiguous_layout_take_the_plain_path_and_pass_gradcheck():
 
 
 def losses(variant, precision, steps=4):
-    """Losses of the first steps, and the state they leave, from fixed weights and batches."""
+    """Return the losses of the first steps, and the state they leave, from fixed weights and
+    batches.
+    """
     torch.manual_seed(0)
     model = build_model(TINY, variant).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(

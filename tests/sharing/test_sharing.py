@@ -28,7 +28,7 @@ IMAGES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 def finished(root: Path, variant: str, form: str):
-    """The configuration that exports a finished run, and its network."""
+    """Return the configuration that exports a finished run, and its network."""
     torch.manual_seed(0)
     model = build_model("resnet8", variant)
     model(IMAGES)  # statistics of batch norms that are not those of a new network

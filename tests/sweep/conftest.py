@@ -1,4 +1,4 @@
-"""Build a driver of NVIDIA's that says what a test wants: the stand-in of nvml.c."""
+"""Build what tests of devices share: a driver of NVIDIA's (the stand-in of nvml.c), and notes."""
 
 import ctypes
 import shutil
@@ -9,6 +9,7 @@ import pynvml
 import pytest
 
 from resnests.sweep import cards
+from resnests.sweep.aside import Aside
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,10 @@ def driver(nvml_folder, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     cards.warn.cache_clear()
     return lambda words: monkeypatch.setenv("FAKE_NVML", words)
+
+
+@pytest.fixture
+def aside(tmp_path) -> Aside:
+    """Return the notes of a sweep that has set nothing aside."""
+    (tmp_path / "sweep").mkdir()
+    return Aside(tmp_path / "sweep")

@@ -16,7 +16,7 @@ from resnests.config.targets import broken
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.sweep import device_errors, process, tryout
-from resnests.sweep.aside import Aside, News, NoDevice, Note
+from resnests.sweep.aside import News, NoDevice, Note
 from resnests.sweep.device_errors import device_failure
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import lease
@@ -29,12 +29,6 @@ from resnests.sweep.worker import Worker, exit_status
 from resnests.tasks import preflight
 
 LAUNCH = "CUDA error: unspecified launch failure"
-
-
-@pytest.fixture
-def aside(tmp_path) -> Aside:
-    (tmp_path / "sweep").mkdir()
-    return Aside(tmp_path / "sweep")
 
 
 def cards(aside, count=4):

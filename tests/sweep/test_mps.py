@@ -16,7 +16,7 @@ from helpers import gpu, make_config, tiny, until
 from resnests.errors import CaptureFailed, UserError
 from resnests.runs.directory import RunDirectory
 from resnests.sweep import mps, process
-from resnests.sweep.aside import Aside, Note
+from resnests.sweep.aside import Note
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.drive import run_sweep
 from resnests.sweep.leases import lease
@@ -236,12 +236,6 @@ def test_a_dry_run_says_what_a_sweep_would(program, monkeypatch, tmp_path):
 def run(tmp_path) -> Run:
     one = tiny(f"runs_dir={tmp_path / 'runs'}")
     return Run(one, RunDirectory.of(one))
-
-
-@pytest.fixture
-def aside(tmp_path) -> Aside:
-    (tmp_path / "sweep").mkdir()
-    return Aside(tmp_path / "sweep")
 
 
 @pytest.mark.parametrize(

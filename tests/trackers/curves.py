@@ -16,7 +16,7 @@ ROWS = trees.history_rows(90.0, EPOCHS, eval_every=2)
 
 
 class Training:
-    """A run of EPOCHS epochs, one by one, and the processes that send it to `name`."""
+    """Trains a run of EPOCHS epochs, one by one, and sends it to `name` by processes."""
 
     def __init__(self, root: Path, name: str, settings: dict[str, Any], **overrides: Any) -> None:
         self.run: RunDirectory = trees.add_run(
@@ -54,7 +54,7 @@ class Training:
         return sync
 
     def start_afresh(self) -> None:
-        """What trainer.overwrite=true does, and the times of another training."""
+        """Do what trainer.overwrite=true does, with the times of another training."""
         config = self.run.read_record()
         self.run.clear()
         self.run.write_record(config)
@@ -62,5 +62,5 @@ class Training:
 
 
 def measured(name: str) -> dict[int, float]:
-    """What a tracker must show of a column of history.csv: a value for each epoch."""
+    """Return what a tracker must show of a column of history.csv: a value for each epoch."""
     return {row["epoch"]: row[name] for row in ROWS if name in row}

@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """(uri, folder) with a run that was interrupted, resumed, and sent once more at the end."""
+    """Return (uri, folder) of a run that was interrupted, resumed, and sent again at the end."""
     folder = tmp_path_factory.mktemp("mlflow")
     uri = f"sqlite:///{folder}/mlflow.db"
 

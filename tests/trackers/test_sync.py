@@ -65,7 +65,7 @@ class Deadly(Notes):
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """A module of the user's in the working directory, and the settings of what is in it."""
+    """Write a module of the user's; return what gives the settings of a tracker in it."""
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -74,7 +74,7 @@ def mine(tmp_path, monkeypatch):
 
 
 def notes(file: Path) -> list[list]:
-    """What a tracker of `mine` was told."""
+    """Return what a tracker of `mine` was told."""
     lines = file.read_text().splitlines() if file.exists() else []
     return [json.loads(line) for line in lines]
 

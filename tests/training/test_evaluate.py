@@ -37,7 +37,7 @@ def test_official_folder_names(overrides, name):
 
 @pytest.fixture
 def official(tmp_path):
-    """A folder in the official scheme with two seeds of two variants on digits."""
+    """Return a folder in the official scheme with two seeds of two variants on digits."""
     for variant, label in (("standard", "Standard"), ("a_resnest", "AResNEst")):
         for seed in (0, 1):
             folder = tmp_path / "official" / f"DIGITS_{label}_ResNet_20_seed={seed}"

@@ -28,8 +28,8 @@ def same_weights(one, other) -> bool:
 
 
 def stop_after(questions: int):
-    """A should_stop that says yes at its n-th question, which comes at every step boundary and
-    evaluation batch.
+    """Return a should_stop that says yes at its n-th question, which comes at every step boundary
+    and evaluation batch.
     """
     counter = itertools.count(1)
     return lambda: next(counter) >= questions

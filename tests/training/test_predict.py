@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The configuration of a finished run on a folder of images of 12x10 pixels."""
+    """Return the configuration of a finished run on a folder of images of 12x10 pixels."""
     place = tmp_path_factory.mktemp("predict")
     data = images(write_parts(place / "insects"))
     options = ("trainer.epochs=1", "trainer.batch_size=4", f"runs_dir={place / 'runs'}")

@@ -26,7 +26,7 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def repository(tmp_path, monkeypatch):
-    """A repository of a user's with a network in it, which is the working directory."""
+    """Make a repository of a user's with a network in it, which is the working directory."""
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "net_of_mine.py").write_text("import torch\n\ndef net(num_classes):\n    return 1\n")

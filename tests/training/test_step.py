@@ -65,7 +65,7 @@ def train_steps(step, optimizer, batches):
 
 
 def train(step, device="cpu", sizes=SIZES):
-    """The totals after each step, and the weights and statistics at the end."""
+    """Return the totals after each step, and the weights and statistics at the end."""
     optimizer = build_optimizer(make_config().optimizer, step.model.parameters())
     totals = [step.totals.tolist() for _ in train_steps(step, optimizer, batches(device, sizes))]
     return totals, copy.deepcopy(step.model.state_dict())
@@ -178,7 +178,7 @@ def test_a_graph_on_the_gpu_trains_as_the_operations_do(variant, precision, comp
 
 
 def steps_of_an_epoch(device):
-    """Training steps with the pipeline's batches, the last one smaller."""
+    """Yield training steps with the pipeline's batches, the last one smaller."""
     step = make_step("a_resnest", device)
     rng = np.random.default_rng(0)
     split = Split(rng.integers(0, 256, (30, 16, 16, 3), dtype=np.uint8), np.arange(30) % 10)

@@ -105,7 +105,7 @@ def test_a_step_of_resnet20_has_few_casts_left(monkeypatch, variant, before, aft
 
 def test_what_may_use_its_weights_otherwise_is_left_to_autocast():
     class Own(type(build_model(TINY))):
-        """A network of a user's that is much like ours."""
+        """Is a network of a user's that is much like ours."""
 
     torch.manual_seed(0)
     assert Step(Own(*TINY, 10, "standard"), Trainer(precision="bf16")).twins is None

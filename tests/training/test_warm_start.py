@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """A finished run of ours on ten classes."""
+    """Return a finished run of ours on ten classes."""
     config = tiny("trainer.epochs=1", f"runs_dir={tmp_path_factory.mktemp('start')}")
     assert run_experiment(config) == "complete"
     return RunDirectory.of(config).path

@@ -40,7 +40,7 @@ WARMING = ("optimizer.warmup=0.6", "trainer.epochs=3")  # the rate differs from 
 
 
 class Operations:
-    """In the place of a graph: the same work, operation by operation."""
+    """Stands for a graph: the same work, operation by operation."""
 
     def __init__(self, model, work):
         self.model, self.work = model, work
@@ -52,7 +52,7 @@ class Operations:
 
 @pytest.fixture
 def captures(emulated_cuda, monkeypatch):
-    """Steps make graphs, as they do on CUDA."""
+    """Let steps make graphs, as they do on CUDA."""
     made = Step.__init__
 
     def init(self, *arguments, **more):
@@ -64,7 +64,7 @@ def captures(emulated_cuda, monkeypatch):
 
 @pytest.fixture
 def one_by_one(captures, monkeypatch):
-    """Takes a call and makes it with whole steps that are no graphs."""
+    """Return what takes a call and makes it with whole steps that are no graphs."""
 
     take = WholeStep._take
 
@@ -102,13 +102,13 @@ def make_training(*options, variant="standard", model=None, device="cpu", is_str
 
 
 def whole_of(training):
-    """What takes its steps, which are about to begin."""
+    """Return what takes its steps, which are about to begin."""
     training.model.train()
     return WholeStep.of(training, Step(training.model, training.config.trainer, training.loss))
 
 
 def trained(*options, **values):
-    """Losses and accuracies, and what a checkpoint would hold, after a training."""
+    """Return losses and accuracies, and what a checkpoint would hold, after a training."""
     training, state = make_training(*options, **values), State()
     fit(training, state)
     losses = [(row["lr"], row["train_loss"], row["train_accuracy"]) for row in state.history]
@@ -269,7 +269,7 @@ def test_the_next_epoch_is_drawn_while_the_device_is_busy(captures):
 
 
 def tiny_run(tmp_path, name, *options):
-    """With 96 training images in batches of 32."""
+    """Return a run with 96 training images in batches of 32."""
     return tiny(f"runs_dir={tmp_path / name}", "trainer.epochs=3", *options)
 
 
