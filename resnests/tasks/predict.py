@@ -26,7 +26,8 @@ from resnests.config.parts import Dataset
 from resnests.config.recipe import IMAGES
 from resnests.config.schema import Config, config_from
 from resnests.data.arrays import Split
-from resnests.data.pipelines import Images, memory_format
+from resnests.data.images import Images, images_of
+from resnests.data.pipelines import memory_format
 from resnests.data.splits import Splits, load, with_statistics
 from resnests.data.torchvision_sets import is_torchvision
 from resnests.data.unlabelled import read_images
@@ -127,7 +128,8 @@ class Predictor:
         load_weights(directory.weights_file, model)
         move(model, self.device, config.trainer)
         set_numerics(config.trainer)  # which what was imported just now may have changed
-        images = Images(split, dataset, self.device, memory_format(config.trainer, self.device))
+        layout = memory_format(config.trainer, self.device)
+        images = images_of(split, dataset, self.device, layout)
         logits = predicted(model, images, config.trainer.precision)
         labels = split.labels if folder is None else None
         try:
@@ -141,9 +143,10 @@ class Predictor:
         return file.with_suffix(".csv")
 
     def _splits(self, config: Config) -> Splits:
-        key = repr(config.dataset)
+        memory_gb = config.pipeline.memory_gb
+        key = repr((config.dataset, memory_gb))
         if key not in self.data:
-            self.data[key] = load(config.dataset, config.digests.get(IMAGES))
+            self.data[key] = load(config.dataset, config.digests.get(IMAGES), memory_gb)
         return self.data[key]
 
     def _folder(self, folder: str, shape: tuple[int, ...], dataset: Dataset) -> Split:

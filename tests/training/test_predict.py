@@ -15,6 +15,7 @@ from helpers import run_command, tiny
 from PIL import Image
 
 from resnests.config.schema import Predict, config_dict
+from resnests.data.views import ImageView
 from resnests.errors import UserError
 from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
@@ -86,6 +87,16 @@ def test_without_a_folder_the_test_images_are_predicted(trained):
     assert [row["file"] for row in lines] == before["path"].tolist()
     right = [row["label"] == row["prediction"] for row in lines]
     assert 100 * np.mean(right) == pytest.approx(run.read_record().test_accuracy)
+
+
+def test_more_images_than_memory_are_predicted_batch_by_batch(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    whole = Predictor(CPU).predict(asked(trained)).read_bytes()
+    bounded = replace(trained, pipeline=replace(trained.pipeline, memory_gb=0.0))
+    predictor = Predictor(CPU)
+    assert predictor.predict(asked(bounded)).read_bytes() == whole
+    (splits,) = predictor.data.values()
+    assert isinstance(splits.test.images, ImageView)
 
 
 def test_images_without_files_have_numbers_and_classes_without_names_too():
