@@ -74,10 +74,14 @@ def decode_all(listing: Listing, size: int | None) -> Loaded:
 
 
 def decoded(
-    pictures: Sequence[Picture], size: int | None, known: Sequence[int] = ()
+    pictures: Sequence[Picture],
+    size: int | None,
+    known: Sequence[int] = (),
+    shape: tuple[int, ...] | None = None,
 ) -> Generator[Decoded, None, None]:
     """Yield all pictures in their order, decoded but where `known` has the CRC-32 of their files;
-    raises a UserError where one is unsound, or of another size than the first.
+    raises a UserError where one is unsound, or of another size than the first, whose `shape` must
+    be given where it may be known.
 
     A few for each core are decoded at once, and no more are in memory.
     """
@@ -91,7 +95,7 @@ def decoded(
             return Decoded(data, None, 0)
         return Decoded(data, *_image(data, pictures[place], size))
 
-    cores, first = joblib.cpu_count(), None
+    cores, first = joblib.cpu_count(), shape and (pictures[0].path, shape)
     with strictly():
         for place, one in enumerate(ahead(work, range(len(pictures)), 4 * cores, cores)):
             if one.image is not None:

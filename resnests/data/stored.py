@@ -100,7 +100,7 @@ def _fill(
     pictures, length = [*listing.train, *listing.test], int(np.prod(shape[1:]))
     known = _left(images, sums, length)
     found = digest_of_names(listing)
-    with closing(decoded(pictures, size, known["source"].tolist())) as work:
+    with closing(decoded(pictures, size, known["source"].tolist(), shape[1:])) as work:
         for place, one in enumerate(progress(work, "decoding", shape[0])):
             found.add(one.data)
             if one.image is not None:

@@ -435,6 +435,15 @@ def test_a_picture_that_is_unsound_is_named_as_in_memory(tmp_path):
             load(images(root), None, memory_gb)
 
 
+@pytest.mark.parametrize("size", [(12, 10), (8, 8)])  # as many bytes as the first has, and fewer
+def test_a_picture_of_another_size_is_refused_by_the_next_command_too(tmp_path, size):
+    write_classes(tmp_path / "train", 4)
+    write_classes(tmp_path / "test", 2, size)
+    for _ in range(2):  # the second time all pictures of the first's size are known
+        with pytest.raises(UserError, match="12x10: expected images of one size"):
+            load(images(tmp_path), None, 0)
+
+
 def test_work_ahead_is_bounded_in_order_and_ends_early():
     begun, pools = [], []
     made = ahead_module.ThreadPoolExecutor
