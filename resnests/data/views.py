@@ -12,7 +12,7 @@ import weakref
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -63,12 +63,22 @@ def open_images(path: Path, shape: tuple[int, ...]) -> ImageFile | None:
     return None
 
 
+class ImageSource(Protocol):
+    """Reads images uint8 (N, H, W, 3) where they are asked for, as ImageFile does."""
+
+    shape: tuple[int, ...]
+
+    def read(self, places: np.ndarray, out: np.ndarray) -> None:
+        """Read the images at `places` (B,) into `out` (B, H, W, 3); raise a UserError."""
+        ...
+
+
 class ImageView:
     """Stands for images uint8 (N, H, W, 3), those at `places` (N,) of `source`, as an array
     does.
     """
 
-    def __init__(self, source: np.ndarray | ImageFile, places: np.ndarray | None = None) -> None:
+    def __init__(self, source: np.ndarray | ImageSource, places: np.ndarray | None = None) -> None:
         self.source = source
         self.places = np.arange(source.shape[0]) if places is None else places
         self.shape = (len(self.places), *source.shape[1:])

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,6 +38,16 @@ from resnests.runs.directory import write_atomic
 from resnests.runs.weights import finished
 from resnests.training import loop
 from resnests.training.numerics import move, set_numerics
+
+
+class NotPredicted(UserError):
+    """Says why one run cannot be predicted with, which costs that run only."""
+
+
+class _Lines(NamedTuple):
+    """Stands for a file to a writer of CSV, which writes a line at a time."""
+
+    write: Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -79,10 +89,12 @@ class Predictions:
             columns["label"] = [names[label] for label in self.labels]
         columns["prediction"] = [names[label] for label in scores.argmax(1)]
         columns["probability"] = [f"{value:.6f}" for value in best]
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
+        lines: list[str] = []
+        # What is part of its line ends is what the writer quotes: of a name either of both
+        writer = csv.writer(_Lines(lines.append), lineterminator="\r\n")
         writer.writerows([columns, *zip(*columns.values(), strict=True)])
-        return file.getvalue().encode(errors="surrogateescape")
+        text = "".join(line.removesuffix("\r\n") + "\n" for line in lines)
+        return text.encode(errors="surrogateescape")
 
     def write(self, file: Path) -> None:
         """Write `file`, which ends in .npz, and the .csv beside it."""
@@ -113,7 +125,10 @@ class Predictor:
         """Write what the finished run of `config` says, and return the CSV file; raise a
         UserError.
         """
-        directory = finished(config, "to predict with")
+        try:
+            directory = finished(config, "to predict with")
+        except UserError as error:
+            raise NotPredicted(str(error)) from error
         record = directory.read_record()
         assert record is not None
         splits = self._splits(config)
@@ -123,9 +138,13 @@ class Predictor:
         size = split.images.shape[1:3]
         folder, file = config.predict.folder, directory.predictions_file
         if folder is not None:
-            split, file = self._folder(folder, size, dataset), directory.predictions_of(folder)
+            split = self._folder(folder, size, dataset, config.pipeline.memory_gb)
+            file = directory.predictions_of(folder)
         model = initial_model(config.arch, config.variant, dataset.class_count, config.seed, size)
-        load_weights(directory.weights_file, model)
+        try:
+            load_weights(directory.weights_file, model)
+        except UserError as error:
+            raise NotPredicted(str(error)) from error
         move(model, self.device, config.trainer)
         set_numerics(config.trainer)  # which what was imported just now may have changed
         layout = memory_format(config.trainer, self.device)
@@ -136,10 +155,10 @@ class Predictor:
             with directory.lock().acquire(blocking=False):
                 Predictions(logits, labels, split.files, record.classes).write(file)
         except Timeout:
-            raise UserError(f"{directory.path}: a process works on it") from None
+            raise NotPredicted(f"{directory.path}: a process works on it") from None
         except OSError as error:
             reason = f"cannot be written ({error.strerror})"
-            raise UserError(f"{directory.path}: {reason}") from error
+            raise NotPredicted(f"{directory.path}: {reason}") from error
         return file.with_suffix(".csv")
 
     def _splits(self, config: Config) -> Splits:
@@ -149,14 +168,16 @@ class Predictor:
             self.data[key] = load(config.dataset, config.digests.get(IMAGES), memory_gb)
         return self.data[key]
 
-    def _folder(self, folder: str, shape: tuple[int, ...], dataset: Dataset) -> Split:
+    def _folder(
+        self, folder: str, shape: tuple[int, ...], dataset: Dataset, memory_gb: float | None
+    ) -> Split:
         """Return the images of `folder`, read as those of `dataset`; their labels mean nothing."""
         size = dataset.size
         if dataset.target is not None and is_torchvision(dataset):
             size = dataset.args.get("size")
-        key = repr((folder, shape, size))
+        key = repr((folder, shape, size, memory_gb))
         if key not in self.folders:
-            images, files, note = read_images(folder, shape, size)
+            images, files, note = read_images(folder, shape, size, memory_gb)
             if note:
                 print(note, file=sys.stderr)
             self.folders[key] = Split(images, np.zeros(len(images), np.int64), files=files)
@@ -171,12 +192,10 @@ def main() -> int:
     missing = 0
     for config in configs:
         try:
-            finished(config, "to predict with")
-        except UserError as error:
+            print(predictor.predict(config), flush=True)
+        except NotPredicted as error:
             missing += 1
             print(f"not predicted: {error}", file=sys.stderr)
-            continue
-        print(predictor.predict(config), flush=True)
     return 1 if missing else 0
 
 

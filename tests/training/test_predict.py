@@ -15,6 +15,7 @@ from helpers import run_command, tiny
 from PIL import Image
 
 from resnests.config.schema import Predict, config_dict
+from resnests.data.unlabelled import read_images
 from resnests.data.views import ImageView
 from resnests.errors import UserError
 from resnests.runs.digests import with_digests
@@ -108,6 +109,39 @@ def test_images_without_files_have_numbers_and_classes_without_names_too():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ['a,b "c".png', "a\nb.png", "a\rb.png", "a\r\nb.png"])
+def test_any_name_of_a_file_stays_in_its_field(tmp_path, name):
+    file = tmp_path / "predictions.npz"
+    Predictions(np.eye(2), None, np.array([name, "z.png"])).write(file)
+    assert [row["file"] for row in rows(file.with_suffix(".csv"))] == [name, "z.png"]
+    assert file.with_suffix(".csv").read_bytes().endswith(b"z.png,1,0.731059\n")
+
+
+def test_more_images_than_memory_are_predicted_in_parts_with_the_same_bits(trained, tmp_path):
+    for place in range(140):  # more than a batch
+        write(tmp_path / f"{place}.png", 10, 12, 3)
+    tight = replace(trained, pipeline=replace(trained.pipeline, memory_gb=0))
+    for folder in (None, tmp_path):
+        found = []
+        for config in (trained, tight):
+            predictor = Predictor(CPU)
+            made = predictor.predict(asked(config, folder)).with_suffix(".npz")
+            with np.load(made) as arrays:
+                found.append(arrays["logits"])
+            (splits,) = predictor.data.values()
+            read = [splits.test, *predictor.folders.values()]
+            assert all(isinstance(one.images, ImageView) == (config is tight) for one in read)
+        assert np.array_equal(*found)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_picture_that_is_far_too_large_is_refused_as_in_training(tmp_path, monkeypatch):
+    write(tmp_path / "a.png", 10, 12, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(UserError, match=r"a.png is .* \(Image size"):
+        read_images(str(tmp_path), (10, 12), None)
+
+
 def test_images_of_any_size_are_scaled_where_those_of_training_were(trained, tmp_path):
     write(tmp_path / "large.png", 40, 60, 3)
     (sized,) = with_digests([replace(trained, dataset=replace(trained.dataset, size=8))])
@@ -170,6 +204,20 @@ def test_a_run_that_is_not_finished_costs_that_run_only(trained, monkeypatch, ca
     out, err = capsys.readouterr()
     assert out == f"{RunDirectory.of(trained).path / 'predictions.csv'}\n"
     assert "seed=5: no finished run to predict with" in err
+
+
+def test_weights_that_cannot_be_read_cost_that_run_only(trained, tmp_path, monkeypatch, capsys):
+    shutil.copytree(trained.runs_dir, tmp_path / "runs")
+    broken = replace(asked(trained), runs_dir=str(tmp_path / "runs"))
+    RunDirectory.of(broken).weights_file.write_bytes(b"none")
+    values = json.dumps([config_dict(broken), config_dict(asked(trained))])
+    monkeypatch.setattr("sys.stdin", type("Lines", (), {"read": lambda: values}))
+    monkeypatch.setattr(sys, "argv", ["predict", "cpu", "1"])
+    assert predict.main() == 1
+    out, err = capsys.readouterr()
+    assert out == f"{RunDirectory.of(trained).path / 'predictions.csv'}\n"
+    assert err.startswith("not predicted: ")
+    assert "model.pt: it is cut short, corrupt or foreign" in err
 
 
 @pytest.mark.slow
