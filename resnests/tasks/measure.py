@@ -8,7 +8,7 @@ from torch import nn
 
 from resnests.config.schema import Config
 from resnests.data.arrays import Split
-from resnests.data.pipelines import Images
+from resnests.data.images import Images
 from resnests.errors import UserError
 from resnests.models.weights import load_weights
 from resnests.runs.directory import RunDirectory

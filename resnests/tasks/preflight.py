@@ -22,7 +22,8 @@ from resnests.config.recipe import IMAGES
 from resnests.config.schema import Config, config_from
 from resnests.config.targets import naming
 from resnests.data.arrays import Split
-from resnests.data.pipelines import Batch, Images, build_pipeline, memory_format
+from resnests.data.images import Batch, Images
+from resnests.data.pipelines import build_pipeline, memory_format
 from resnests.data.splits import Splits, load, with_statistics
 from resnests.errors import UserError, exit_status_of
 from resnests.models.resnet import count_parameters, initial_model

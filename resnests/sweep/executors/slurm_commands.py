@@ -74,7 +74,8 @@ def query_queue(names: Sequence[str]) -> Queue:
 def site_limits() -> tuple[int, int]:
     """Return the most jobs of an array, and the seconds for which squeue knows of a job that ended.
 
-    Of arrays 0 means that there are none, of seconds that it is for ever.
+    A size of 0 says that the site has no arrays. A MinJobAge of 0, with which Slurm forgets no job,
+    counts as Slurm's default.
     """
     shown = ask("scontrol", "show", "config")
     size = re.search(r"MaxArraySize\s*=\s*(\d+)", shown)
