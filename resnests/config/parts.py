@@ -62,8 +62,8 @@ class Dataset(Component):
     val_fraction: float = 0.0  # stratified part of the training images that is held out
     # side of the square that images are scaled and cropped to; null: they stay as they are
     size: int | None = None
-    root: str = unhashed("data")
-    download: bool = unhashed(True)
+    root: str = unhashed("data")  # where the files are, or are downloaded to
+    download: bool = unhashed(True)  # false: fail where they are missing
 
     @property
     def is_own(self) -> bool:

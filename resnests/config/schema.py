@@ -128,8 +128,8 @@ class Config:
     predict: Predict = field(default_factory=Predict, metadata={"unhashed": True})
     # null: this machine
     cluster: Cluster | None = field(default=None, metadata={"unhashed": True})
-    runs_dir: str = unhashed("runs")
-    task: str = unhashed("train")
+    runs_dir: str = unhashed("runs")  # where the run directories go
+    task: str = unhashed("train")  # one of TASKS
     # to evaluate, or to analyse once evaluated: a file, or a folder in the official scheme; to
     # export to: a folder
     weights: str | None = unhashed(None)

@@ -80,7 +80,7 @@ class Trainer:
     patience: int | None = None
     # decay of a running mean of the weights, which is evaluated beside them, such as 0.999
     ema: float | None = None
-    device: str = unhashed("auto")
+    device: str = unhashed("auto")  # or cpu, cuda, cuda:N, or mps, which is Apple's GPU
     # null: on CPU, where it is 1.2 to 1.4x as fast, and CUDA
     channels_last: bool | None = unhashed(None)
     # a step as one CUDA graph; null: on CUDA, or without where it fails
@@ -94,7 +94,7 @@ class Trainer:
     eval_every: int = unhashed(1)  # epochs; the last one is always evaluated
     # epochs whose weights are kept, as model_epoch_<n>.pt
     keep_epochs: list[int] = field(default_factory=list, metadata={"unhashed": True})
-    overwrite: bool = unhashed(False)
+    overwrite: bool = unhashed(False)  # true: start afresh what has begun or is done
 
     def __post_init__(self) -> None:
         for key in ("epochs", "batch_size", "eval_every"):
