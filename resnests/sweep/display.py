@@ -75,7 +75,8 @@ class View:
 
     def _origin(self, record: Record) -> str:
         """Return what the accuracy is of, and of an analysis what it found."""
-        given = "of given weights" if record.config["weights"] else f"after {record.epochs} epochs"
+        epochs = f"{record.epochs} epoch{'s' * (record.epochs != 1)}"
+        given = "of given weights" if record.config["weights"] else f"after {epochs}"
         analysis = (
             self.run.directory.read_analysis() if record.config["task"] == "analyze" else None
         )

@@ -117,9 +117,12 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("validation", "said"), [(61.5, "validation 61.50%"), (math.nan, "test 72.25%")]
+    ("validation", "epochs", "said"),
+    [(61.5, 10, "validation 61.50% after 10 epochs"), (math.nan, 1, "test 72.25% after 1 epoch")],
 )
-def test_accuracies_to_choose_by_are_those_of_held_out_images(tmp_path, capsys, validation, said):
+def test_accuracies_to_choose_by_are_those_of_held_out_images(
+    tmp_path, capsys, validation, epochs, said
+):
     runs = runs_of(tmp_path, 2)
     display = Display(runs, runs)
     display.started -= 1
@@ -127,11 +130,11 @@ def test_accuracies_to_choose_by_are_those_of_held_out_images(tmp_path, capsys, 
     runs[0].directory.write_config(runs[0].config)
     runs[0].directory.write_history([row])
     measured = dict.fromkeys(("parameters", *METRICS), 1) | {"test_accuracy": 72.25}
-    started(runs[0], status="complete", seconds=3.0, epochs=10, **measured)
+    started(runs[0], status="complete", seconds=3.0, epochs=epochs, **measured)
     display._refresh(display._due())
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("complete 1/2 digits/tiny/standard seed=0: ")
-    assert f": {said} after 10 epochs, 3.0 s" in last
+    assert f": {said}, 3.0 s" in last
 
 
 @pytest.mark.parametrize(
