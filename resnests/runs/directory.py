@@ -1,5 +1,4 @@
-"""Know the place of a run directory, its files and what they mean: the one module that does. No
-torch.
+"""Define where a run directory is, and what its files mean: all that knows this is here. No torch.
 
     <runs_dir>/<dataset>/<arch>/<variant>/<recipe>/seed=<n>/
         config.yaml    the resolved configuration, which runs again with
