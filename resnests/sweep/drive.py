@@ -37,7 +37,7 @@ from resnests.sweep.precision import warn_of_emulation
 from resnests.sweep.prepare import prepare
 from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.scheduler import Executor, Scheduler
-from resnests.sweep.stop import Stop
+from resnests.sweep.stop import Stop, ending_at_once
 from resnests.sweep.summary import print_skipped, print_summary
 from resnests.sweep.tryout import set_aside, trying
 from resnests.trackers.sync import syncing
@@ -232,10 +232,11 @@ def _run_with_torch(
 
     In a session of its own it does not see a Ctrl-C, at which this process ends it.
     """
-    return subprocess.run(
-        [sys.executable, "-m", *words],
-        input=json.dumps([config_dict(run.config) for run in runs]),
-        text=True,
-        env=os.environ | (environment or {}) | {"PYTHONPATH": python_path()},
-        start_new_session=True,
-    ).returncode
+    with ending_at_once():
+        return subprocess.run(
+            [sys.executable, "-m", *words],
+            input=json.dumps([config_dict(run.config) for run in runs]),
+            text=True,
+            env=os.environ | (environment or {}) | {"PYTHONPATH": python_path()},
+            start_new_session=True,
+        ).returncode

@@ -15,6 +15,7 @@ from resnests.data.splits import is_ready
 from resnests.environment import DRY_RUN, PROGRESS, python_path
 from resnests.errors import UserError
 from resnests.sweep.plan import Run
+from resnests.sweep.stop import ending_at_once
 
 
 def prepare(runs: Sequence[Run], dry_run: bool = False) -> None:
@@ -82,15 +83,16 @@ def _run_module(name: str, *arguments: str, given: str = "", dry_run: bool = Fal
     terminal = os.dup(2)
     values = {"PYTHONPATH": python_path(), PROGRESS: str(terminal)}
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", name, *arguments],
-            input=given,
-            capture_output=True,
-            text=True,
-            errors="backslashreplace",
-            env=os.environ | values | ({DRY_RUN: "1"} if dry_run else {}),
-            pass_fds=[terminal],
-        )
+        with ending_at_once():
+            done = subprocess.run(
+                [sys.executable, "-m", name, *arguments],
+                input=given,
+                capture_output=True,
+                text=True,
+                errors="backslashreplace",
+                env=os.environ | values | ({DRY_RUN: "1"} if dry_run else {}),
+                pass_fds=[terminal],
+            )
     finally:
         os.close(terminal)
     print(done.stdout, end="", flush=True)  # by us, who know when nobody reads it any more

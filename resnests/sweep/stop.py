@@ -72,6 +72,17 @@ class Stop:
         return self._asked or self.signals > 0 or missing
 
 
+def ending_at_once() -> Stop:
+    """Return a Stop at whose first signal a KeyboardInterrupt is raised, by which subprocess.run
+    ends the process that it waits for. SIGTERM and SIGHUP alone would leave that behind.
+    """
+    return Stop(on_signal=_interrupt)
+
+
+def _interrupt(count: int) -> None:
+    raise KeyboardInterrupt
+
+
 def lock_until_exit(file: Path) -> None:
     """Lock `file` for as long as this process lives; the operating system releases it after."""
     fcntl.flock(os.open(file, os.O_RDONLY), fcntl.LOCK_EX)

@@ -2,10 +2,15 @@
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
 from data_images import images
-from helpers import make_config
+from helpers import make_config, until
 
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
@@ -54,6 +59,28 @@ def test_progress_of_another_process_is_shown_and_its_errors_are_not(tmp_path, m
     with pytest.raises(UserError, match=r"^no$"):
         prepare._run_module("shows")
     assert capfd.readouterr().err == "half"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("place", ["prepare", "drive"])
+def test_a_signal_leaves_no_process_behind(tmp_path, place, number):
+    (tmp_path / "waits.py").write_text(
+        "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)"
+    )
+    call = {
+        "prepare": "prepare._run_module('waits')",
+        "drive": "drive._run_with_torch(('waits',), [])",
+    }
+    code = f"import sys; from resnests.sweep import {place}; {call[place]}"
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    above = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, stderr=subprocess.DEVNULL
+    )
+    written = tmp_path / "pid"
+    until(lambda: written.is_file() and written.read_text(), 30)
+    above.send_signal(number)
+    above.wait(10)
+    until(lambda: not psutil.pid_exists(int(written.read_text())), 10)
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
