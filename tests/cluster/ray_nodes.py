@@ -9,6 +9,7 @@ be killed.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -85,7 +86,8 @@ class RayNodes:
         program = "import ray; ray.init(logging_level='ERROR', log_to_driver=False)"
         program += "; print(sum(node['Alive'] for node in ray.nodes()))"
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-        return int(done.stdout) if done.returncode == 0 else 0
+        found = re.search(r"^\d+$", done.stdout, re.MULTILINE)  # Ray may print lines of its own
+        return int(found[0]) if found else 0
 
     def _until(self, count: int) -> None:
         end = time.monotonic() + 120
