@@ -107,6 +107,8 @@ class Predict:
     folder: str | None = None  # of images without labels; null: the test images of the run
 
     def __post_init__(self) -> None:
+        expected = "a folder with images, or null"  # nothing, as of an empty variable, is none
+        require(self.folder != "", "predict.folder", "''", expected)
         self.folder = self.folder and os.path.expanduser(self.folder)
 
 

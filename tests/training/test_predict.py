@@ -186,6 +186,7 @@ def test_a_process_that_works_on_a_run_is_left_alone(trained):
     ("overrides", "said"),
     [
         (["predict.folder=new"], "predict.folder=new: expected null, as task=train reads no such"),
+        (["task=predict", "predict.folder=''"], "predict.folder='': expected a folder with images"),
         (["task=predict", "weights=m.pt"], "weights=m.pt: expected null, as task=predict is of fi"),
         (["task=predict", "cluster=slurm"], "cluster=slurm: expected null, as task=predict trains"),
     ],
