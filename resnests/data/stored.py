@@ -70,11 +70,16 @@ def _image_file(
     with FileLock(path.with_suffix(".lock")):
         if (there := open_images(path, shape)) is not None:  # another process was first
             return there
-        with _to_change(parts[".uint8"]) as pixels, _to_change(parts[".sums"]) as sums:
-            left = os.fstat(pixels.fileno()).st_size
-            if shutil.disk_usage(folder).free < np.prod(shape) - left:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            _fill(pixels, sums, listing, size, shape, digest)
+        try:
+            with _to_change(parts[".uint8"]) as pixels, _to_change(parts[".sums"]) as sums:
+                left = os.fstat(pixels.fileno()).st_size
+                if shutil.disk_usage(folder).free < np.prod(shape) - left:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                _fill(pixels, sums, listing, size, shape, digest)
+        except UserError:  # about the pictures: once that is mended they have another digest
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+            raise
         for suffix, part in parts.items():  # the images last, as the sums are looked for with them
             os.replace(part, path.with_suffix(suffix))
     there = open_images(path, shape)

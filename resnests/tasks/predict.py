@@ -11,8 +11,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +62,7 @@ class Predictions:
     labels: np.ndarray | None = None
     files: np.ndarray | None = None
     classes: list[str] | None = None
+    folder: str | None = None  # of images without labels
 
     def npz(self) -> bytes:
         """Return the arrays as a compressed .npz file."""
@@ -68,6 +73,8 @@ class Predictions:
             values["classes"] = np.array(self.classes, dtype=str)
         if self.files is not None:
             values["path"] = self.files
+        if self.folder is not None:
+            values["folder"] = np.array(os.path.realpath(self.folder))
         file = io.BytesIO()
         np.savez_compressed(file, **values)
         return file.getvalue()
@@ -140,6 +147,7 @@ class Predictor:
         if folder is not None:
             split = self._folder(folder, size, dataset, config.pipeline.memory_gb)
             file = directory.predictions_of(folder)
+            _require_of(file, folder)
         model = initial_model(config.arch, config.variant, dataset.class_count, config.seed, size)
         try:
             load_weights(directory.weights_file, model)
@@ -153,7 +161,7 @@ class Predictor:
         labels = split.labels if folder is None else None
         try:
             with directory.lock().acquire(blocking=False):
-                Predictions(logits, labels, split.files, record.classes).write(file)
+                Predictions(logits, labels, split.files, record.classes, folder).write(file)
         except Timeout:
             raise NotPredicted(f"{directory.path}: a process works on it") from None
         except OSError as error:
@@ -182,6 +190,17 @@ class Predictor:
                 print(note, file=sys.stderr)
             self.folders[key] = Split(images, np.zeros(len(images), np.int64), files=files)
         return self.folders[key]
+
+
+def _require_of(file: Path, folder: str) -> None:
+    """Raise NotPredicted where `file` has what is predicted of another folder of that name."""
+    mine = of = os.path.realpath(folder)
+    unreadable = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+    with suppress(*unreadable), np.load(file, allow_pickle=False) as before:
+        of = str(before["folder"])
+    if of != mine:
+        other = f"it has what is predicted of {of}: move it away, or rename {folder}"
+        raise NotPredicted(f"{file}: {other}")
 
 
 def main() -> int:

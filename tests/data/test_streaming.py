@@ -290,6 +290,7 @@ def test_a_picture_that_changed_since_is_decoded_anew(tmp_path, decodes):
             load(data, None, 0)
     finally:
         stored.digest_of_files = digest
+    assert not list(tmp_path.rglob("*.part")), "of a digest that may never come again"
     path.write_bytes(sound)
     assert_loads(data, expected)
 

@@ -22,7 +22,7 @@ from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
 from resnests.tasks import predict
 from resnests.tasks.experiment import run_experiment
-from resnests.tasks.predict import Predictions, Predictor
+from resnests.tasks.predict import NotPredicted, Predictions, Predictor
 
 CPU = torch.device("cpu")
 
@@ -66,7 +66,7 @@ def test_a_tree_of_images_is_predicted_as_the_runs_own_data(trained, tmp_path):
     assert [row["file"] for row in found] == ["a/deep/c.png", "b.png", "z.png"]
     assert {row["prediction"] for row in found} <= {"ant", "bee", "cat"}
     with np.load(made.with_suffix(".npz"), allow_pickle=False) as arrays:
-        assert sorted(arrays) == ["classes", "logits", "path", "prediction"]
+        assert sorted(arrays) == ["classes", "folder", "logits", "path", "prediction"]
         logits = arrays["logits"]
     with np.load(RunDirectory.of(trained).predictions_file, allow_pickle=False) as test:
         same = test["path"].tolist().index("test/bee/000.png")
@@ -115,6 +115,19 @@ def test_any_name_of_a_file_stays_in_its_field(tmp_path, name):
     Predictions(np.eye(2), None, np.array([name, "z.png"])).write(file)
     assert [row["file"] for row in rows(file.with_suffix(".csv"))] == [name, "z.png"]
     assert file.with_suffix(".csv").read_bytes().endswith(b"z.png,1,0.731059\n")
+
+
+def test_folders_of_one_name_do_not_lose_what_was_predicted_of_the_other(trained, tmp_path):
+    for place in ("a", "b"):
+        write(tmp_path / place / "same" / f"{place}.png", 10, 12, 3)
+    first = Predictor(CPU).predict(asked(trained, tmp_path / "a" / "same"))
+    with pytest.raises(NotPredicted, match=r"predictions_same.npz: .*/a/same: move it away"):
+        Predictor(CPU).predict(asked(trained, tmp_path / "b" / "same"))
+    assert [row["file"] for row in rows(first)] == ["a.png"]
+    assert Predictor(CPU).predict(asked(trained, tmp_path / "a" / "same")) == first
+    first.with_suffix(".npz").write_bytes(b"PK")
+    again = Predictor(CPU).predict(asked(trained, tmp_path / "b" / "same"))
+    assert [row["file"] for row in rows(again)] == ["b.png"]
 
 
 def test_more_images_than_memory_are_predicted_in_parts_with_the_same_bits(trained, tmp_path):
