@@ -28,6 +28,7 @@ def test_an_error_is_one_line_that_can_be_printed(text, line):
     assert str(pickle.loads(pickle.dumps(UserError(text)))) == line
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_is_no_noise_where_hydra_logs(tmp_path):
     command = f"{sys.executable} {REPOSITORY / 'run.py'} --info all | head -1"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)

@@ -26,6 +26,7 @@ def tree(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_tables_are_the_same_to_the_byte(tree):
     done = run_command(cwd=tree, script="aggregate.py")
     assert done.returncode == 0, done.stderr

@@ -132,6 +132,7 @@ def test_second_order_is_that_of_automatic_differentiation():
     assert values[0] <= along < 0
 
 
+@pytest.mark.slow
 def test_a_saddle_is_strict_and_an_optimum_is_none():
     problem, maps = two_maps(7)
     saddle = maps.at(saddle_of(maps))

@@ -145,6 +145,7 @@ def test_setup_is_in_the_users_own_shell(runs, tmp_path, monkeypatch):
     assert do(runs, tmp_path, monkeypatch, *setup) == (0, "trained with cuda\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "status", "said"),
     [
@@ -279,6 +280,7 @@ def test_what_no_node_trains_is_refused_at_once(slurm, runs):
     assert "which its node must reach" in runs[1].directory.log_file.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("most", "limit", "waits_for"),
     [
@@ -476,6 +478,7 @@ def test_a_job_without_room_for_temporary_files_is_refused_in_one_line(runs, tmp
     assert said.startswith(f"TMPDIR on {socket.gethostname()}: expected a folder for temporary")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "said"),
     [
@@ -493,6 +496,7 @@ def test_a_node_whose_torch_cannot_be_loaded_refuses(runs, tmp_path, monkeypatch
     assert said in last_log_line(runs[0].directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lacking", ["omegaconf", "torch"])
 def test_a_node_whose_python_lacks_a_package_says_so(runs, tmp_path, monkeypatch, lacking):
     folder = tmp_path / "lacking"

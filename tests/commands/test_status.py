@@ -80,12 +80,14 @@ def test_status_counts_every_cell_and_names_what_is_not_done(grid):
     )
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_is_gone_is_not_shown_as_running(grid):
     done = run_command("--status", script="aggregate.py", cwd=grid)
     assert "killed: cifar10/resnet20/a_resnest seed=0" in done.stdout
     assert done.stdout.count("\nrunning:") == 1
 
 
+@pytest.mark.slow
 def test_an_error_text_full_of_markup_is_shown_as_it_is(tmp_path):
     error = "RuntimeError: [/opt/pytorch/x.cc:3] [enforce fail at a.cpp:127] [red]boom :warning:"
     add_run(tmp_path / "runs", status="failed", record={"error": error})
@@ -139,6 +141,7 @@ def test_an_analysis_that_was_interrupted_is_not_done(tmp_path):
     assert status.poll().renderables[0] == "1 of 1 done"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 200])
 def test_every_cell_can_be_read_on_a_narrow_terminal_too(tmp_path, width):
     for variant in ("standard", "resnest", "bn_resnest", "a_resnest"):
@@ -154,6 +157,7 @@ def test_every_cell_can_be_read_on_a_narrow_terminal_too(tmp_path, width):
     assert ("  ResNEst: 1 done, 1 interrupted\n" in shown) == (width == 80)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -29,6 +29,7 @@ def test_defaults_are_the_papers():
     )
 
 
+@pytest.mark.slow
 def test_resnest_brings_its_learning_rate_with_sgd_only():
     assert make_config("variant=resnest").optimizer.lr == 0.01
     assert make_config("variant=resnest", "optimizer=sgd_cosine").optimizer.lr == 0.01

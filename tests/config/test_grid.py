@@ -104,6 +104,7 @@ def test_what_runs_share_is_composed_once(loader, monkeypatch):
     assert (calls.count(1), calls.count(2)) == (2, 2 * (1 + 2 + 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["launcher", "sweeper"])
 def test_a_launcher_that_only_some_runs_choose_is_refused(loader, part):
     """The sweep has one already, and would train those runs by that."""

@@ -24,6 +24,7 @@ def test_a_name_says_what_comes_with_it_and_nothing_more():
     assert distinguishing_keys([SGD, ADAMW, faster]) == {"optimizer.name", "optimizer.lr"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "epochs", "before", "moved"),
     [

@@ -101,6 +101,7 @@ def test_arrays_in_an_npz_are_told_apart(tmp_path, changed):
         load(images(other), one)
 
 
+@pytest.mark.slow
 def test_what_a_callable_returns_has_a_digest_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digested.py").write_text(

@@ -110,6 +110,7 @@ def test_a_damaged_picture_is_read_as_by_pillow_or_named(form, seed):
     assert outcomes["refused"] > 10, outcomes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_a_damaged_npz_is_read_as_it_was_written_or_named(tmp_path, save, seed):

@@ -328,6 +328,7 @@ def test_a_damaged_file_is_never_read_as_sound(tmp_path, cache, which, damage):
         assert np.array_equal(found.test.images, expected.test.images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "flip", "closed", "cut torchvision"])
 def test_what_fails_in_the_thread_ends_the_run_with_a_line(tmp_path, cache, damage, monkeypatch):
     root = write_parts(tmp_path / "data", train=20)

@@ -20,6 +20,7 @@ PARAMETERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "arch"), PARAMETERS)
 def test_parameter_counts_of_the_paper(classes, arch):
     counts = tuple(count_parameters(build_model(arch, head, classes)) for head in HEADS)
@@ -61,6 +62,7 @@ def official_draws(arch: str, classes: int, head: str, seed: int) -> list[torch.
     return kept + [weight for drawn in blocks for weight in drawn] + [linear.weight, linear.bias]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 6])
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("arch", ["resnet20", "wrn16_8"])

@@ -185,6 +185,7 @@ def losses(variant, precision, steps=4):
     return losses, model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 3e-2)])
 @pytest.mark.parametrize("variant", ["standard", "resnest", "bn_resnest", "a_resnest"])
 def test_first_steps_have_the_losses_of_the_plain_path(
@@ -219,6 +220,7 @@ def test_without_a_compiler_training_still_works(monkeypatch):
         kernels.library.cache_clear()
 
 
+@pytest.mark.slow
 def test_the_library_is_built_once(tmp_path, monkeypatch, compiled):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kernels._load()

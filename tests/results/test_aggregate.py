@@ -68,12 +68,14 @@ def test_comparisons_are_added_on_request(tree):
     assert "## Differences" not in aggregate(tree).stdout
 
 
+@pytest.mark.slow
 def test_the_statistic_is_shown_and_named(tree):
     out = aggregate(tree, "--statistic", "median").stdout
     assert "92.00% [91.00 to 93.50] (0.27M)" in out
     assert "median [minimum to maximum]" in out
 
 
+@pytest.mark.slow
 def test_csv_has_one_row_a_run_and_everything(tree):
     rows = list(csv.DictReader(io.StringIO(aggregate(tree, "--format", "csv").stdout)))
     assert len(rows) == 12
@@ -151,6 +153,7 @@ def test_data_sets_that_the_paper_has_not_stand_beside_nothing(tmp_path):
     assert done.stderr.count("nothing to compare") == len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_the_latex_compiles_as_it_is(tree, tmp_path):
     shutil.copytree(tree, tmp_path / "runs")
@@ -176,6 +179,7 @@ def test_the_latex_compiles_as_it_is(tree, tmp_path):
     assert (tmp_path / "t.pdf").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_broken_record_is_named_and_left_out(tree, tmp_path):
     shutil.copytree(tree, tmp_path / "runs")
     broken = next((tmp_path / "runs/cifar10/resnet20/a_resnest").glob("*/seed=2/record.json"))
@@ -245,6 +249,7 @@ def test_results_stand_below_what_trains_and_what_users_command():
             assert f"resnests.{name}" not in file.read_text(), file
 
 
+@pytest.mark.slow
 def test_a_tilde_is_the_home_folder(tree):
     """Quote a tilde, and write one behind `--output=`: a shell hands on both as they are."""
     place = {"HOME": str(tree.parent)}

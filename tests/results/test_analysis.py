@@ -41,6 +41,7 @@ def analyses(tmp_path) -> Analyses:
     return read_analyses(label_rows(load_runs(tmp_path)))
 
 
+@pytest.mark.slow
 def test_eps_over_depth_takes_architectures_of_the_same_widths(analyses):
     (drawing,) = [d for d in drawings(analyses) if d.key.startswith("depth_cifar10")]
     assert set(drawing.data["arch"]) == {"resnet20", "resnet110"}
@@ -67,6 +68,7 @@ def test_eps_over_depth_and_width_of_the_last_stage_of_one_architecture(tmp_path
     assert all(set(data["depth"]) == {2, 4} and len(data) == 4 for data in deep)
 
 
+@pytest.mark.slow
 def test_the_table_has_eps_with_what_certificates_leave_open(analyses):
     table = analysis_tables(analyses)[0]
     (row,) = [r for r in table.rows if r[:2] == ["ResNet-110", "ResNEst"]]
@@ -94,6 +96,7 @@ def test_an_analysis_that_has_not_come_to_its_end_has_no_bound(tmp_path):
     assert "Not analysed to the end (interrupted): seed 1 of ResNet-20 ResNEst." in notes
 
 
+@pytest.mark.slow
 def test_analyses_made_with_other_settings_are_never_averaged(tmp_path):
     for seed, l2 in enumerate((5e-4, 5e-4, 1e-3)):
         add_analysis(tmp_path, "resnet20", "resnest", seed, 9, 0.01 + seed, l2=l2)

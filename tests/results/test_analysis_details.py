@@ -66,6 +66,7 @@ def shown(analyses: Analyses, key: str) -> list[dict[str, str]]:
     return [dict(zip(table.header, row, strict=True)) for row in table.rows]
 
 
+@pytest.mark.slow
 def test_each_detail_has_its_table(analyses):
     (row,) = shown(analyses, "squared_")
     assert row["selectivity"].startswith("0.5250 ["), "0.105 over (40 of 80) of 0.5 - 0.1"
@@ -105,6 +106,7 @@ def test_a_test_loss_has_the_digits_that_its_error_leaves(analyses):
     assert interval(pd.DataFrame({"bound": [0.12345]}), "bound", 3) == "0.123"
 
 
+@pytest.mark.slow
 def test_figures_over_epochs_penalties_and_of_the_spectrum(analyses):
     found = {drawing.key: drawing for drawing in drawings(analyses)}
     assert {"epochs_cifar10", "l2_cifar10", "hessian_cifar10"} <= set(found)

@@ -44,6 +44,7 @@ def test_load_runs_has_metrics_of_both_splits(tmp_path):
     assert runs.loc["resnet8", ["test_f1", "val_accuracy"]].isna().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "split", "shown", "words"),
     [
@@ -153,6 +154,7 @@ def test_networks_of_ones_own_have_one_column(tmp_path):
     assert made.header == ["Architecture", "Standard"]
 
 
+@pytest.mark.slow
 def test_curves_of_chosen_cells_stand_in_one_figure(tmp_path):
     for seed in (0, 1):
         for arch in ("resnet20", "resnet8"):

@@ -75,6 +75,7 @@ def test_an_exact_reproduction_of_seven_seeds_is_in_the_prediction_95_times_of_1
         assert share_inside(with_interval(cells)) == pytest.approx(0.87, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3, 7])
 def test_the_detectable_difference_is_seen_in_80_of_100_repetitions(tmp_path, n):
     random = np.random.default_rng(n)

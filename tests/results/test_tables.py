@@ -137,6 +137,7 @@ def test_a_second_rate_of_a_variant_is_a_row_of_its_own(tmp_path):
     assert rows["ResNet-20, optimizer.lr=0.1"]["ResNEst"] == "70.00% (0.27M)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "names"),
     [

@@ -91,6 +91,7 @@ def test_code_that_moves_between_the_files_of_a_package_is_seen(here):
     assert own("bundle.net").digests != before
 
 
+@pytest.mark.slow
 def test_pythons_own_modules_and_released_packages_are_not_digested(here):
     assert own("functools.partial", func=None).digests == {}
     assert source_files("functools.partial") == []
@@ -124,6 +125,7 @@ def test_weights_are_their_content_not_their_path(here):
         require_unchanged(config)
 
 
+@pytest.mark.slow
 def test_the_seeds_of_a_folder_of_weights_share_a_recipe(here):
     for seed in (0, 1):
         folder = here / "official" / f"DIGITS_Standard_tiny_seed={seed}"
@@ -151,6 +153,7 @@ def test_an_evaluation_by_path_of_an_earlier_version_keeps_its_identity(here):
 MEASURED = ("dataset.mean=null", "dataset.std=null", "task=evaluate", "weights=run/model.pt")
 
 
+@pytest.mark.slow
 def test_where_images_are_measured_what_measures_them_is_part_of_an_evaluation(here):
     (here / "run").mkdir()
     (here / "run" / "model.pt").touch()
@@ -160,6 +163,7 @@ def test_where_images_are_measured_what_measures_them_is_part_of_an_evaluation(h
     assert len({recipe(*given), recipe(*given, keep[0]), recipe(*given, keep[1])}) == 1
 
 
+@pytest.mark.slow
 def test_what_no_evaluation_uses_is_no_part_of_it(here):
     (here / "m.pt").touch()
     given = "task=evaluate", "weights=m.pt"

@@ -106,6 +106,7 @@ def test_a_heartbeat_without_a_time_is_none(waiting):
         assert not waiting.is_locked()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ENOTDIR, errno.ENAMETOOLONG])
 def test_what_cannot_be_read_of_a_run_is_one_line_with_its_owner(tmp_path, monkeypatch, code):
     run, other = run_in(tmp_path), run_in(tmp_path, "seed=1")

@@ -30,6 +30,7 @@ def test_hydras_sweeps_are_the_dimensions(tmp_path, override, found):
     assert type(dim.low) is type(found.low)
 
 
+@pytest.mark.slow
 def test_a_point_of_the_space_is_a_configuration(tmp_path):
     space = make_space(tmp_path, LR, "optimizer=sgd,sgd_cosine", "trainer.batch_size=16,32")
     config = space.config(

@@ -256,6 +256,7 @@ def test_a_run_goes_on_elsewhere_and_where_it_ends_well_the_device_was_broken(
     assert aside.broken() == {"GPU-0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 8])
 def test_a_run_that_fails_so_on_every_device_is_at_fault_itself(run, aside, monkeypatch, count):
     assert trained(monkeypatch, run, aside, bad=[], own_fault=True, count=count) == 1

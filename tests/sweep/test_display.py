@@ -178,6 +178,7 @@ def test_of_many_runs_only_those_are_looked_at_that_can_have_changed(tmp_path):
     assert looked_at == set(range(100))
 
 
+@pytest.mark.slow
 def test_a_table_is_no_longer_than_a_page(tmp_path):
     runs = runs_of(tmp_path, 6)
     display = Display(runs, runs)
@@ -192,6 +193,7 @@ def test_a_table_is_no_longer_than_a_page(tmp_path):
     assert len(text.splitlines()) <= 8
 
 
+@pytest.mark.slow
 def test_of_jobs_on_a_cluster_it_tells_who_waits_for_what_and_which_node_trains(tmp_path, capsys):
     runs = runs_of(tmp_path, 4)
     display = Display(runs, runs)

@@ -238,6 +238,7 @@ def run(tmp_path) -> Run:
     return Run(one, RunDirectory.of(one))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "is_noted"),
     [

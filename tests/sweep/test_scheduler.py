@@ -210,6 +210,7 @@ def test_what_a_second_signal_killed_is_not_on_record_as_running(runs, monkeypat
     }
 
 
+@pytest.mark.slow
 def test_fail_fast_stops_the_jobs_at_the_first_failure(runs):
     sweep = replace(runs[0].config.sweep, fail_fast=True)
     runs = [replace(run, config=replace(run.config, sweep=sweep)) for run in runs]
@@ -267,6 +268,7 @@ def test_a_submission_tells_each_job_its_runs(runs, submission):
     assert SweepFolder.of_this_job().read(2) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("received", "epochs", "asked"),
     [

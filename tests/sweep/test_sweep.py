@@ -552,6 +552,7 @@ def own_source(folder: Path, run: Run, monkeypatch, name: str) -> tuple[Path, Co
     return source, config
 
 
+@pytest.mark.slow
 def test_code_that_is_edited_while_a_worker_starts_is_not_trained(tmp_path, runs, monkeypatch):
     source, config = own_source(tmp_path, runs[0], monkeypatch, "edited_at_start")
     source.write_text("from resnests import build_model as net  # and more\n")
@@ -643,6 +644,7 @@ def test_a_second_sweep_that_is_interrupted_leaves_the_first_one_alone(tmp_path)
     assert list(statuses(tmp_path).values()) == ["complete"]
 
 
+@pytest.mark.slow
 def test_runs_of_others_are_passed_over_and_ones_own_go_on(runs, monkeypatch, capsys):
     barred = runs[0].directory.path
 

@@ -284,6 +284,7 @@ def test_runs_of_somebody_else_are_sent_although_nothing_can_be_written(tmp_path
     ]
 
 
+@pytest.mark.slow
 def test_a_watch_sends_what_is_trained_until_all_is_over(tmp_path, mine, monkeypatch, capsys):
     monkeypatch.setattr(export_module, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(RunSync, "_figures", lambda self: {})

@@ -91,6 +91,7 @@ def test_trained_evaluated_and_exported_weights_agree(tmp_path):
     assert evaluated.test_loss == pytest.approx(trained.read_record().test_loss, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_named(tmp_path):
     done = run_command(*TINY, "task=export", "weights=given", cwd=tmp_path)
     assert done.returncode == 1
@@ -114,6 +115,7 @@ def test_weights_of_another_network_are_refused_with_every_difference(tmp_path):
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trained", "said"),
     [
@@ -160,6 +162,7 @@ def test_missing_weights_are_named_before_anything_starts(tmp_path):
     assert not any(tmp_path.rglob("seed=*"))
 
 
+@pytest.mark.slow
 def test_training_from_given_weights_is_not_silently_ignored(tmp_path):
     done = run_command(*TINY, "weights=some.pt", cwd=tmp_path)
     assert done.returncode == 2

@@ -269,6 +269,7 @@ def test_every_convolution_has_the_layout_that_was_asked_for(tmp_path, asked, la
     assert all(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "writings"), [(1000.0, 2), (0.0, 6)])
 def test_history_is_written_once_a_second_before_checkpoints_and_at_every_end(
     tmp_path, monkeypatch, seconds, writings

@@ -123,6 +123,7 @@ def test_balanced_weights_need_an_image_of_each_class():
         build_loss(config("loss.weight=balanced"), np.zeros(5, int), CPU)
 
 
+@pytest.mark.slow
 def test_a_metric_is_in_the_history_and_on_record(tmp_path):
     metrics = {"zeros": {"_target_": "mine.zeros", "scale": 0.5, "unit": "%", "better": "low"}}
     mine = config(f"runs_dir={tmp_path}", "dataset.val_fraction=0.2", metrics=metrics)

@@ -76,6 +76,7 @@ def check(mine):
 HEAD = {"_target_": "mine.Head", "scale": 2}
 
 
+@pytest.mark.slow
 def test_a_head_of_ones_own_reads_the_trunk_and_trains(tmp_path):
     mine = config(f"runs_dir={tmp_path}", variant=HEAD)
     assert run_experiment(mine) == "complete"
@@ -246,6 +247,7 @@ def test_the_check_is_the_run_batch_by_batch(nets, name, overrides, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "size"), [(65, 32), (96, 32), (64, 32), (40, 64)])
 def test_a_batch_size_that_is_proposed_works(nets, count, size):
     """And where no batch has one image, there is nothing to propose."""
@@ -326,6 +328,7 @@ def test_any_optimizer_of_torch_gets_what_its_yaml_says():
     assert {made.defaults[key] for key in ("lr", "alpha", "weight_decay")} == {0.02, 0.9, 0.1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])
 def test_images_of_another_size_train_through_every_pipeline(tmp_path, pipeline):
     images = np.random.default_rng(0).integers(0, 256, (40, 20, 12), dtype=np.uint8)

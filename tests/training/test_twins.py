@@ -48,6 +48,7 @@ def trained(step):
     return seen, step.model.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_frozen", [False, True])
 @pytest.mark.parametrize("variant", ["standard", "resnest", "bn_resnest", "a_resnest"])
 def test_the_bits_are_those_of_autocast(variant, is_frozen):

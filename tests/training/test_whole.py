@@ -168,6 +168,7 @@ def test_before_the_first_update_all_is_to_the_bit_what_it_was(captures):
     assert_same(*(dict(t.model.named_buffers()) for t in (training, plain)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [(), ("optimizer=adamw",), ("pipeline.mix=mixup",)])
 def test_graphs_find_the_batches_of_what_is_no_more_than_read(captures, monkeypatch, more):
     """Whole steps, gradients alone, and evaluations, with the memory that they were made on."""
@@ -363,6 +364,7 @@ SCHEDULE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "is_whole"),
     [
