@@ -109,7 +109,8 @@ def test_a_session_goes_on_after_what_fails_or_hangs(session, tmp_path):
 @pytest.mark.long
 def test_a_session_measures_processes_that_begin_together(session):
     gpu_parts.share(session)
-    streams, row = session.rows
+    alone, streams, row = session.rows
+    assert (alone["count"], alone["streams"]) == (1, 1)
     assert (streams["count"], streams["streams"]) == (1, 2)
     assert streams["images_s"] > 0
     assert (row["count"], row["mode"], row["arch"]) == (2, "whole", "resnet8")
