@@ -93,7 +93,7 @@ def decoded(
         data = read_bytes(pictures[place].path)
         if place < len(known) and known[place] == zlib.crc32(data):
             return Decoded(data, None, 0)
-        return Decoded(data, *_image(data, pictures[place], size))
+        return Decoded(data, *image_of(data, pictures[place].path, size))
 
     cores, first = joblib.cpu_count(), shape and (pictures[0].path, shape)
     with strictly():
@@ -105,15 +105,18 @@ def decoded(
             yield one
 
 
-def _image(data: bytes, picture: Picture, size: int | None) -> tuple[np.ndarray, int]:
-    """Return one picture, and one more than the largest value of one with 16 bits a channel."""
+def image_of(data: bytes, path: Path, size: int | None) -> tuple[np.ndarray, int]:
+    """Return the picture in `data`, scaled and cropped to `size` if there is one, and one more than
+    its largest value where it has 16 bits a channel, else 0; raise a UserError that names `path`.
+    It is called within strictly().
+    """
     from resnests.data.pictures import LARGEST, decode, fit
 
-    whole = decode(data, picture.path)
+    whole = decode(data, path)
     try:
         return np.asarray(fit(whole, size) if size else whole), whole.info.get(LARGEST, -1) + 1
     except UserError as error:
-        raise UserError(f"{shown(picture.path)}: {error}") from error
+        raise UserError(f"{shown(path)}: {error}") from error
 
 
 def notes_of_range(largest: np.ndarray) -> Iterator[str]:

@@ -13,7 +13,8 @@ from resnests.data.arrays import Loaded
 from resnests.data.decoding import decode_all, digest_of_files, shape_of
 from resnests.data.listing import Listing, list_images
 from resnests.data.npz import read_npz
-from resnests.data.stored import GB, read_stored
+from resnests.data.stored import read_stored
+from resnests.data.views import exceeds
 from resnests.errors import require
 
 
@@ -46,7 +47,7 @@ class Folder:
         """Return all images: in memory, scaled ones as the cache has them, or else in a file."""
         if memory_gb is not None:
             shape = shape_of(listing, size)
-            if np.prod(shape) > memory_gb * GB:
+            if exceeds(shape, memory_gb):
                 return read_stored(listing, size, shape)
         if size is None:
             return decode_all(listing, size)

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 
 from resnests.config.parts import Dataset
+from resnests.config.recipe import IMAGES
+from resnests.config.schema import Config
 from resnests.config.targets import build
 from resnests.data.arrays import Loaded, Split, from_arrays, in_turn, stratified
 from resnests.data.folder import Folder
 from resnests.data.sources import SOURCES
-from resnests.data.stored import GB
 from resnests.data.torchvision_sets import arrays_of, is_torchvision
-from resnests.data.views import ImageView, chunks
+from resnests.data.views import ImageView, chunks, exceeds
 from resnests.errors import UserError, require
 
 
@@ -67,6 +68,11 @@ def load(dataset: Dataset, digest: str | None = None, memory_gb: float | None = 
         expected = f"{least}, as less of the largest class, of {most} images, is no whole image"
         require(False, "dataset.val_fraction", dataset.val_fraction, expected)
     return Splits(train.take(~held_out) if val else train, val, test, loaded.notes)
+
+
+def load_for(config: Config) -> Splits:
+    """Return the splits that a run of `config` reads: load() with what the configuration says."""
+    return load(config.dataset, config.digests.get(IMAGES), config.pipeline.memory_gb)
 
 
 def with_statistics(dataset: Dataset, train: Split) -> Dataset:
@@ -191,8 +197,7 @@ def _resized(split: Split, size: int | None) -> Split:
 def _within(loaded: Loaded, size: int | None, memory_gb: float | None) -> Loaded:
     """Return `loaded`, with views of its images where all together are larger than `memory_gb`."""
     height, width = (size, size) if size else loaded.train.images.shape[1:3]
-    total = (len(loaded.train) + len(loaded.test)) * height * width * 3
-    if memory_gb is None or total <= memory_gb * GB:
+    if not exceeds((len(loaded.train) + len(loaded.test), height, width, 3), memory_gb):
         return loaded
     train, test = (
         replace(split, images=ImageView(split.images))

@@ -25,11 +25,9 @@ from resnests.data import cache
 from resnests.data.arrays import Loaded, Split
 from resnests.data.decoding import decoded, digest_of_files, digest_of_names, notes_of_range
 from resnests.data.listing import Listing
-from resnests.data.views import SUMS, ImageFile, ImageView, open_images
+from resnests.data.views import GB, SUMS, ImageFile, ImageView, open_images
 from resnests.errors import UserError
 from resnests.text import progress
-
-GB = 1e9
 
 
 def read_stored(listing: Listing, size: int | None, shape: tuple[int, ...]) -> Loaded:

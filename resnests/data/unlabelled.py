@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from resnests.data.decoding import image_of
 from resnests.data.layout import shown
 from resnests.data.listing import ENDINGS, files_below, is_image, not_read, read_bytes
-from resnests.data.pictures import decode, fit, strictly
-from resnests.data.stored import GB
-from resnests.data.views import ImageView
+from resnests.data.pictures import strictly
+from resnests.data.views import ImageView, exceeds
 from resnests.errors import UserError, require
 
 
@@ -33,8 +33,7 @@ def read_images(
     expected = f"at least one image in it ({', '.join(ENDINGS)})"
     require(bool(pictures), "predict.folder", shown(folder), expected)
     view = ImageView(Pictures(pictures, shape, size))
-    is_large = memory_gb is not None and np.prod(view.shape) > memory_gb * GB
-    images = view if is_large else view[:]
+    images = view if exceeds(view.shape, memory_gb) else view[:]
     files = np.array([str(path.relative_to(root)) for path in pictures])
     return images, files, not_read(others) if others else None
 
@@ -54,11 +53,7 @@ class Pictures:
 
 def _image(path: Path, shape: Sequence[int], size: int | None) -> np.ndarray:
     """Return the picture of a file, (H, W, 3); raise a UserError that names it."""
-    picture = decode(read_bytes(path), path)
-    try:
-        image = np.asarray(fit(picture, size) if size else picture)
-    except UserError as error:
-        raise UserError(f"{shown(path)}: {error}") from error
+    image, _ = image_of(read_bytes(path), path, size)
     if image.shape[:2] != tuple(shape):
         found, wanted = (f"{width}x{height}" for height, width in (image.shape[:2], shape))
         expected = f"{wanted} pixels, which the network was trained on, not {found}"

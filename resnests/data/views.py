@@ -22,6 +22,14 @@ from resnests.errors import UserError
 # than the largest value of a picture of 16 bits, 0 of others
 SUMS = np.dtype([("source", "<u4"), ("pixels", "<u4"), ("largest", "<u4")])
 CHUNK = 2**22  # bytes
+GB = 1e9
+
+
+def exceeds(shape: tuple[int, ...], memory_gb: float | None) -> bool:
+    """Return whether images uint8 of `shape` are larger than pipeline.memory_gb lets be in
+    memory.
+    """
+    return memory_gb is not None and math.prod(shape) > memory_gb * GB
 
 
 class ImageFile:

@@ -27,12 +27,11 @@ from filelock import Timeout
 from torch import nn
 
 from resnests.config.parts import Dataset
-from resnests.config.recipe import IMAGES
 from resnests.config.schema import Config, config_from
 from resnests.data.arrays import Split
 from resnests.data.images import Images, images_of
 from resnests.data.pipelines import memory_format
-from resnests.data.splits import Splits, load, with_statistics
+from resnests.data.splits import Splits, load_for, with_statistics
 from resnests.data.torchvision_sets import is_torchvision
 from resnests.data.unlabelled import read_images
 from resnests.errors import UserError, exit_status_of, run_command_line
@@ -170,10 +169,9 @@ class Predictor:
         return file.with_suffix(".csv")
 
     def _splits(self, config: Config) -> Splits:
-        memory_gb = config.pipeline.memory_gb
-        key = repr((config.dataset, memory_gb))
+        key = repr((config.dataset, config.pipeline.memory_gb))
         if key not in self.data:
-            self.data[key] = load(config.dataset, config.digests.get(IMAGES), memory_gb)
+            self.data[key] = load_for(config)
         return self.data[key]
 
     def _folder(

@@ -18,13 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from resnests.analysis.features import extractor
-from resnests.config.recipe import IMAGES
 from resnests.config.schema import Config, config_from
 from resnests.config.targets import naming
 from resnests.data.arrays import Split
 from resnests.data.images import Batch, Images
 from resnests.data.pipelines import build_pipeline, memory_format
-from resnests.data.splits import Splits, load, with_statistics
+from resnests.data.splits import Splits, load_for, with_statistics
 from resnests.errors import UserError, exit_status_of
 from resnests.models.resnet import count_parameters, initial_model
 from resnests.tasks.classes import require_same_classes
@@ -200,8 +199,7 @@ def main() -> int:
         config = config_from(values)
         key = repr((config.dataset, config.pipeline.memory_gb))
         if key not in data:
-            digest, memory_gb = config.digests.get(IMAGES), config.pipeline.memory_gb
-            data[key] = load(config.dataset, digest, memory_gb)
+            data[key] = load_for(config)
         network = repr(
             (key, config.arch, config.variant, config.trainer, config.pipeline, config.task)
         )

@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from resnests.config.parts import Dataset
-from resnests.config.recipe import IMAGES
 from resnests.config.schema import Config
 from resnests.data.arrays import Split
 from resnests.data.images import Images, images_of
 from resnests.data.pipelines import memory_format
-from resnests.data.splits import Splits, load, with_statistics
+from resnests.data.splits import Splits, load_for, with_statistics
 from resnests.models.resnet import count_parameters, initial_model
 from resnests.runs.digests import require_unchanged
 from resnests.runs.directory import RunDirectory
@@ -48,8 +47,7 @@ class Run:
         self.report({"state": "loading"})
         config, record = self.config, self.record
         set_numerics(config.trainer)
-        digest, memory_gb = config.digests.get(IMAGES), config.pipeline.memory_gb
-        splits = load(config.dataset, digest, memory_gb)
+        splits = load_for(config)
         dataset = with_statistics(config.dataset, splits.train)
         size = splits.train.images.shape[1:3]
         model = initial_model(config.arch, config.variant, dataset.class_count, config.seed, size)

@@ -203,19 +203,19 @@ class Killed(BaseException):
 @pytest.fixture
 def decodes(monkeypatch):
     """Return the names of the pictures that were decoded; the ones in `fatal` end the process."""
-    made = decoding._image
+    made = decoding.image_of
 
-    def image(data, picture, size):
-        names.append(str(picture.path.relative_to(picture.path.parents[2])))
+    def image_of(data, path, size):
+        names.append(str(path.relative_to(path.parents[2])))
         if names[-1] in names.fatal:
             raise Killed
-        return made(data, picture, size)
+        return made(data, path, size)
 
     class Names(list):
         fatal = ()
 
     names = Names()
-    monkeypatch.setattr(decoding, "_image", image)
+    monkeypatch.setattr(decoding, "image_of", image_of)
     return names
 
 

@@ -117,11 +117,11 @@ def test_classes_and_their_images_in_each_split_are_on_record(tmp_path, monkeypa
     splits = data.load(config.dataset)
     names = tuple("abcdefghij")
 
-    def load(dataset, digest, memory_gb):
+    def load_for(config):
         object.__setattr__(splits.train, "classes", names)
         return splits
 
-    monkeypatch.setattr(tasks_run, "load", load)
+    monkeypatch.setattr(tasks_run, "load_for", load_for)
     assert run_experiment(config) == "complete"
     record = RunDirectory.of(config).read_record()
     assert record.classes == list(names)
