@@ -10,8 +10,10 @@ import os
 import re
 import select
 import sys
-from collections.abc import Callable
-from typing import IO, Any
+from collections.abc import Callable, Iterable
+from typing import IO, Any, TypeVar
+
+T = TypeVar("T")
 
 USER_ERROR = 2  # exit status
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)")
@@ -80,6 +82,22 @@ def exit_status_of(work: Callable[[], int]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+
+
+def print_each(
+    work: Callable[[T], object], items: Iterable[T], failed: str, error: type[UserError] = UserError
+) -> int:
+    """Print what `work` gives for each of `items`, or `failed` and why where it raises `error`;
+    return exit status 1 where any failed.
+    """
+    missing = 0
+    for item in items:
+        try:
+            print(work(item), flush=True)
+        except error as problem:
+            missing += 1
+            print(f"{failed}: {problem}", file=sys.stderr)
+    return 1 if missing else 0
 
 
 def run_command_line(main: Callable[[], None]) -> None:

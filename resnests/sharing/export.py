@@ -30,7 +30,7 @@ from resnests.config.schema import Config, config_dict, config_from
 from resnests.config.targets import broken
 from resnests.data.arrays import Split
 from resnests.data.splits import load
-from resnests.errors import UserError, exit_status_of, require_extra, run_command_line
+from resnests.errors import UserError, exit_status_of, print_each, require_extra, run_command_line
 from resnests.models.resnet import build_network
 from resnests.models.weights import load_weights
 from resnests.runs.directory import RunDirectory, write_atomic
@@ -196,15 +196,11 @@ def _images(count: int, split: Split) -> Tensor:
 
 def main() -> int:
     """Export each, or print why not; return 1 where any is missing."""
-    missing = 0
-    for values in json.load(sys.stdin):
-        config = config_from(values)
-        try:
-            print(f"{RunDirectory.of(config).path}: {export(config)}", flush=True)
-        except UserError as error:
-            missing += 1
-            print(f"not exported: {error}", file=sys.stderr)
-    return 1 if missing else 0
+
+    def exported(config: Config) -> str:
+        return f"{RunDirectory.of(config).path}: {export(config)}"
+
+    return print_each(exported, map(config_from, json.load(sys.stdin)), "not exported")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 
 from resnests.config.schema import Config, config_dict
 from resnests.environment import python_path
-from resnests.errors import UserError, require
+from resnests.errors import UserError, print_each, require
 from resnests.runs.digests import with_digests
 from resnests.runs.files import require_locks
 from resnests.runs.sweeps import write_asked
@@ -214,14 +214,7 @@ def _export(runs: Sequence[Run]) -> int:
     """Copy every run's weights, or print why not; return 1 where any is missing."""
     if runs[0].config.format != "official":
         return _run_with_torch(("resnests.sharing.export",), runs)
-    missing = 0
-    for run in runs:
-        try:
-            print(f"{run.label}: {export(run.config)}")
-        except UserError as error:
-            missing += 1
-            print(f"not exported: {error}", file=sys.stderr)
-    return 1 if missing else 0
+    return print_each(lambda run: f"{run.label}: {export(run.config)}", runs, "not exported")
 
 
 def _run_with_torch(

@@ -34,7 +34,7 @@ from resnests.data.pipelines import memory_format
 from resnests.data.splits import Splits, load_for, with_statistics
 from resnests.data.torchvision_sets import is_torchvision
 from resnests.data.unlabelled import read_images
-from resnests.errors import UserError, exit_status_of, run_command_line
+from resnests.errors import UserError, exit_status_of, print_each, run_command_line
 from resnests.models.resnet import initial_model
 from resnests.models.weights import load_weights
 from resnests.runs.directory import write_atomic
@@ -206,14 +206,7 @@ def main() -> int:
     predictor = Predictor(torch.device(sys.argv[1]))
     torch.set_num_threads(int(sys.argv[2]))
     configs = [config_from(values) for values in json.load(sys.stdin)]
-    missing = 0
-    for config in configs:
-        try:
-            print(predictor.predict(config), flush=True)
-        except NotPredicted as error:
-            missing += 1
-            print(f"not predicted: {error}", file=sys.stderr)
-    return 1 if missing else 0
+    return print_each(predictor.predict, configs, "not predicted", NotPredicted)
 
 
 if __name__ == "__main__":
