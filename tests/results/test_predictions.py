@@ -90,6 +90,23 @@ def test_predictions_that_are_unsound_are_one_line(tmp_path, damage):
     assert "\n" not in str(caught.value)
 
 
+def test_a_damaged_byte_is_one_line_wherever_it_is(tmp_path):
+    run = add(tmp_path, [0, 0, 0, 1, 1, 1])
+    values = {"label": LABELS, "prediction": LABELS, "logits": np.eye(2)[LABELS]}
+    np.savez_compressed(run.predictions_file, **values)
+    sound, unsound = run.predictions_file.read_bytes(), 0
+    for place in range(len(sound)):
+        damaged = bytearray(sound)
+        damaged[place] ^= 0xFF
+        run.predictions_file.write_bytes(damaged)
+        try:
+            read_predictions(str(run.path))
+        except UserError as error:
+            unsound += 1
+            assert "predictions.npz: no predictions (" in str(error)
+    assert unsound > len(sound) / 2
+
+
 def test_without_predictions_the_way_to_them_is_said(tmp_path):
     trees.add_run(tmp_path, 90)
     with pytest.raises(UserError, match=r"no complete run has predictions; the same run.py comm"):
