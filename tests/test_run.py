@@ -297,7 +297,7 @@ def test_the_record_is_json_that_other_tools_read(tmp_path):
 
 @pytest.mark.slow
 def test_windows_is_refused_with_one_line(tmp_path):
-    """As there, without the modules that only Unix has."""
+    """The modules that only Unix has are missing, as they are there."""
     program = """
 import platform, sys
 platform.system = lambda: "Windows"

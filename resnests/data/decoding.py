@@ -29,6 +29,7 @@ class Decoded(NamedTuple):
 
 
 def digest_of_files(listing: Listing) -> str:
+    """Return the digest of all files of `listing`, without decoding a picture."""
     digest = digest_of_names(listing)
     for picture in (*listing.train, *listing.test):
         digest.add(read_bytes(picture.path))
@@ -36,6 +37,7 @@ def digest_of_files(listing: Listing) -> str:
 
 
 def digest_of_names(listing: Listing) -> ContentDigest:
+    """Return a digest of classes and labels, to which the files are to be added in their order."""
     digest = ContentDigest()
     for names in (listing.classes, *listing.labels()):
         digest.add(list(names))

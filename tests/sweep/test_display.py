@@ -156,7 +156,7 @@ def test_text_that_is_not_ours_is_shown_as_it_is(tmp_path, capsys, error):
 
 
 def test_of_many_runs_only_those_are_looked_at_that_can_have_changed(tmp_path):
-    """Of a hundred runs two train, and the table has room for a few."""
+    """Two of a hundred runs train, and the table has room for a few."""
     config = tiny(f"runs_dir={tmp_path}")
     configs = [replace(config, seed=seed) for seed in range(100)]
     runs = [Run(config, RunDirectory.of(config), index) for index, config in enumerate(configs)]

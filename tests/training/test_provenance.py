@@ -87,7 +87,7 @@ def test_outside_of_repositories_in_an_empty_one_and_in_ours_there_is_nothing(
 def test_a_package_that_is_installed_inside_of_a_repository_has_not_its_commit(
     repository, monkeypatch
 ):
-    """As in project/.venv/lib/...: the project's commit is the user's own, not ours."""
+    """A package lies in project/.venv/lib/..., and the project's commit is the user's own."""
     inside = repository / "venv" / "provenance.py"
     inside.parent.mkdir()
     inside.touch()
