@@ -215,6 +215,11 @@ class Slurm:
         """Return a line for each job that is not over: its number and its state."""
         return self.ask("squeue", "--all", "--noheader", "--array", "-o", "%F_%K %T").splitlines()
 
+    def accounted(self, fields: str) -> set[str]:
+        """Return a line for each job that slurmdbd knows; it hears of an end after squeue does."""
+        options = ("--noheader", "--parsable2", "--allocations", "--format")
+        return set(self.ask("sacct", *options, fields).splitlines())
+
     def __exit__(self, *_: object) -> None:
         if "slurmctld" in self.daemons:
             for user in set(self.ask("squeue", "--all", "--noheader", "-o", "%u").split()):

@@ -167,8 +167,7 @@ def test_where_a_qos_limits_submitted_jobs_the_others_follow(tmp_path):
         own = (*SLURM, "cluster.qos=small", "cluster.options='--account=lab'")
         assert sweep(tmp_path, *own, "seed=range(5)") == 0
         assert statuses(tmp_path) == ["complete"] * 5
-        known = slurm.ask("sacct", "--noheader", "--parsable2", "-X", "-o", "Account,QOS")
-        assert set(known.split()) == {"lab|small"}
+        until(lambda: slurm.accounted("Account,QOS") == {"lab|small"})
     text = log(tmp_path)
     assert text.count("QOSMaxSubmitJobPerUserLimit") == 1
     assert "cluster.runs_per_job packs more runs into a job" in text

@@ -87,8 +87,7 @@ def test_accounting_changes_nothing(tmp_path):
     with Slurm(accounting=True) as slurm:
         assert sweep(tmp_path, *SLURM, *GRID) == 0
         jobs = {run.read_record().provenance.job for run in runs(tmp_path).values()}
-        known = slurm.ask("sacct", "--noheader", "--parsable2", "-X", "-o", "JobID,State")
-    assert {f"{job}|COMPLETED" for job in jobs} <= set(known.split())
+        until(lambda: {f"{job}|COMPLETED" for job in jobs} <= slurm.accounted("JobID,State"))
     assert "sacct" not in log(tmp_path)
     assert not left_over(tmp_path)
 
