@@ -1,4 +1,5 @@
 import os
+import signal
 from unittest.mock import patch
 
 import pytest
@@ -8,8 +9,14 @@ import torch
 def pytest_configure(config):
     """Run the tests on a machine with a GPU as on one without; -m gpu asks for those of a GPU.
     Trainings that share the cores would take four times as long if their threads spun while they
-    wait.
+    wait. What the tests start can be interrupted although nohup or a shell's & started the tests.
     """
+    for number, usual in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
