@@ -14,8 +14,9 @@ from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.stop import Stop, exit_with
 
 
-def run_job(number: int, at_once: int = 1) -> str | None:
-    """Train run `number` of the sweep, one of `at_once` in what a batch system gave this process.
+def run_job(number: int, at_once: int = 1, aside: str = "") -> str | None:
+    """Train run `number` of the sweep, one of `at_once` in what a batch system gave this process,
+    which note in the folder `aside` which devices failed.
 
     Returns, and tells the sweep, how it left the run: a status of its record, busy or refused;
     None where the sweep stopped before. Whatever goes wrong costs this run alone: an exception that
@@ -31,7 +32,7 @@ def run_job(number: int, at_once: int = 1) -> str | None:
     run = Run(config, RunDirectory.of(config), number, replaces=spec.replaces)
     with Stop.listen(folder.specs) as stop, folder.active(number):
         try:
-            outcome = run_on_host(run, spec.allocation, at_once, stop)
+            outcome = run_on_host(run, spec.allocation, at_once, stop, aside)
         except Exception as error:
             outcome = "failed"
             try:

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
@@ -22,7 +22,15 @@ from resnests.sweep.forking import fork
 from resnests.sweep.mps import NOWHERE
 from resnests.sweep.mps_sharing import sharing
 from resnests.sweep.plan import Run
-from resnests.sweep.protocol import BUSY, DEVICE, INTERRUPTED, NO_GRAPH, USER_ERROR, send_job
+from resnests.sweep.protocol import (
+    BUSY,
+    DEVICE,
+    ELSEWHERE,
+    INTERRUPTED,
+    NO_GRAPH,
+    USER_ERROR,
+    send_job,
+)
 from resnests.sweep.stop import Stop
 from resnests.sweep.tryout import failures, start_trials
 from resnests.text import last_log_line_of
@@ -31,12 +39,15 @@ POLL_SECONDS = 0.2
 DEVICES = 3  # on which a run fails as if they were broken: then it is at fault itself
 
 
-def run_on_host(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Stop) -> str:
+def run_on_host(
+    run: Run, shared: dict[str, Any] | None, at_once: int, stop: Stop, aside: str = ""
+) -> str:
     """Train `run` by the allocation that a sweep's runs share, or by what this host has.
 
-    Returns the status on record, "busy" where another process trains it, "refused" where this host
-    or the configuration does not allow it, or "no device" where this host, of a cluster, has none
-    that works: its log then says why.
+    Returns the status on record, "busy" where another process trains it, or "refused" where this
+    host or the configuration does not allow it. Where this host is one of a cluster, also "no
+    device" where none works, and "device failed" where the only one did under the run, and passes
+    its trial. Its log then says why. `aside` is the folder in which the runs of its job note that.
     """
     try:
         if shared:
@@ -44,11 +55,11 @@ def run_on_host(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Sto
         else:
             allocation = allocate(run.config, at_once)
             with (
-                _temporary_folder() as aside,
+                nullcontext(aside) if aside else temporary_folder() as aside,
                 # a job of a cluster may have started an MPS daemon, but none is started for it
                 sharing(False, dataclasses.replace(allocation, aside=aside)) as allocation,
             ):
-                code = run_on_devices(run, allocation, stop)
+                code = run_on_devices(run, allocation, stop, is_of_cluster=True)
     except UserError as error:  # about this host, which the sweep could not see
         log_line(run, str(error))
         code = USER_ERROR
@@ -56,6 +67,8 @@ def run_on_host(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Sto
         return "busy"
     if code == DEVICE:  # on a cluster another node may have better ones
         return "refused" if shared else "no device"
+    if code == ELSEWHERE:
+        return "device failed"
     if code == -signal.SIGILL:
         log_line(run, "this processor lacks an instruction that a library was built for (SIGILL)")
         return "refused"
@@ -65,7 +78,7 @@ def run_on_host(run: Run, shared: dict[str, Any] | None, at_once: int, stop: Sto
     return status or ("interrupted" if code == INTERRUPTED else "failed")
 
 
-def _temporary_folder() -> TemporaryDirectory[str]:
+def temporary_folder() -> TemporaryDirectory[str]:
     """Make a folder of this host's own; raise a UserError where its disks are full, or closed."""
     try:
         return TemporaryDirectory(prefix="resnests-job-", ignore_cleanup_errors=True)
@@ -74,10 +87,14 @@ def _temporary_folder() -> TemporaryDirectory[str]:
         raise UserError(f"TMPDIR on {socket.gethostname()}: expected {expected}") from error
 
 
-def run_on_devices(run: Run, allocation: Allocation, stop: Stop) -> int:
+def run_on_devices(
+    run: Run, allocation: Allocation, stop: Stop, is_of_cluster: bool = False
+) -> int:
     """Train `run`, elsewhere where a device fails under it; return the exit status of a worker.
 
-    That is DEVICE where no device is left. The run is as it was before, and its log says why.
+    That is DEVICE where no device is left. The run is as it was before, and its log says why. A
+    host that is one of a cluster may have had one device only: ELSEWHERE is for the run that has
+    failed on no other, which another node has to try.
 
     Under MPS a fatal error ends all runs on the card, and none of them knows whose it was: each
     goes on without MPS, where no error is another's.
@@ -99,6 +116,9 @@ def run_on_devices(run: Run, allocation: Allocation, stop: Stop) -> int:
         suspicions = aside.suspicions(name)
         is_tried = len(suspicions) >= DEVICES or not aside.usable(allocation.devices, name)
         if suspicions and is_tried:
+            if is_of_cluster and len(suspicions) == 1:
+                record_exit(run, 1)
+                return ELSEWHERE
             aside.withdraw(name)  # it fails everywhere, on devices that pass their trials
             record_exit(run, 1)
             return 1

@@ -11,7 +11,8 @@ A run is submitted again by one rule:
   three jobs in a row that do not.
 - A run that this host or the configuration refuses, or for which the host has no device that
   works, is not tried again: nothing would change. On a cluster it goes on elsewhere, if another
-  node trains (executors/nodes.py).
+  node trains (executors/nodes.py), which also decides whether a device that failed under a run was
+  at fault.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ TICK_SECONDS = 0.2  # how fast a pause notices that the sweep is to stop
 
 # What a job says of a run that it could not, or need not, bring to an end on record.
 BUSY, REFUSED, NO_DEVICE = "busy", "refused", "no device"
+SUSPECT = "device failed"  # the only one that the job had, which passes its trial
+AGAIN = "again"  # what an executor makes of one of these: it goes on in another job, at no cost
 
 
 class State(Enum):
@@ -214,7 +217,7 @@ class Scheduler:
         unsettled, self.unsettled = self.unsettled, []
         lines = {
             job: self.executor.last_log_line(job)
-            for job in {job for job, run in unsettled if run not in job.outcomes}
+            for job in {job for job, run in unsettled if job.outcomes.get(run, AGAIN) == AGAIN}
         }
         for job, run in unsettled:
             how = ": ".join(filter(None, (job.reason, lines.get(job, ""))))
@@ -258,11 +261,11 @@ class Scheduler:
     def _deserves_another_job(self, job: Job, run: Run, status: str | None) -> bool:
         """Return whether another job could finish `run`: the rule at the head of this module."""
         outcome = job.outcomes.get(run)
-        if outcome == BUSY:
-            return True  # another sweep trained it until now
+        if outcome in (BUSY, AGAIN):  # another sweep trained it until now, or its node was at fault
+            return True
         if outcome in (REFUSED, NO_DEVICE):
             return False
-        if outcome in ("failed", "killed") or status == "failed":
+        if outcome in ("failed", "killed", SUSPECT) or status == "failed":
             self.failures[run] += 1
             return self.failures[run] <= self.options.retries
         before, self.epochs[run] = self.epochs[run], _epochs(run)

@@ -4,9 +4,9 @@ import pytest
 from helpers import tiny
 
 from resnests.runs.directory import RunDirectory
-from resnests.sweep.executors.nodes import Nodes
+from resnests.sweep.executors.nodes import TRIES, Nodes
 from resnests.sweep.plan import Run
-from resnests.sweep.scheduler import NO_DEVICE, REFUSED, Job, State
+from resnests.sweep.scheduler import AGAIN, NO_DEVICE, REFUSED, SUSPECT, Job, Scheduler, State
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_a_run_goes_on_where_nothing_was_refused_yet_and_once(run):
     nodes = Nodes(said.append)
     first, known = over(run, "n2", REFUSED), {"n1", "n2", "n3"}
     assert nodes.judge([first], known)
-    assert (first.outcomes, nodes.avoided) == ({}, {"n2"})
+    assert (first.outcomes, nodes.avoided) == ({run: AGAIN}, {"n2"})
     assert said == ["node n2 refuses what others may train: it gets no more jobs"]
     again = over(run, "n1", REFUSED)
     nodes.judge([again], known)
@@ -49,5 +49,64 @@ def test_a_run_without_a_device_that_works_goes_on_as_often_as_there_are_nodes(r
     for node in ("n1", "n2"):
         job = over(run, node, NO_DEVICE)
         nodes.judge([job], known)
-        assert job.outcomes == {}
+        assert job.outcomes == {run: AGAIN}
     assert nodes.avoided == {"n1", "n2"}
+
+
+@pytest.mark.parametrize("known", [{"n1", "n2"}, ()])
+def test_a_node_whose_device_fails_under_a_run_is_avoided_until_it_fails_on_another_too(run, known):
+    said: list[str] = []
+    nodes = Nodes(said.append)
+    nodes.judge([over(run, "n1", "complete"), over(run, "n2", "complete")])
+    first, second = over(run, "n1", SUSPECT), over(run, "n2", SUSPECT)
+    nodes.judge([first], known)
+    assert (first.outcomes, nodes.avoided) == ({run: AGAIN}, {"n1"})
+    assert said == ["node n1 has a device that fails: it gets no more jobs"]
+    assert nodes.judge([second], known)
+    assert (second.outcomes, nodes.avoided) == ({run: "failed"}, set())
+
+
+def test_a_node_stays_avoided_where_another_trained_what_its_device_failed(run, tmp_path):
+    other = Run(run.config, run.directory)
+    nodes, known = Nodes(lambda line: None), {"n1", "n2"}
+    nodes.judge([over(run, "n1", SUSPECT), over(other, "n1", SUSPECT)], known)
+    nodes.judge([over(other, "n2", "complete")], known)
+    nodes.judge([over(run, "n2", SUSPECT)], known)
+    assert nodes.avoided == {"n1"}
+
+
+def test_on_the_only_node_a_run_under_which_a_device_fails_is_tried_once_more(run):
+    nodes = Nodes(lambda line: None)
+    for outcome in (AGAIN, "failed"):
+        job = over(run, "n1", SUSPECT)
+        nodes.judge([job], {"n1"})
+        assert job.outcomes == {run: outcome}
+    assert not nodes.avoided
+
+
+def test_a_broken_card_of_the_only_node_takes_no_run_that_its_other_cards_could_train(run):
+    """The run waits until they are free, and goes on as long as others end well meanwhile."""
+    nodes, other = Nodes(lambda line: None), Run(run.config, run.directory)
+    busy = Job("2", [other], State.RUNNING, "n1")
+    nodes.judge([over(other, "n1", "complete")])
+    for _ in range(2):
+        for _ in range(TRIES):
+            job = over(run, "n1", NO_DEVICE)
+            nodes.judge([job, busy])
+            assert (job.state, job.outcomes) == (State.ENDING, {run: NO_DEVICE})
+            job.state = State.OVER  # as the next poll has it
+            nodes.judge([job])
+            assert (job.state, job.outcomes) == (State.OVER, {run: AGAIN})
+        nodes.judge([over(other, "n1", "complete")])
+    for outcome in [AGAIN] * TRIES + [NO_DEVICE]:
+        job = over(run, "n1", NO_DEVICE)
+        nodes.judge([job])
+        assert job.outcomes == {run: outcome}
+
+
+def test_a_run_whose_node_was_at_fault_goes_on_although_its_record_says_failed(run):
+    scheduler = Scheduler([run], None, lambda: False, lambda line: None)
+    verdicts = {AGAIN: True, SUSPECT: False, "failed": False, NO_DEVICE: False}
+    for outcome, goes_on in verdicts.items():
+        job = over(run, "n1", outcome)
+        assert scheduler._deserves_another_job(job, run, "failed") == goes_on

@@ -28,7 +28,7 @@ from resnests.sweep.executors.slurm_task import UNLISTED, SlurmJob
 from resnests.sweep.executors.submission import Submission
 from resnests.sweep.plan import Run
 from resnests.sweep.process import last_log_line, run_on_host
-from resnests.sweep.scheduler import NO_DEVICE, REFUSED, State
+from resnests.sweep.scheduler import AGAIN, NO_DEVICE, REFUSED, State
 from resnests.sweep.stop import Stop
 
 FEW = 150  # jobs of a short queue
@@ -235,7 +235,7 @@ def test_a_node_that_refuses_what_others_train_is_avoided_and_its_runs_go_on(slu
     values = dict.fromkeys(("loss", "accuracy", "images_per_second"), 1.0)
     runs[0].directory.write_progress({"job": "17_0"} | counts | values)
     mine.poll(jobs)
-    assert (jobs[1].state, jobs[1].outcomes) == (State.OVER, {})
+    assert (jobs[1].state, jobs[1].outcomes) == (State.OVER, {runs[1]: AGAIN})
     assert said[-1] == "node n2 refuses what others train: it gets no more jobs"
     assert slurm.words("scontrol").splitlines()[-1] == "update jobid=17 excnodelist=n[7-9],n2"
     (again,) = mine.submit(runs[1:2], [], 2)
@@ -260,14 +260,14 @@ def test_a_node_without_a_device_that_works_is_avoided_whatever_it_trained_befor
     late.submission.specs.end(late.task, NO_DEVICE)
     show(slurm, jobs, "FAILED n2")
     mine.poll(jobs)
-    assert late.outcomes == {}  # it goes on elsewhere
+    assert late.outcomes == {runs[2]: AGAIN}  # it goes on elsewhere
     assert said[-1] == "node n2 has no device that works: it gets no more jobs"
     (again,) = mine.submit(runs[2:3], [], 0)
     assert slurm.words("sbatch").splitlines()[-1].endswith(" --exclude=n2")
     again.submission.specs.end(again.task, NO_DEVICE)
     show(slurm, [again], "FAILED n1")
     mine.poll([again])
-    assert again.outcomes == {runs[2]: NO_DEVICE}  # no other node is known
+    assert again.outcomes == {runs[2]: AGAIN}  # no other is known, but this one has trained
 
 
 def test_what_no_node_trains_is_refused_at_once(slurm, runs):

@@ -19,10 +19,12 @@ from resnests.sweep import device_errors, process, tryout
 from resnests.sweep.aside import News, NoDevice, Note
 from resnests.sweep.device_errors import device_failure
 from resnests.sweep.devices import Allocation
+from resnests.sweep.executors import slurm_job
 from resnests.sweep.leases import lease
 from resnests.sweep.plan import CONTEXT_GB, Run, known_memory
 from resnests.sweep.process import run_on_devices, run_on_host
-from resnests.sweep.protocol import DEVICE
+from resnests.sweep.protocol import DEVICE, ELSEWHERE
+from resnests.sweep.scheduler import SUSPECT
 from resnests.sweep.stop import Stop
 from resnests.sweep.tryout import set_aside
 from resnests.sweep.worker import Worker, exit_status
@@ -222,7 +224,7 @@ def test_a_worker_notes_the_device_that_failed_under_it(run, aside, monkeypatch)
     assert exit_status(Worker(run.config, two, Stop())) == DEVICE, "no device is left to try"
 
 
-def trained(monkeypatch, run, aside, bad, trial_fails=(), own_fault=False, count=2):
+def trained(monkeypatch, run, aside, bad, trial_fails=(), own_fault=False, count=2, **place):
     """Return the exit status of `run` on so many cards, of which those in `bad` fail every run."""
 
     tried = []
@@ -244,7 +246,7 @@ def trained(monkeypatch, run, aside, bad, trial_fails=(), own_fault=False, count
         process, "failures", lambda trials: {d: "no good" for d in trials if d in trial_fails}
     )
     run.directory.path.mkdir(parents=True, exist_ok=True)
-    code = run_on_devices(run, cards(aside, count), Stop())
+    code = run_on_devices(run, cards(aside, count), Stop(), **place)
     assert len(tried) <= 3
     return code
 
@@ -262,6 +264,38 @@ def test_a_run_that_fails_so_on_every_device_is_at_fault_itself(run, aside, monk
     assert trained(monkeypatch, run, aside, bad=[], own_fault=True, count=count) == 1
     assert aside.notes() == []
     assert run.status() == "failed"
+
+
+@pytest.mark.parametrize(("count", "code"), [(1, ELSEWHERE), (2, 1)])
+def test_a_job_of_a_cluster_leaves_to_another_node_what_its_only_device_failed(
+    run, aside, monkeypatch, count, code
+):
+    """Two devices of a job tell whose fault it is by themselves."""
+    place = {"own_fault": True, "count": count, "is_of_cluster": True}
+    assert trained(monkeypatch, run, aside, bad=[], **place) == code
+    assert [note.device for note in aside.notes()] == (["GPU-0"] if count == 1 else [])
+    monkeypatch.setattr(process, "allocate", lambda *_: cards(aside, 1))
+    monkeypatch.setattr(process, "run_on_devices", lambda *_, **__: ELSEWHERE)
+    assert run_on_host(run, None, 1, Stop()) == SUSPECT
+
+
+def test_runs_of_a_job_share_what_they_note_of_its_devices(run, aside, monkeypatch):
+    """Else each run would meet the broken card anew."""
+    folders = []
+    monkeypatch.setattr(process, "allocate", lambda *_: cards(aside, 1))
+    monkeypatch.setattr(
+        process, "run_on_devices", lambda run, given, stop, **_: folders.append(given.aside) or 0
+    )
+    monkeypatch.setattr(slurm_job, "allocate", lambda *_: cards(aside, 1))
+    monkeypatch.setattr(
+        slurm_job,
+        "run_job",
+        lambda number, *given: run_on_host(run, None, given[0], Stop(), given[1]),
+    )
+    slurm_job._train({0: run.config, 1: run.config}, [0, 1])
+    assert len(folders) == 2
+    assert folders[0] == folders[1]
+    assert not Path(folders[0]).exists()
 
 
 def test_where_no_device_passes_its_trial_the_run_is_not_to_blame(run, aside, monkeypatch):

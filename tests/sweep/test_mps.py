@@ -302,7 +302,9 @@ def test_runs_of_a_job_know_the_daemon_that_the_job_started(run, program, monkey
     given = []
     monkeypatch.setattr(process, "allocate", lambda config, at_once: SHARED)
     monkeypatch.setattr(
-        process, "run_on_devices", lambda run, allocation, stop: given.append(allocation.mps) or 0
+        process,
+        "run_on_devices",
+        lambda run, allocation, stop, **_: given.append(allocation.mps) or 0,
     )
     run_on_host(run, None, 2, Stop())
     assert given == [str(tmp_path)]

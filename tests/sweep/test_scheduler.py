@@ -280,7 +280,7 @@ def test_a_submission_tells_each_job_its_runs(runs, submission):
 def test_a_job_queues_again_before_its_time_limit_if_it_got_on(
     runs, submission, monkeypatch, received, epochs, asked
 ):
-    def run_job(index, at_once):
+    def run_job(index, at_once, aside):
         assert (index, at_once) == (2, 1)
         put(runs[2], "interrupted", epochs)
         signal.raise_signal(received)
@@ -294,7 +294,7 @@ def test_a_job_queues_again_before_its_time_limit_if_it_got_on(
 
 
 def test_a_node_without_scontrol_leaves_it_to_the_sweep(runs, submission, monkeypatch):
-    def run_job(index, at_once):
+    def run_job(index, at_once, aside):
         put(runs[2], "interrupted", epochs=3)
         signal.raise_signal(signal.SIGUSR2)
 

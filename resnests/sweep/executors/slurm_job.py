@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from resnests.config.schema import Config, config_from
 from resnests.environment import JOB
@@ -23,7 +23,7 @@ from resnests.runs.record import FINAL
 from resnests.sweep.devices import allocate
 from resnests.sweep.executors.submission import read_submission
 from resnests.sweep.job import run_job
-from resnests.sweep.process import last_log_line
+from resnests.sweep.process import last_log_line, temporary_folder
 from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.stop import Stop
 
@@ -56,12 +56,13 @@ def _train(configs: dict[int, Config], numbers: list[int]) -> None:
     """Train the runs of these numbers, which share what this job has."""
     if not numbers:
         return
-    try:
-        at_once = allocate(configs[numbers[0]], len(numbers)).concurrent
-    except UserError:  # which each of them says by itself
-        at_once = 1
-    with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(lambda number: run_job(number, at_once), numbers))
+    at_once, aside = 1, ""
+    with ExitStack() as folder:
+        with suppress(UserError):  # which each of them says by itself
+            at_once = allocate(configs[numbers[0]], len(numbers)).concurrent
+            aside = folder.enter_context(temporary_folder())
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(lambda number: run_job(number, at_once, aside), numbers))
 
 
 def _unfinished(configs: dict[int, Config]) -> dict[int, int | None]:

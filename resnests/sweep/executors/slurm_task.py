@@ -51,7 +51,8 @@ class SlurmJob(Job):
                 self.reason = UNLISTED
                 return
             now = Seen("", State.OVER, "", "no longer in the queue")
-        self.state, self.node, self.reason = now.state, now.node, now.reason
+        self.state, self.reason = now.state, now.reason
+        self.node = now.node or self.node  # squeue forgets it with the job
         self.name = own.job if own else self.name or now.job
         self.started |= bool(now.node) or now.state is State.RUNNING
         if self.is_over and self.submission.is_foreign:
