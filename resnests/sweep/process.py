@@ -28,6 +28,7 @@ from resnests.sweep.protocol import (
     ELSEWHERE,
     INTERRUPTED,
     NO_GRAPH,
+    UNREADABLE,
     USER_ERROR,
     send_job,
 )
@@ -69,6 +70,8 @@ def run_on_host(
         return "refused" if shared else "no device"
     if code == ELSEWHERE:
         return "device failed"
+    if code == UNREADABLE:
+        return "refused"
     if code == -signal.SIGILL:
         log_line(run, "this processor lacks an instruction that a library was built for (SIGILL)")
         return "refused"
@@ -205,7 +208,7 @@ def record_exit(run: Run, code: int) -> None:
     with suppress(Timeout, OSError), directory.lock().acquire(blocking=False):
         record = directory.record_or_none()
         if record is None:
-            if code == USER_ERROR:
+            if code in (USER_ERROR, UNREADABLE):
                 return
             record = Record.of(run.config, Provenance(host=socket.gethostname()))
         if record.status != "running":

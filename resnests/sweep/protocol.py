@@ -34,8 +34,9 @@ from resnests.sweep.plan import Run
 
 # Exit statuses of a worker, beside 0 for a final status on record, 1 for a failure and USER_ERROR.
 # NO_GRAPH asks for a new process that trains without a CUDA graph, DEVICE for one on another
-# device, ELSEWHERE for one on another node of a cluster.
-BUSY, NO_GRAPH, DEVICE, ELSEWHERE, INTERRUPTED = 75, 76, 77, 78, 130
+# device, ELSEWHERE for one on another node of a cluster. UNREADABLE says that this node of a
+# cluster cannot read what the run needs.
+BUSY, NO_GRAPH, DEVICE, ELSEWHERE, UNREADABLE, INTERRUPTED = 75, 76, 77, 78, 79, 130
 
 _ACTIVE, _ENDED = "active-", "ended-"
 

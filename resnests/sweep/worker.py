@@ -10,6 +10,7 @@ standard input ends, or on a signal, it writes a checkpoint at the next step and
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import os
 import sys
@@ -30,10 +31,20 @@ from resnests.sweep.device_errors import device_failure, may_be_anothers
 from resnests.sweep.devices import Allocation
 from resnests.sweep.leases import Lease, lease
 from resnests.sweep.precision import emulation, used
-from resnests.sweep.protocol import BUSY, DEVICE, INTERRUPTED, NO_GRAPH, USER_ERROR, receive_job
+from resnests.sweep.protocol import (
+    BUSY,
+    DEVICE,
+    INTERRUPTED,
+    NO_GRAPH,
+    UNREADABLE,
+    USER_ERROR,
+    receive_job,
+)
 from resnests.sweep.stop import Stop
+from resnests.training.device_words import chain
 
 HEARTBEAT = 1.0  # seconds
+BEFORE = ("waiting", "starting", "loading")  # states in which nothing is trained yet
 PROCESS_GB = 1.0  # that an analysis takes besides its features, rounded up
 
 log = logging.getLogger(__name__)
@@ -112,6 +123,18 @@ class Worker:
         notes = [Note(device, reason, run) for device in self.held.devices]
         # A device that cannot be noted, on a full disk, would be tried again and again
         return all(map(aside.add, notes))
+
+    def blames_node(self, error: Exception) -> bool:
+        """Return whether another node of a cluster may have what this one cannot read: its disk is
+        broken, or has no such data set.
+        """
+        if not self.progress["job"]:
+            return False
+        state = self.progress["state"]
+        is_early = isinstance(error, UserError) and state in BEFORE
+        is_early |= isinstance(error, OSError) and state == "loading"
+        broken = (one for one in chain(error) if isinstance(one, OSError))
+        return is_early or any(one.errno == errno.EIO for one in broken)
 
     def _train(self) -> int:
         config, allocation, place = self.config, self.allocation, str(self.directory.path)
@@ -205,13 +228,15 @@ def exit_status(worker: Worker) -> int:
         return DEVICE
     except UserError as error:
         print(error, flush=True)
-        return USER_ERROR
+        return UNREADABLE if worker.blames_node(error) else USER_ERROR
     except CaptureFailed as error:
         log.warning("starting again, as %s", error)
         return DEVICE if worker.blames_neighbour(error) else NO_GRAPH
     except Exception as error:
         log.exception("the run failed")
-        return DEVICE if worker.blames_device(error) else 1
+        if worker.blames_device(error):
+            return DEVICE
+        return UNREADABLE if worker.blames_node(error) else 1
 
 
 def main() -> NoReturn:

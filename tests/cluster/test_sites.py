@@ -3,6 +3,7 @@
 python -m pytest -m cluster tests/cluster/test_sites.py
 """
 
+import errno
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from clusters import (
     GRID,
@@ -99,6 +101,32 @@ exec {sys.executable} "$@"
     assert log(tmp_path).count("submitted") == before + 1
     said = f" cannot start {python}: exit status 127 (python: error while loading shared libraries"
     assert [said in line for line in not_started(tmp_path)[-2:]] == [True, True]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT], ids=["broken", "missing"])
+def test_a_node_that_cannot_read_the_data_set_is_set_aside(tmp_path, number):
+    """Its jobs end within a second or two, and it gets no more of them."""
+    images, pixels = tmp_path / "images.npz", np.arange(64 * 8 * 8 * 3).astype(np.uint8)
+    pixels, labels = pixels.reshape(64, 8, 8, 3), np.arange(64) % 2
+    arrays = {"train_images": pixels, "train_labels": labels}
+    np.savez(images, **arrays, test_images=pixels, test_labels=labels)
+    (tmp_path / "sitecustomize.py").write_text(f"""\
+import builtins, os
+opened = builtins.open
+def fails(file, *given, **named):
+    if str(file) == {str(images)!r}:
+        raise OSError({number}, os.strerror({number}), str(file))
+    return opened(file, *given, **named)
+if os.environ.get("SLURMD_NODENAME") == "n2":
+    builtins.open = fails
+""")
+    own = ("dataset=images", "dataset.name=own", f"dataset.root={images}", "dataset.num_classes=2")
+    with Slurm(hosts=True):
+        words = (*SLURM, *own, "dataset.train_limit=null", "seed=range(4)", "trainer.epochs=60")
+        assert sweep(tmp_path, *words, PYTHONPATH=str(tmp_path)) == 0
+    assert statuses(tmp_path) == ["complete"] * 4
+    assert {run.read_record().provenance.host for run in runs(tmp_path).values()} == {"n1"}
+    assert log(tmp_path).count("node n2 refuses what others train") == 1
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")

@@ -1,5 +1,6 @@
 """A device that fails is set aside, costs no run anything, and is told from a run that fails."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -13,8 +14,10 @@ from helpers import REPOSITORY, gpu, run_command, tiny, write_run
 from helpers import TINY as SMALL
 
 from resnests.config.targets import broken
+from resnests.environment import JOB
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory, find_runs
+from resnests.runs.record import Provenance, Record
 from resnests.sweep import device_errors, process, tryout
 from resnests.sweep.aside import News, NoDevice, Note
 from resnests.sweep.device_errors import device_failure
@@ -23,7 +26,7 @@ from resnests.sweep.executors import slurm_job
 from resnests.sweep.leases import lease
 from resnests.sweep.plan import CONTEXT_GB, Run, known_memory
 from resnests.sweep.process import run_on_devices, run_on_host
-from resnests.sweep.protocol import DEVICE, ELSEWHERE
+from resnests.sweep.protocol import DEVICE, ELSEWHERE, UNREADABLE, USER_ERROR
 from resnests.sweep.scheduler import SUSPECT
 from resnests.sweep.stop import Stop
 from resnests.sweep.tryout import set_aside
@@ -222,6 +225,48 @@ def test_a_worker_notes_the_device_that_failed_under_it(run, aside, monkeypatch)
     name = str(run.directory.path)
     assert aside.suspicions(name) == [Note(d, LAUNCH, name) for d in ("cpu-a", "cpu-b")]
     assert exit_status(Worker(run.config, two, Stop())) == DEVICE, "no device is left to try"
+
+
+MISSING = UserError("dataset.root=/data: expected a folder")
+EIO = OSError(errno.EIO, "Input/output error")
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("job", "state", "error", "code", "outcome"),
+    [
+        ("17_1", "loading", MISSING, UNREADABLE, "refused"),
+        ("17_1", "loading", EIO, UNREADABLE, "refused"),
+        ("17_1", "train", EIO, UNREADABLE, "refused"),  # images that are read as it goes
+        ("17_1", "train", MISSING, USER_ERROR, "failed"),
+        ("17_1", "train", FULL, 1, "failed"),
+        (None, "loading", MISSING, USER_ERROR, "failed"),
+        (None, "loading", EIO, 1, "failed"),
+    ],
+)
+def test_a_node_of_a_cluster_that_cannot_read_the_data_refuses_the_run(
+    run, aside, monkeypatch, job, state, error, code, outcome
+):
+    """Else each run that its queue sends there fails."""
+
+    def fails(config, device, should_stop, report, clear):
+        run.directory.write_record(Record.of(config, Provenance(host="n2")))
+        report({"state": state})
+        raise error
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr("resnests.tasks.experiment.run_experiment", fails)
+    monkeypatch.setenv(JOB, job) if job else monkeypatch.delenv(JOB, raising=False)
+    one = Allocation("cpu", ["cpu-a"], [], 1, 1, 1, aside=aside.folder)
+    worker = Worker(run.config, one, Stop())
+    assert exit_status(worker) == code
+    worker.held.release()
+    worker.lock.release()
+    process.record_exit(run, code)
+    assert run.status() == "failed"
+    monkeypatch.setattr(process, "allocate", lambda *_: one)
+    monkeypatch.setattr(process, "run_process", lambda *_: code)
+    assert run_on_host(run, None, 1, Stop()) == outcome
 
 
 def trained(monkeypatch, run, aside, bad, trial_fails=(), own_fault=False, count=2, **place):
