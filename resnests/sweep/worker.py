@@ -41,7 +41,7 @@ from resnests.sweep.protocol import (
     receive_job,
 )
 from resnests.sweep.stop import Stop
-from resnests.training.device_words import chain
+from resnests.training.device_words import chain, is_fatal
 
 HEARTBEAT = 1.0  # seconds
 BEFORE = ("waiting", "starting", "loading")  # states in which nothing is trained yet
@@ -104,11 +104,11 @@ class Worker:
         """Take note of how far the training is, for the next heartbeat."""
         self.progress = self.progress | progress
 
-    def blames_neighbour(self, error: Exception) -> bool:
+    def blames_neighbour(self, error: BaseException) -> bool:
         """Return whether `error` may be that of another run, which shares an MPS daemon."""
         return self.allocation.is_under_mps and may_be_anothers(error)
 
-    def blames_device(self, error: Exception) -> bool:
+    def blames_device(self, error: BaseException) -> bool:
         """Return whether `error` may be the device's fault, and note it so that others avoid it.
 
         Nothing is noted where it may be the fault of another run.
@@ -228,10 +228,15 @@ def exit_status(worker: Worker) -> int:
         return DEVICE
     except UserError as error:
         print(error, flush=True)
+        if worker.blames_device(error.__cause__ or error):  # which code of a user's may meet first
+            return DEVICE
         return UNREADABLE if worker.blames_node(error) else USER_ERROR
     except CaptureFailed as error:
         log.warning("starting again, as %s", error)
-        return DEVICE if worker.blames_neighbour(error) else NO_GRAPH
+        if worker.blames_neighbour(error):
+            return DEVICE
+        cause = error.__cause__
+        return DEVICE if cause and is_fatal(cause) and worker.blames_device(cause) else NO_GRAPH
     except Exception as error:
         log.exception("the run failed")
         if worker.blames_device(error):

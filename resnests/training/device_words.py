@@ -23,7 +23,10 @@ DEVICES = (
     "cuda driver initialization failed",
 )
 FULL = ("out of memory", "_alloc_failed")
-RUNS = ("device-side assert", "cublas_status_not_supported", *FULL)
+# What cannot be captured as a CUDA graph is the run's
+RUNS = ("device-side assert", "cublas_status_not_supported", "captur", *FULL)
+# What a capture cannot bring about by itself, such as by a call that is not allowed in one
+FATAL = ("launch failure", "illegal memory", "illegal instruction", "ecc", "busy or unavailable")
 
 
 def words_of_device(error: BaseException) -> str | None:
@@ -33,6 +36,12 @@ def words_of_device(error: BaseException) -> str | None:
         if any(mark in text for mark in DEVICES) and not any(mark in text for mark in RUNS):
             return str(one).splitlines()[0]
     return None
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Return whether `error` would have come without a capture, in which it came, too."""
+    said = (words_of_device(error) or "").lower()
+    return any(mark in said for mark in FATAL)
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -15,7 +15,7 @@ from helpers import TINY as SMALL
 
 from resnests.config.targets import broken
 from resnests.environment import JOB
-from resnests.errors import UserError
+from resnests.errors import CaptureFailed, UserError
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import Provenance, Record
 from resnests.sweep import device_errors, process, tryout
@@ -26,7 +26,7 @@ from resnests.sweep.executors import slurm_job
 from resnests.sweep.leases import lease
 from resnests.sweep.plan import CONTEXT_GB, Run, known_memory
 from resnests.sweep.process import run_on_devices, run_on_host
-from resnests.sweep.protocol import DEVICE, ELSEWHERE, UNREADABLE, USER_ERROR
+from resnests.sweep.protocol import DEVICE, ELSEWHERE, NO_GRAPH, UNREADABLE, USER_ERROR
 from resnests.sweep.scheduler import SUSPECT
 from resnests.sweep.stop import Stop
 from resnests.sweep.tryout import set_aside
@@ -225,6 +225,44 @@ def test_a_worker_notes_the_device_that_failed_under_it(run, aside, monkeypatch)
     name = str(run.directory.path)
     assert aside.suspicions(name) == [Note(d, LAUNCH, name) for d in ("cpu-a", "cpu-b")]
     assert exit_status(Worker(run.config, two, Stop())) == DEVICE, "no device is left to try"
+
+
+def caused(error: Exception, said: str) -> Exception:
+    error.__cause__ = RuntimeError(said)
+    return error
+
+
+CAPTURING = "CUDA error: operation not permitted when stream is capturing"
+CUBLAS = "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling cublasSgemm"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (caused(UserError("trainer.cuda_graph=true: expected null"), LAUNCH), DEVICE),
+        (caused(UserError("trainer.cuda_graph=true: expected null"), CAPTURING), USER_ERROR),
+        (caused(UserError("pipeline.augment of x fails"), CUBLAS), DEVICE),
+        (caused(UserError("pipeline.augment of x fails"), "shapes differ"), USER_ERROR),
+        (caused(CaptureFailed("trainer.cuda_graph=false"), LAUNCH), DEVICE),
+        (caused(CaptureFailed("trainer.cuda_graph=false"), CAPTURING), NO_GRAPH),
+        (caused(CaptureFailed("trainer.cuda_graph=false"), CUBLAS), NO_GRAPH),
+    ],
+)
+def test_a_device_that_fails_in_a_capture_or_code_of_a_users_is_noted(
+    run, aside, monkeypatch, error, code
+):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr("resnests.tasks.experiment.run_experiment", fails)
+    one = Allocation("cpu", ["cpu-a"], [], 1, 1, 1, aside=aside.folder)
+    worker = Worker(run.config, one, Stop())
+    assert exit_status(worker) == code
+    noted = [note.reason for note in aside.notes()]
+    assert noted == ([str(error.__cause__)] if code == DEVICE else [])
+    worker.held.release()
+    worker.lock.release()
 
 
 MISSING = UserError("dataset.root=/data: expected a folder")
