@@ -17,6 +17,7 @@ from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import Provenance, Record
 from resnests.sweep.aside import Aside, Note
+from resnests.sweep.cards import nvml_complaint
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.forking import fork
 from resnests.sweep.mps import NOWHERE
@@ -37,6 +38,7 @@ from resnests.sweep.tryout import failures, start_trials
 from resnests.text import last_log_line_of
 
 POLL_SECONDS = 0.2
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)  # which a card that is lost may cause
 DEVICES = 3  # on which a run fails as if they were broken: then it is at fault itself
 
 
@@ -140,7 +142,7 @@ def _record_interrupted(run: Run) -> None:
     """Record that `run` did not fail: its device did."""
     with suppress(Timeout, OSError), run.directory.lock().acquire(blocking=False):
         record = run.directory.record_or_none()
-        if record is not None and record.status == "failed":
+        if record is not None and record.status in ("failed", "killed"):
             record.status, record.error = "interrupted", None
             run.directory.write_record(record)
 
@@ -181,8 +183,23 @@ def run_process(run: Run, allocation: Allocation, stop: Stop) -> int:
     if stop.signals and -code in Stop.SIGNALS:
         # A batch system signals every process of a job; this one was too young to listen.
         code = INTERRUPTED
+    is_lost = -code in CRASHES and _note_lost_cards(run, allocation, process.pid)
     record_exit(run, code)
-    return code
+    return DEVICE if is_lost else code
+
+
+def _note_lost_cards(run: Run, allocation: Allocation, pid: int) -> bool:
+    """Note the cards of the process that died which NVML does not open any more; return whether
+    there are any.
+    """
+    progress, aside = run.directory.read_progress(), Aside(allocation.aside)
+    slots = str(progress.get("device", "")).split() if progress.get("pid") == pid else []
+    held = {
+        gpu for slot, gpu in zip(allocation.slots, allocation.gpus, strict=False) if slot in slots
+    }
+    lost = {gpu: said for gpu in sorted(held) if (said := nvml_complaint(gpu))}
+    name = str(run.directory.path)
+    return bool(lost) and all(aside.add(Note(gpu, said, name)) for gpu, said in lost.items())
 
 
 def _start(output: IO[bytes]) -> subprocess.Popen:

@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -225,6 +227,41 @@ def test_a_worker_notes_the_device_that_failed_under_it(run, aside, monkeypatch)
     name = str(run.directory.path)
     assert aside.suspicions(name) == [Note(d, LAUNCH, name) for d in ("cpu-a", "cpu-b")]
     assert exit_status(Worker(run.config, two, Stop())) == DEVICE, "no device is left to try"
+
+
+@pytest.mark.parametrize(
+    ("card", "number", "code"),
+    [
+        ("H100:lost", signal.SIGSEGV, DEVICE),
+        ("H100", signal.SIGSEGV, -signal.SIGSEGV),
+        ("H100:lost", signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_a_process_that_a_lost_card_ends_is_no_failure_of_its_run(
+    run, aside, driver, monkeypatch, card, number, code
+):
+    driver(card)
+    own = Allocation("cuda", [f"{gpu(0)}-0"], [gpu(0)], 1, 1, 1, aside=aside.folder)
+
+    def start(output):
+        died = subprocess.Popen(
+            [sys.executable, "-c", f"import os; input(); os.kill(os.getpid(), {int(number)})"],
+            stdin=subprocess.PIPE,
+        )
+        own_record = Record.of(run.config, Provenance(host=socket.gethostname(), pid=died.pid))
+        run.directory.write_record(own_record)
+        run.directory.write_progress({"pid": died.pid, "device": own.slots[0]})
+        return died
+
+    monkeypatch.setattr(process, "fork", lambda *_: None)
+    monkeypatch.setattr(process, "_start", start)
+    with Stop() as stop:
+        assert process.run_process(run, own, stop) == code
+    noted = [Note(gpu(0), "GPU is lost", str(run.directory.path))] if code == DEVICE else []
+    assert aside.notes() == noted
+    assert run.status() == "killed"
+    process._record_interrupted(run)
+    assert run.status() == "interrupted"
 
 
 def caused(error: Exception, said: str) -> Exception:
