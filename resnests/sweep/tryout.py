@@ -5,6 +5,10 @@
 NVML may see a card that torch cannot use: the driver is older than torch's CUDA, torch is the wheel
 for CPUs, its CUDA dropped the card. A process of its own it must be, as a device that once failed
 under a process fails under it for ever.
+
+A card that one process has alone is tried only while its slot is leased, as a run would have it: a
+run of ours that is on it makes the trial fail, and the trial would make that run fail. On other
+cards our runs may leave too little memory: that is no verdict on the card.
 """
 
 from __future__ import annotations
@@ -15,24 +19,46 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from resnests.environment import python_path
 from resnests.errors import UserError
 from resnests.sweep.aside import Aside, Note
+from resnests.sweep.cards import is_exclusive
 from resnests.sweep.devices import Allocation
+from resnests.sweep.leases import Release, leased_slots, machine_locks
+from resnests.training.device_words import FULL
 
 SECONDS = 120.0  # for an import of torch from a slow disk, and the first use of a card
 
-Trials = dict[str, subprocess.Popen]  # by device
+OCCUPIED = ("busy or unavailable", *FULL)  # words of a trial on a card that is in use
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Holds a process that tries a device, and how to release the slot that it has leased."""
+
+    process: subprocess.Popen
+    release: Release | None = None
+
+
+Trials = dict[str, Trial]  # by device
 
 
 def start_trials(devices: Iterable[str]) -> Trials:
-    """Start to try each of `devices`: UUIDs of GPUs, or what torch calls others."""
+    """Start to try each of `devices`: UUIDs of GPUs, or what torch calls others.
+
+    A card that a run of ours has alone is passed over.
+    """
     trials: Trials = {}
     for device in dict.fromkeys(devices):
+        is_alone = _is_gpu(device) and is_exclusive(device)
+        release = machine_locks().acquire(f"{device}-0") if is_alone else None
+        if is_alone and release is None:
+            continue
         own = {"CUDA_VISIBLE_DEVICES": device, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         own = own if _is_gpu(device) else {}
-        trials[device] = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "resnests.sweep.tryout", device],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -41,6 +67,7 @@ def start_trials(devices: Iterable[str]) -> Trials:
             env=os.environ | own | {"PYTHONPATH": python_path()},
             start_new_session=True,  # Ctrl-C is the sweep's
         )
+        trials[device] = Trial(process, release)
     return trials
 
 
@@ -59,12 +86,13 @@ def failures(trials: Trials) -> dict[str, str]:
     found, end = {}, time.monotonic() + SECONDS
     for device, trial in trials.items():
         try:
-            said = trial.communicate(timeout=max(0.1, end - time.monotonic()))[1]
+            said = trial.process.communicate(timeout=max(0.1, end - time.monotonic()))[1]
         except subprocess.TimeoutExpired:
             said = f"it does not answer within {SECONDS:.0f} s"
-        if trial.returncode != 0:
-            lines = said.strip().splitlines() or [f"its trial ended with {trial.returncode}"]
-            found[device] = lines[-1]
+        code = trial.process.returncode
+        is_occupied = any(mark in said.lower() for mark in OCCUPIED) and leased_slots(device)
+        if code != 0 and not is_occupied:
+            found[device] = (said.strip().splitlines() or [f"its trial ended with {code}"])[-1]
     _end(trials)
     return found
 
@@ -82,11 +110,13 @@ def set_aside(aside: Aside, allocation: Allocation, trials: Trials) -> None:
 
 
 def _end(trials: Trials) -> None:
-    """Kill the trials that are not over."""
+    """Kill the trials that are not over, and release what they leased."""
     for trial in trials.values():
-        if trial.poll() is None:
-            trial.kill()
-            trial.communicate()
+        if trial.process.poll() is None:
+            trial.process.kill()
+            trial.process.communicate()
+        if trial.release:
+            trial.release()
 
 
 def _is_gpu(device: str) -> bool:

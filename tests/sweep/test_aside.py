@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -25,7 +26,7 @@ from resnests.sweep.aside import News, NoDevice, Note
 from resnests.sweep.device_errors import device_failure
 from resnests.sweep.devices import Allocation
 from resnests.sweep.executors import slurm_job
-from resnests.sweep.leases import lease
+from resnests.sweep.leases import lease, leased_slots
 from resnests.sweep.plan import CONTEXT_GB, Run, known_memory
 from resnests.sweep.process import run_on_devices, run_on_host
 from resnests.sweep.protocol import DEVICE, ELSEWHERE, NO_GRAPH, UNREADABLE, USER_ERROR
@@ -436,6 +437,28 @@ def test_a_trial_finds_what_torch_can_use():
     reason = failed.pop(gpu(0))
     assert not failed
     assert reason.partition(":")[0] in ("RuntimeError", "AssertionError", "AcceleratorError")
+
+
+@pytest.mark.parametrize("word", ["H100:excl", "H100"])
+def test_a_trial_is_no_verdict_on_a_card_that_a_run_of_ours_is_on(monkeypatch, driver, word):
+    """It takes the slot of a card that one process has alone, and none of another card's."""
+    driver(word)
+    script = "import sys; sys.exit('CUDA error: all CUDA-capable devices are busy or unavailable')"
+    program = Path(os.environ["RESNESTS_LOCK_DIR"]) / "python"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c {shlex.quote(script)}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(tryout.sys, "executable", str(program))
+    allocation = Allocation("cuda", [f"{gpu(0)}-0"], [gpu(0)], 1, 1, 1)
+    training = lease(allocation, "test")
+    trials = tryout.start_trials([gpu(0)])
+    assert list(trials) == ([] if word == "H100:excl" else [gpu(0)])
+    assert tryout.failures(trials) == {}
+    training.release()
+    with tryout.trying([gpu(0)]) as trials:
+        assert bool(leased_slots(gpu(0))) == (word == "H100:excl")
+        if word == "H100":  # another program has it
+            assert "busy or unavailable" in tryout.failures(trials)[gpu(0)]
+    assert not leased_slots(gpu(0))
 
 
 @pytest.mark.parametrize(("uuid", "is_it"), [(gpu(0)[4:], True), (gpu(1)[4:], False)])
