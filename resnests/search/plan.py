@@ -9,7 +9,7 @@ from resnests.errors import UserError, require
 from resnests.runs.directory import STUDY, study_folder
 from resnests.search.space import Space, trial_configs
 from resnests.sweep.devices import Allocation, allocate
-from resnests.sweep.plan import plan_runs
+from resnests.sweep.plan import known_memory, plan_runs
 from resnests.sweep.prepare import prepare
 
 
@@ -19,7 +19,8 @@ def run_search(space: Space, words: list[str]) -> int:
     expected = "false: delete the folder of the study, or begin another by tune.study=NAME"
     require(not config.trainer.overwrite, "trainer.overwrite", True, expected)
     runs = plan_runs(trial_configs(config))
-    allocation = allocate(config, config.tune.trials * config.tune.seeds)
+    count = config.tune.trials * config.tune.seeds
+    allocation = allocate(config, count, known_memory(runs))
     if config.sweep.dry_run:
         _print_plan(space, allocation)
         return 0

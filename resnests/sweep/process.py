@@ -22,7 +22,7 @@ from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.forking import fork
 from resnests.sweep.mps import NOWHERE
 from resnests.sweep.mps_sharing import sharing
-from resnests.sweep.plan import Run
+from resnests.sweep.plan import Run, known_memory
 from resnests.sweep.protocol import (
     BUSY,
     DEVICE,
@@ -56,7 +56,7 @@ def run_on_host(
         if shared:
             code = run_on_devices(run, Allocation(**shared), stop)
         else:
-            allocation = allocate(run.config, at_once)
+            allocation = allocate(run.config, at_once, known_memory([run]))
             with (
                 nullcontext(aside) if aside else temporary_folder() as aside,
                 # a job of a cluster may have started an MPS daemon, but none is started for it

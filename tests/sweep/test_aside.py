@@ -21,10 +21,12 @@ from resnests.environment import JOB
 from resnests.errors import CaptureFailed, UserError
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import Provenance, Record
-from resnests.sweep import device_errors, process, tryout
+from resnests.search import plan as search_plan
+from resnests.sweep import device_errors, drive, process, tryout
 from resnests.sweep.aside import News, NoDevice, Note
 from resnests.sweep.device_errors import device_failure
 from resnests.sweep.devices import Allocation
+from resnests.sweep.drive import run_sweep
 from resnests.sweep.executors import slurm_job
 from resnests.sweep.leases import lease, leased_slots
 from resnests.sweep.plan import CONTEXT_GB, Run, known_memory
@@ -202,6 +204,39 @@ def test_what_runs_of_a_cell_took_is_known_to_the_next_ones(tmp_path):
     assert known_memory(runs[2:]) == 5 + CONTEXT_GB
     alone = tiny(f"runs_dir={tmp_path}", "seed=2")
     assert known_memory([Run(alone, RunDirectory.of(alone))]) is None, "nothing shares a card"
+
+
+def test_what_a_run_is_known_to_take_decides_how_many_share_a_card_wherever_it_is_trained(
+    tmp_path, monkeypatch
+):
+    """On this machine, in a search, and in a job of a cluster, with its runs and with each."""
+    options = ("devices.runs_per_gpu=8", f"runs_dir={tmp_path}")
+    done, config = tiny(*options, "seed=1"), tiny(*options)
+    write_run(done, "complete", peak_device_memory_bytes=30_000_000_000)
+    given = []
+
+    def refuse(config, count, needs_gb=None):
+        given.append(needs_gb)
+        raise UserError("no device here")
+
+    monkeypatch.setattr(
+        drive, "plan_runs", lambda configs: [Run(c, RunDirectory.of(c)) for c in configs]
+    )
+    monkeypatch.setattr(
+        search_plan, "plan_runs", lambda configs: [Run(config, RunDirectory.of(config))]
+    )
+    for module in (drive, search_plan, process, slurm_job):
+        monkeypatch.setattr(module, "allocate", refuse)
+    monkeypatch.setattr(slurm_job, "run_job", lambda *_: None)
+    with pytest.raises(UserError):
+        run_sweep([config], lambda *_: None)
+    with pytest.raises(UserError):
+        search_plan.run_search(
+            SimpleNamespace(first=tiny(*options, "dataset.val_fraction=0.1")), []
+        )
+    assert run_on_host(Run(config, RunDirectory.of(config)), None, 1, Stop()) == "refused"
+    slurm_job._train({0: config}, [0])
+    assert given == [30 + CONTEXT_GB] * 4
 
 
 @pytest.fixture

@@ -300,7 +300,7 @@ def test_runs_of_a_job_know_the_daemon_that_the_job_started(run, program, monkey
     monkeypatch.setenv(PIPES, str(tmp_path))
     subprocess.run([mps.PROGRAM, "-d"], check=True)
     given = []
-    monkeypatch.setattr(process, "allocate", lambda config, at_once: SHARED)
+    monkeypatch.setattr(process, "allocate", lambda *_: SHARED)
     monkeypatch.setattr(
         process,
         "run_on_devices",

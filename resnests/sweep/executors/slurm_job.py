@@ -23,6 +23,7 @@ from resnests.runs.record import FINAL
 from resnests.sweep.devices import allocate
 from resnests.sweep.executors.submission import read_submission
 from resnests.sweep.job import run_job
+from resnests.sweep.plan import Run, known_memory
 from resnests.sweep.process import last_log_line, temporary_folder
 from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.stop import Stop
@@ -59,7 +60,8 @@ def _train(configs: dict[int, Config], numbers: list[int]) -> None:
     at_once, aside = 1, ""
     with ExitStack() as folder:
         with suppress(UserError):  # which each of them says by itself
-            at_once = allocate(configs[numbers[0]], len(numbers)).concurrent
+            mine = [Run(configs[n], RunDirectory.of(configs[n])) for n in numbers]
+            at_once = allocate(mine[0].config, len(mine), known_memory(mine)).concurrent
             aside = folder.enter_context(temporary_folder())
         with ThreadPoolExecutor(at_once) as pool:
             list(pool.map(lambda number: run_job(number, at_once, aside), numbers))
