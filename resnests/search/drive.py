@@ -6,6 +6,7 @@ nothing to repair: the same command, here or beside this one, goes on.
 
 from __future__ import annotations
 
+import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -61,7 +62,7 @@ def search(space: Space, allocation: Allocation, words: list[str]) -> int:
         failed = study.failed()
     if work.stop.signals:
         return INTERRUPTED
-    return 1 if failed else 0
+    return 1 if failed or work.is_nothing_left else 0
 
 
 def trial_runs(config: Config) -> list[Run]:
@@ -81,6 +82,7 @@ class Search:
         self.study, self.allocation, self.add_to_trackers = study, allocation, add_to_trackers
         self.stop = Stop()
         self.news = News(Aside(allocation.aside), allocation.devices)
+        self.is_nothing_left = False  # of the devices
         self.active: dict[TrialAtWork, Future[None]] = {}
         self.runs: list[Run] = []  # of all trials that were
         self.started, self.ended = time.monotonic(), 0  # the latter: of our trials
@@ -98,7 +100,9 @@ class Search:
                         self._note()
                     for line in self.news.lines():
                         print(line, flush=True)
-                    if self.news.is_nothing_left():
+                    if not self.is_nothing_left and self.news.is_nothing_left():
+                        self.is_nothing_left = True
+                        print(self.news.aside.summary(), file=sys.stderr, flush=True)
                         self.stop.ask()
                     if not self._is_closing() and self._has_room() and (trial := self._take()):
                         self.active[trial] = trials.submit(self._bring_to_end, trial, pool)
@@ -136,7 +140,7 @@ class Search:
                 continue
             self.runs += runs
             self.add_to_trackers(run.directory for run in runs)
-            return TrialAtWork(self.study, trial, runs, self.stop)
+            return TrialAtWork(self.study, trial, runs, self.stop, self.news.is_nothing_left)
         return None
 
     def _bring_to_end(self, trial: TrialAtWork, pool: ThreadPoolExecutor) -> None:

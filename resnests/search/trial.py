@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor as Pool
 from contextlib import closing, suppress
 
@@ -30,9 +30,15 @@ class TrialAtWork:
     """Trains a run for each seed, and stops them as soon as the trial is decided."""
 
     def __init__(
-        self, study: Study, trial: optuna.Trial, runs: Sequence[Run], search_stop: Stop
+        self,
+        study: Study,
+        trial: optuna.Trial,
+        runs: Sequence[Run],
+        search_stop: Stop,
+        is_nothing_left: Callable[[], bool],  # of the devices
     ) -> None:
         self.study, self.trial, self.runs, self.search_stop = study, trial, runs, search_stop
+        self.is_nothing_left = is_nothing_left
         self.stop = Stop()  # of its runs alone
         self.reported = set(study.trials()[trial.number].intermediate_values)  # epochs
         self.failed = False
@@ -115,8 +121,8 @@ class TrialAtWork:
     def _failure(self, ended: Sequence[Run]) -> Ending | None:
         """Return the ending that a run makes of the trial which ended without an accuracy."""
         bad = [run for run in ended if objective(run) is None]
-        if not bad or self.search_stop.requested():  # then it was interrupted, and goes on
-            return None
+        if not bad or self.search_stop.requested() or self.is_nothing_left():
+            return None  # it was interrupted, and goes on
         return outcome_of_failure(bad[0])
 
     def _tell(self, state: TrialState, reason: str) -> str:

@@ -23,9 +23,10 @@ from resnests.search.plan import run_search
 from resnests.search.results import winner_line
 from resnests.search.study import Study, ended_trials
 from resnests.sweep import process
+from resnests.sweep.aside import Aside, Note
 from resnests.sweep.devices import allocate
 from resnests.sweep.executors import local
-from resnests.sweep.protocol import INTERRUPTED, NO_GRAPH
+from resnests.sweep.protocol import DEVICE, INTERRUPTED, NO_GRAPH
 
 EPOCHS = 4
 BASE = (f"trainer.epochs={EPOCHS}", "tune.trials=5", "devices.slots=2", "devices.fork=false", LR)
@@ -226,6 +227,26 @@ def test_a_seed_that_fails_stops_the_others_of_its_trial(tmp_path, trainings, ca
     ends = {run.read_config().seed: run.status() for run in find_runs(tmp_path / "study-tune")}
     assert ends == {0: "interrupted", 1: "failed"}
     assert "failed: no luck; see " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_where_no_device_is_left_no_trial_is_told_and_the_same_command_goes_on(
+    tmp_path, trainings, monkeypatch, capsys
+):
+    def breaks(run, allocation, stop):
+        for device in allocation.devices:
+            Aside(allocation.aside).add(Note(device, "GPU is lost", is_broken=True))
+        return DEVICE
+
+    space = make_space(tmp_path, *BASE, "tune.trials=2")
+    with monkeypatch.context() as broken:
+        broken.setattr(process, "run_process", breaks)
+        assert run_search(space, []) == 1
+    said = capsys.readouterr()
+    assert said.err.count("no device is left (cpu-") == 1
+    assert set(states(tmp_path)) == {"RUNNING"}
+    assert run_search(space, []) == 0
+    assert states(tmp_path) == ["COMPLETE"] * 2
 
 
 @pytest.mark.slow
