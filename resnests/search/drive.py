@@ -53,7 +53,7 @@ def search(space: Space, allocation: Allocation, words: list[str]) -> int:
             forking(first * study.tune.trials, allocation, Path(folder)),
             syncing(first[0].config) as add_to_trackers,
         ):
-            set_aside(Aside(folder), allocation, trials)
+            set_aside(Aside(folder), allocation, trials, space.first.trainer.device)
             work = Search(study, replace(allocation, aside=folder), add_to_trackers)
             work.run()
         if work.runs:

@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 
 from resnests.config.schema import Config, config_dict
 from resnests.environment import python_path
-from resnests.errors import UserError, print_each, require
+from resnests.errors import USER_ERROR, UserError, print_each, require
 from resnests.runs.digests import with_digests
 from resnests.runs.files import require_locks
 from resnests.runs.sweeps import write_asked
@@ -93,7 +93,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
             local_sweep(todo, allocation) as folder,
             forking(todo, allocation, folder.path),
         ):
-            set_aside(Aside(folder.path), allocation, trials)
+            set_aside(Aside(folder.path), allocation, trials, configs[0].trainer.device)
 
             def start(numbers: list[int]) -> None:
                 launch(numbers, allocation, folder)
@@ -110,7 +110,12 @@ def _train_here(
     allocation: Allocation,
     barred: int,
 ) -> int:
-    """Bring `todo`, of a sweep's `runs`, to its end on this machine; return the exit status."""
+    """Bring `todo`, of a sweep's `runs`, to its end on this machine; return the exit status.
+
+    Where no device is left before any run got an epoch further, that is the one of a trial which
+    all devices fail.
+    """
+    before = _epochs(todo)
     news = News(Aside(executor.folder.path), allocation.devices)
     with (
         syncing(todo[0].config, [run.directory for run in todo]),
@@ -123,7 +128,18 @@ def _train_here(
                 display.print(line)
             if news.is_nothing_left():
                 stop.ask()
-    return print_summary(runs, interrupted=stop.signals > 0, barred=barred)
+    status = print_summary(runs, interrupted=stop.signals > 0, barred=barred)
+    if status != 1 or not news.is_nothing_left():
+        return status
+    if _epochs(todo) == before:  # which the line of each run says
+        return USER_ERROR
+    print(news.aside.summary(), file=sys.stderr)
+    return status
+
+
+def _epochs(runs: Sequence[Run]) -> list[int]:
+    records = [run.directory.record_or_none() for run in runs]
+    return [record.epochs if record else 0 for record in records]
 
 
 def _make_ready(todo: list[Run], allocation: Allocation | None) -> None:

@@ -97,8 +97,11 @@ def failures(trials: Trials) -> dict[str, str]:
     return found
 
 
-def set_aside(aside: Aside, allocation: Allocation, trials: Trials) -> None:
-    """Note the devices that failed their trial, a line each; raise a UserError where all did."""
+def set_aside(aside: Aside, allocation: Allocation, trials: Trials, wanted: str) -> None:
+    """Note the devices that failed their trial, a line each; raise a UserError where all did.
+
+    `wanted` is what the user gave for trainer.device.
+    """
     failed = failures(trials)
     for device, reason in failed.items():
         what = f"{device} is not used: torch cannot compute on it ({reason})"
@@ -106,7 +109,7 @@ def set_aside(aside: Aside, allocation: Allocation, trials: Trials) -> None:
         aside.add(Note(device, reason, is_broken=True))
     if failed and failed.keys() >= set(allocation.devices):
         expected = "auto, cuda or cuda:N with a GPU that torch can use, or cpu"
-        raise UserError(f"trainer.device={allocation.kind}: expected {expected}")
+        raise UserError(f"trainer.device={wanted}: expected {expected}")
 
 
 def _end(trials: Trials) -> None:

@@ -23,10 +23,10 @@ from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import Provenance, Record
 from resnests.search import plan as search_plan
 from resnests.sweep import device_errors, drive, process, tryout
-from resnests.sweep.aside import News, NoDevice, Note
+from resnests.sweep.aside import Aside, News, NoDevice, Note
 from resnests.sweep.device_errors import device_failure
 from resnests.sweep.devices import Allocation
-from resnests.sweep.drive import run_sweep
+from resnests.sweep.drive import run_single, run_sweep
 from resnests.sweep.executors import slurm_job
 from resnests.sweep.leases import lease, leased_slots
 from resnests.sweep.plan import CONTEXT_GB, Run, known_memory
@@ -511,12 +511,29 @@ def test_devices_that_fail_their_trial_are_left_out_and_all_of_them_end_a_sweep(
     aside, monkeypatch, capsys
 ):
     monkeypatch.setattr(tryout, "failures", lambda trials: trials)
-    set_aside(aside, cards(aside, 2), {"GPU-1": "no driver"})
+    set_aside(aside, cards(aside, 2), {"GPU-1": "no driver"}, "auto")
     assert aside.usable(["GPU-0", "GPU-1"], "") == {"GPU-0"}
     said = "warning: GPU-1 is not used: torch cannot compute on it (no driver)\n"
     assert capsys.readouterr().err == said
-    with pytest.raises(UserError, match=r"trainer.device=cuda: expected .* that torch can use"):
-        set_aside(aside, cards(aside, 2), {"GPU-0": "old", "GPU-1": "old"})
+    with pytest.raises(UserError, match=r"trainer.device=auto: expected .* that torch can use"):
+        set_aside(aside, cards(aside, 2), {"GPU-0": "old", "GPU-1": "old"}, "auto")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("epochs", "status"), [(0, 2), (1, 1)])
+def test_one_run_alone_whose_only_device_is_broken_is_a_mistake_unless_it_trained(
+    run, monkeypatch, capsys, epochs, status
+):
+    def breaks(run, allocation, stop):
+        if epochs:
+            write_run(run.config, "interrupted", epochs=epochs)
+        for device in allocation.devices:
+            Aside(allocation.aside).add(Note(device, "GPU is lost", is_broken=True))
+        return DEVICE
+
+    monkeypatch.setattr(process, "run_process", breaks)
+    assert run_single(run.config) == status
+    assert capsys.readouterr().err.count("no device is left (cpu-") == 1
 
 
 @pytest.mark.slow
@@ -533,7 +550,7 @@ def test_cards_that_nvml_sees_and_torch_cannot_use_end_a_sweep_before_its_first_
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert [line.count("torch cannot compute on it") for line in lines] == [0, 1, 1, 0]
-    assert lines[-1].startswith("error: trainer.device=cuda: expected")
+    assert lines[-1].startswith("error: trainer.device=auto: expected")
     assert not list(find_runs(tmp_path / "runs"))
     calls = (tmp_path / "calls").read_text().splitlines()
     assert calls[0].startswith("-d /tmp/resnests-mps-")
