@@ -147,6 +147,26 @@ def test_a_node_whose_card_torch_cannot_use_is_set_aside(tmp_path):
     assert ["no device is left (GPU-" in line for line in lines] == [True, True]
 
 
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="needs util-linux")
+def test_a_node_whose_only_device_fails_in_trainings_is_set_aside(tmp_path):
+    """A core stands for the device: it passes its trial, and every training on n2 fails."""
+    (tmp_path / "sitecustomize.py").write_text("""\
+import os, sys
+if os.environ.get("SLURMD_NODENAME") == "n2" and "resnests.sweep.worker" in sys.orig_argv:
+    from resnests.runs.directory import RunDirectory
+    def fails(*_):
+        raise RuntimeError("CUDA error: unspecified launch failure")
+    RunDirectory.write_history = fails
+""")
+    setup = """cluster.setup=['test "$SLURMD_NODENAME" = n1 || taskset -cp 0 $$']"""
+    with Slurm(hosts=True):
+        words = (*SLURM, setup, "seed=range(4)", "trainer.epochs=60")
+        assert sweep(tmp_path, *words, PYTHONPATH=str(tmp_path)) == 0
+    assert statuses(tmp_path) == ["complete"] * 4
+    assert {run.read_record().provenance.host for run in runs(tmp_path).values()} == {"n1"}
+    assert log(tmp_path).count("node n2 has a device that fails: it gets no more jobs") == 1
+
+
 def spans(folder) -> list[tuple[float, float]]:
     records = [run.read_record() for run in runs(folder).values()]
     return sorted((r.provenance.started, r.provenance.ended) for r in records)
