@@ -13,6 +13,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from resnests.analysis.features import extractor
 from resnests.config.schema import Config, config_from
 from resnests.config.targets import naming
 from resnests.data.arrays import Split
-from resnests.data.images import Batch, Images
+from resnests.data.images import Images
 from resnests.data.pipelines import build_pipeline, memory_format
 from resnests.data.splits import Splits, load_for, with_statistics
 from resnests.errors import UserError, exit_status_of
@@ -36,11 +37,18 @@ from resnests.training.step import autocast
 from resnests.training.warm_start import warm_start
 
 
-def check(config: Config, splits: Splits, device: torch.device, quick: bool = False) -> None:
-    """Raise a UserError that names the piece that fails, in the order in which a run uses them.
-
-    With `quick` batches have two images at most: the network was tried at its full size before.
+class Sizes(Enum):
+    """Says of which sizes batches are tried. A network of a user's may take no other than its own,
+    as where it needs a multiple of 16.
     """
+
+    ALL = "of a full batch and of the last"
+    SMALLEST = "of the smaller of these two"
+    TWO = "of two images, as networks of ours take any"
+
+
+def check(config: Config, splits: Splits, device: torch.device, sizes: Sizes = Sizes.ALL) -> None:
+    """Raise a UserError that names the piece that fails, in the order in which a run uses them."""
     set_numerics(config.trainer)
     require_same_classes(config, splits.train.classes)
     dataset = with_statistics(config.dataset, splits.train)
@@ -52,12 +60,12 @@ def check(config: Config, splits: Splits, device: torch.device, quick: bool = Fa
     move(model, device, config.trainer)
     set_numerics(config.trainer)  # which what was imported just now may have changed
     if config.task in ("train", "tune") or config.analysis.train:
-        _check_training(config, model, splits.train, device, quick)
+        _check_training(config, model, splits.train, device, sizes)
     evaluated = [splits.val, splits.test]
     if config.task == "analyze":
         evaluated.append(splits.train)
     for split in filter(None, evaluated):
-        _check_evaluation(config, model, split, device, quick)
+        _check_evaluation(config, model, split, device, sizes)
     metrics = build_metrics(config, device)
     if metrics:
         few = Images(splits.test.take(slice(32)), config.dataset, device)
@@ -68,21 +76,19 @@ def check(config: Config, splits: Splits, device: torch.device, quick: bool = Fa
 
 
 def _check_training(
-    config: Config, model: nn.Module, train: Split, device: torch.device, quick: bool
+    config: Config, model: nn.Module, train: Split, device: torch.device, sizes: Sizes
 ) -> None:
-    """Train on a full batch, and on one of the size of the last."""
+    """Train on a full batch, and on one of the size of the last, as the pipeline makes them."""
     optimizer = build_optimizer(config.optimizer, parameter_groups(config.optimizer, model))
     build_schedule(config, optimizer, math.ceil(len(train) / config.trainer.batch_size))
     loss = build_loss(config, train.labels, device)
-    small = replace(config, trainer=replace(config.trainer, batch_size=4, keep_epochs=[]))
-    pipeline = build_pipeline(small, config.dataset, train.take(slice(4)), device)
-    if config.pipeline.augment or config.pipeline.mix:
-        with naming(f"pipeline of {_name(config)}, loss={config.loss.name}"):
-            images, labels = next(iter(pipeline.batches(1)))
-            loss(model(images).float(), labels)
     count, batch_size = len(train), config.trainer.batch_size
-    for size in _sizes(count, batch_size, quick):
-        images, labels = _batch(config, train, size, device)
+    for size in _sizes(count, batch_size, sizes):
+        trainer = replace(config.trainer, batch_size=size, keep_epochs=[])
+        of_size = replace(config, trainer=trainer)
+        pipeline = build_pipeline(of_size, config.dataset, train.take(slice(size)), device)
+        with naming(f"pipeline of {_name(config)}"):
+            images, labels = next(iter(pipeline.batches(1)))
         model.train()
         optimizer.zero_grad()
         try:
@@ -100,27 +106,27 @@ def _check_training(
 
 @torch.no_grad()
 def _check_evaluation(
-    config: Config, model: nn.Module, split: Split, device: torch.device, quick: bool
+    config: Config, model: nn.Module, split: Split, device: torch.device, sizes: Sizes
 ) -> None:
     """Evaluate a full batch, and one of the size of the last."""
     model.eval()
     full = Images(split.take(slice(1)), config.dataset, device).batch_size
-    for size in _sizes(len(split), full, quick):
-        images, _ = _batch(config, split, size, device)
+    layout = memory_format(config.trainer, device)
+    for size in _sizes(len(split), full, sizes):
+        taken = Images(split.take(slice(size)), config.dataset, device, layout)
+        images = taken.as_input(taken.images)
         _logits(config, model, images, f"an evaluation of {_described(images)}")
 
 
-def _sizes(count: int, batch_size: int, quick: bool) -> list[int]:
-    """Return of how many images the batches are into which `count` images are divided."""
-    sizes = (min(batch_size, count), count % batch_size)
-    return [size for size in dict.fromkeys(min(s, 2) if quick else s for s in sizes) if size]
-
-
-def _batch(config: Config, split: Split, count: int, device: torch.device) -> Batch:
-    """Return the first `count` images of `split`, as the run has them on its device."""
-    layout = memory_format(config.trainer, device)
-    images = Images(split.take(slice(count)), config.dataset, device, layout)
-    return images.as_input(images.images), images.labels
+def _sizes(count: int, batch_size: int, sizes: Sizes) -> list[int]:
+    """Return of how many images the batches are that are tried, of `count` images divided."""
+    last = count % batch_size
+    all_sizes = [min(batch_size, count), *([last] if last else [])]
+    if sizes == Sizes.SMALLEST:
+        return [min(all_sizes)]
+    if sizes == Sizes.TWO:
+        all_sizes = [min(size, 2) for size in all_sizes]
+    return list(dict.fromkeys(all_sizes))
 
 
 def _described(images: Tensor) -> str:
@@ -172,22 +178,26 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cpu")
 
 
-def _check_on_device(config: Config, splits: Splits, quick: bool) -> None:
+def _check_on_device(config: Config, splits: Splits, is_tried: bool) -> None:
     """Check on the run's kind of device, or on the CPU where others have taken its memory, or it
     fails: which device is at fault is the sweep's to find out.
+
+    `is_tried`: its network passed the check before, beside another optimizer.
     """
-    device = device_of(config)
-    # Networks of ours take any batch; and where a CPU stands in for the device of another machine,
-    # a full batch might be too much for it.
-    ours = config.arch.target is None and config.variant.target is None
-    quick = quick or ours or (config.cluster is not None and device.type == "cpu")
+    device, sizes = device_of(config), Sizes.ALL
+    if all(part.target is None for part in (config.arch, config.variant, config.loss)):
+        sizes = Sizes.TWO
+    # Where a CPU stands in for the device of another machine, a full batch might be too much for it
+    elif is_tried or (config.cluster is not None and device.type == "cpu"):
+        sizes = Sizes.SMALLEST
     try:
-        check(config, splits, device, quick)
+        check(config, splits, device, sizes)
     except Exception as error:
         is_full = isinstance(error, torch.cuda.OutOfMemoryError)
         if device.type == "cpu" or not (is_full or words_of_device(error)):
             raise
-        check(config, splits, torch.device("cpu"), quick=True)
+        smaller = sizes if sizes == Sizes.TWO else Sizes.SMALLEST
+        check(config, splits, torch.device("cpu"), smaller)
 
 
 def main() -> int:
@@ -203,7 +213,7 @@ def main() -> int:
         network = repr(
             (key, config.arch, config.variant, config.trainer, config.pipeline, config.task)
         )
-        _check_on_device(config, data[key], quick=network in tried)
+        _check_on_device(config, data[key], is_tried=network in tried)
         tried.add(network)
     return 0
 

@@ -131,7 +131,7 @@ def test_the_source_of_a_transform_is_identity(tmp_path, monkeypatch):
         ({"augment": ["flip"]}, r"pipeline.augment\[0\]=flip: expected a _target_ and what it is"),
         ({"augment": [{"_target_": "torchvision.transforms.v2.No"}]}, "cannot be imported"),
         ({"augment": [{"_target_": "builtins.int"}]}, "expected something to call, not int"),
-        ({"augment": [{"_target_": "torch.sum"}]}, r"expected images \(4, 3, H, W\), not \(4"),
+        ({"augment": [{"_target_": "torch.sum"}]}, r"expected images \(2, 3, H, W\), not \(2"),
         (
             {"augment": [{"_target_": "torch.linalg.inv"}]},
             r"pipeline.augment\[0\]._target_=torch.linalg.inv: RuntimeE",
@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_one_line_before_the_first_run(values, said):
         tree = config_dict(tiny())
         tree["pipeline"] |= values
         mine = config_from(tree)
-        preflight.check(mine, load(mine.dataset), CPU, quick=True)
+        preflight.check(mine, load(mine.dataset), CPU, preflight.Sizes.TWO)
 
     with pytest.raises(UserError, match=said) as caught:
         check()

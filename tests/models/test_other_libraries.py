@@ -74,7 +74,7 @@ def test_a_network_of_torchvision_passes_the_check_and_has_no_digest_of_its_sour
     tree = config_dict(tiny()) | {"arch": {"_target_": "torchvision.models.squeezenet1_1"}}
     (config,) = with_digests([config_from(tree)])
     assert config.digests == {}
-    preflight.check(config, load(config.dataset), torch.device("cpu"), quick=True)
+    preflight.check(config, load(config.dataset), torch.device("cpu"), preflight.Sizes.TWO)
 
 
 @pytest.mark.slow

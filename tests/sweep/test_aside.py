@@ -179,18 +179,18 @@ def test_the_check_before_the_first_run_is_made_on_the_cpu_where_its_device_fail
     """A broken card must not look like a fault of what the user brought."""
     tried, said = [], [broken("arch=mine: a batch fails", RuntimeError(LAUNCH))]
 
-    def check(config, splits, device, quick):
+    def check(config, splits, device, sizes):
         tried.append(device.type)
         if device.type == "cuda":
             raise said[0] from RuntimeError(said[0])
 
     monkeypatch.setattr(preflight, "check", check)
     monkeypatch.setattr(preflight, "device_of", lambda config: torch.device("cuda"))
-    preflight._check_on_device(tiny(), None, quick=True)
+    preflight._check_on_device(tiny(), None, is_tried=True)
     assert tried == ["cuda", "cpu"]
     said[0] = broken("arch=mine: a batch fails", RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(UserError, match="cannot be multiplied"):
-        preflight._check_on_device(tiny(), None, quick=True)
+        preflight._check_on_device(tiny(), None, is_tried=True)
 
 
 def test_what_runs_of_a_cell_took_is_known_to_the_next_ones(tmp_path):

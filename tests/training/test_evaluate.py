@@ -143,9 +143,9 @@ def test_weights_are_evaluated_on_the_classes_that_they_were_trained_on(
     config = config_from(config_dict(trees.make_config(tmp_path, arch="resnet8")) | values)
     splits = load(config.dataset)
     if said is None:
-        return preflight.check(config, splits, torch.device("cpu"), quick=True)
+        return preflight.check(config, splits, torch.device("cpu"), preflight.Sizes.TWO)
     with pytest.raises(UserError, match=rf"weights=.*: expected images of the classes.* {said}"):
-        preflight.check(config, splits, torch.device("cpu"), quick=True)
+        preflight.check(config, splits, torch.device("cpu"), preflight.Sizes.TWO)
     with pytest.raises(UserError, match=said):
         run_experiment(config)
 

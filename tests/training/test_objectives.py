@@ -111,7 +111,7 @@ def test_losses():
 def test_what_does_not_fit_is_one_line_before_the_first_run(groups, said):
     def check():
         broken = config(**groups)
-        preflight.check(broken, load(broken.dataset), CPU, quick=True)
+        preflight.check(broken, load(broken.dataset), CPU, preflight.Sizes.TWO)
 
     with pytest.raises(UserError, match=said) as caught:
         check()

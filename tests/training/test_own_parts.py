@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import sys
 
@@ -69,8 +70,8 @@ def config(*overrides: str, **parts):
     return config_from(tree | {key: {"name": "mine"} | part for key, part in parts.items()})
 
 
-def check(mine):
-    preflight.check(mine, load(mine.dataset), torch.device("cpu"))
+def check(mine, sizes=preflight.Sizes.ALL):
+    preflight.check(mine, load(mine.dataset), torch.device("cpu"), sizes)
 
 
 HEAD = {"_target_": "mine.Head", "scale": 2}
@@ -160,6 +161,12 @@ class FixedBatch(nn.Module):
     def forward(self, x):
         if self.training:
             return self.linear(x.reshape(32, 3072))
+        return self.linear(x.flatten(1))
+
+class Sixteens(FixedBatch):
+    def forward(self, x):
+        if self.training and len(x) % 16:
+            raise ValueError(f"{len(x)} is no multiple of 16")
         return self.linear(x.flatten(1))
 
 class Squeezes(FixedBatch):
@@ -279,7 +286,7 @@ def test_the_check_of_many_configurations_is_of_each_network_once_at_its_full_si
 ):
     seen = []
     monkeypatch.setattr(
-        preflight, "check", lambda config, splits, device, quick: seen.append(quick)
+        preflight, "check", lambda config, splits, device, sizes: seen.append(sizes.name)
     )
     many = [net("normed", f"optimizer.lr={lr}") for lr in (0.1, 0.2)]
     many += [net("lazy"), net("lazy", "trainer.batch_size=7")]
@@ -288,7 +295,16 @@ def test_the_check_of_many_configurations_is_of_each_network_once_at_its_full_si
     threads = torch.get_num_threads()
     assert preflight.main() == 0
     torch.set_num_threads(threads)
-    assert seen == [False, True, False, False]
+    assert seen == ["ALL", "SMALLEST", "ALL", "ALL"]
+
+
+def test_batches_are_tried_of_no_size_that_no_run_has(nets):
+    """As of a network that takes multiples of 16 alone."""
+    for sizes in preflight.Sizes.ALL, preflight.Sizes.SMALLEST:
+        for limit, augment in itertools.product((96, 80), ("none", "cutout")):
+            check(net("Sixteens", f"dataset.train_limit={limit}", f"augment={augment}"), sizes)
+    with pytest.raises(UserError, match="a batch of 6 images"):
+        check(net("Sixteens", "dataset.train_limit=70"), sizes=preflight.Sizes.SMALLEST)
 
 
 @pytest.mark.parametrize("task", ["evaluate", "train"])

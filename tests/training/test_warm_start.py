@@ -74,14 +74,14 @@ def test_a_head_of_other_classes_is_drawn_and_the_rest_is_taken(start, tmp_path)
     }
     save_weights(tmp_path / "seven.pt", model)
     mine = tiny(f'init.weights="{tmp_path / "seven.pt"}"')
-    preflight.check(mine, load(mine.dataset), CPU, quick=True)
+    preflight.check(mine, load(mine.dataset), CPU, preflight.Sizes.TWO)
     model.state_dict = lambda: {"other": torch.zeros(2)}
     save_weights(tmp_path / "seven.pt", model)
     with pytest.raises(UserError, match=r"expansion.weight, .* 31 more do not fit by name"):
-        preflight.check(mine, load(mine.dataset), CPU, quick=True)
+        preflight.check(mine, load(mine.dataset), CPU, preflight.Sizes.TWO)
     mine.init.strict = False
     with pytest.raises(UserError, match=r"expected weights of which some fit the network"):
-        preflight.check(mine, load(mine.dataset), CPU, quick=True)
+        preflight.check(mine, load(mine.dataset), CPU, preflight.Sizes.TWO)
 
 
 def test_published_weights_by_their_name(monkeypatch):
@@ -133,7 +133,7 @@ def test_published_weights_by_their_name(monkeypatch):
 def test_what_does_not_fit_is_one_line_before_the_first_run(overrides, said):
     def check():
         mine = tiny(*overrides)
-        preflight.check(mine, load(mine.dataset), CPU, quick=True)
+        preflight.check(mine, load(mine.dataset), CPU, preflight.Sizes.TWO)
 
     with pytest.raises(UserError, match=said) as caught:
         check()
