@@ -106,14 +106,18 @@ def _limited(configs: list[Config], launcher: Any) -> list[Config]:
     from resnests.errors import require
 
     options = getattr(launcher, "joblib", {})  # of joblib's launcher alone
-    given = options.get("n_jobs", -1)
+    is_basic = type(launcher).__name__ == "BasicLauncher"  # of which Hydra has several copies
+    given = 1 if is_basic else options.get("n_jobs", -1)
     expected = "at least 1, or -1 for as many as there are devices for"
     require(given == -1 or given >= 1, "hydra.launcher.n_jobs", given, expected)
     bundle = options.get("batch_size", "auto")
     expected = "auto, as each run is a job of its own"
     require(bundle in ("auto", "1"), "hydra.launcher.batch_size", bundle, expected)
-    if given == -1 or configs[0].cluster is not None:
+    if given == -1:
         return configs
+    if configs[0].cluster is not None:
+        expected = "-1 beside a cluster, where cluster.jobs is the limit"
+        require(False, "hydra.launcher.n_jobs", given, expected)
     slots = min(given, configs[0].devices.slots or given)
     return [replace(c, devices=replace(c.devices, slots=slots)) for c in configs]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import hydra
 import omegaconf
@@ -82,9 +82,11 @@ def require_words(words: Sequence[str]) -> None:
             continue  # Hydra says it
         if (conf_dir() / key).is_dir() or key.split("/")[0] == "hydra":
             _require_names(key, text, value)
-        elif key in _text_keys():
+        elif (is_text := key in _text_keys()) or key.startswith(("logger.", "hydra.launcher.")):
             items = re.split(r"[,()\s]+", text)
-            numbers = [one for one in items if one and _is_read_as_number(one)]
+            # Others know which of their values are text: no number is written with _
+            mine = [one for one in items if one and (is_text or "_" in one)]
+            numbers = [one for one in mine if _is_read_as_number(one)]
             mend = _quoted(f"{key}={text}")
             expected = f"text, which needs quotes as it could be a number: {mend}"
             require(not numbers, key, text, expected)
@@ -141,8 +143,9 @@ def _keys_of_text(kind: Any, prefix: str) -> Iterator[str]:
     for name, inner in get_type_hints(kind).items():
         if inner in (str, str | None):
             yield prefix + name
-        elif is_dataclass(inner):
-            yield from _keys_of_text(inner, f"{prefix}{name}.")
+        for one in get_args(inner) or [inner]:  # as Cluster | None
+            if is_dataclass(one):
+                yield from _keys_of_text(one, f"{prefix}{name}.")
 
 
 def in_one_line(error: Exception) -> str:

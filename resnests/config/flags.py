@@ -11,7 +11,7 @@ from hydra._internal.utils import get_args_parser
 from resnests.errors import UserError
 
 MODES = ("run", "multirun", "cfg", "info", "shell_completion")  # of which Hydra takes one
-PATHS = ("config_path", "config_dir")
+PATHS = ("--config-path", "--config-dir")
 
 
 def in_hydras_order(words: Sequence[str]) -> list[str]:
@@ -39,11 +39,8 @@ def in_hydras_order(words: Sequence[str]) -> list[str]:
     if given.resolve and not (given.cfg or given.help):
         raise UserError("--resolve: expected --cfg or --help beside it")
     flags = [word for word in words if word not in given.overrides]
-    for path in filter(None, (getattr(given, name) for name in PATHS)):
-        if "://" not in path:  # as pkg:// is
-            whole = os.path.abspath(os.path.expanduser(path))
-            flags = [
-                f"{word.removesuffix(path)}{whole}" if word.endswith(path) else word
-                for word in flags
-            ]
+    for flag in PATHS:
+        path = getattr(given, flag[2:].replace("-", "_"))
+        if path and "://" not in path:  # as pkg:// is
+            flags.append(f"{flag}={os.path.abspath(os.path.expanduser(path))}")  # the last holds
     return [*flags, *given.overrides]

@@ -177,6 +177,8 @@ class Optimizer(Component):
             require_one_of("optimizer.name", self.name, OPTIMIZERS)
             self._check_own_values()
         if self.schedule is not None:
+            if self.schedule.get("_partial_") is True:  # Hydra's word for what happens here anyhow
+                self.schedule = {k: v for k, v in self.schedule.items() if k != "_partial_"}
             self._check_schedule(self.schedule)
         for group in self.groups:
             expected = "{match: pattern, and lr, weight_decay or another key of the optimizer}"

@@ -1,6 +1,6 @@
 """Decode a folder of images that is larger than memory, once, into a file for all runs.
 
-`images-DIGEST-HxW.uint8` has the pixels of all images, as numpy.memmap(file, "uint8", shape=...)
+`images-DIGEST-HxW.uint8` (`-HxW-scaled.uint8` where dataset.size says so) has the pixels of all images, as numpy.memmap(file, "uint8", shape=...)
 has them, and `.sums` beside it what each image is checked by when it is read (views.py). Until they
 are whole both have other names, and a build that was killed goes on from there: every image that it
 left is compared with its sum, and its picture with that which it was made of.
@@ -56,7 +56,8 @@ def _image_file(
     a name, of which nothing is left.
     """
     folder = cache.folder()
-    path = folder / f"images-{digest}-{shape[1]}x{shape[2]}.uint8"
+    how = "" if size is None else "-scaled"  # else the pictures themselves are of one size
+    path = folder / f"images-{digest}-{shape[1]}x{shape[2]}{how}.uint8"
     if (there := open_images(path, shape)) is not None:
         return there
     if environment.DRY_RUN in os.environ:

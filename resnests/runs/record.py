@@ -134,6 +134,7 @@ class Record(Document):
     arithmetic: str | None = None  # of convolutions and matrix products on the device, as fp32
     classes: list | None = None  # their names in the order of their labels, where the data has any
     images: dict = field(default_factory=dict)  # split -> number of images of each class
+    image_size: list | None = None  # height and width in pixels
     measured: float | int | None = None  # when a finished run was measured again (Unix seconds)
     # name -> {"val": number, "test": number, "definition": what tells how it is measured}
     metrics: dict = field(default_factory=dict)

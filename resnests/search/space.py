@@ -22,11 +22,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from resnests.config.grid import Grid
-from resnests.config.recipe import recipe_hash, recipe_values
+from resnests.config.recipe import recipe_values
 from resnests.config.schema import Config
 from resnests.errors import UserError, require
 from resnests.runs.digests import Digester
-from resnests.runs.directory import study_folder
+from resnests.runs.directory import RunDirectory, study_folder
 
 Value = float | int | str
 
@@ -112,6 +112,8 @@ class Space:
         self.digester = Digester()
         self.grid = Grid(loader, master, [self._words(first), self._words(last)])
         self.first = self.config(first)
+        # Of each dimension by itself: all of its choices, or its two ends
+        self.ends: list[Config] = []
         for key in self.dimensions:
             self.dimensions[key] = self._checked(key, first)
         held_out = self.first.dataset.val_fraction
@@ -150,7 +152,8 @@ class Space:
             expected = "one value, as trials are compared on the same images"
             require(False, name, dim, expected)
         ends = [self.config({**first, key: end}) for end in dim.ends]
-        if len({recipe_hash(config) for config in ends}) < len(dim.ends):
+        self.ends += (trial_configs(config)[0] for config in ends)
+        if len({RunDirectory.of(config).path for config in ends}) < len(dim.ends):
             expected = "values that change the numbers of a run, each in another way"
             require(False, name, dim, expected)
         value: Any = ends[0]

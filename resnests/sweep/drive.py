@@ -71,7 +71,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
         todo = print_plan(runs, allocation)
         if allocation and todo:
             obstacle(configs[0].devices.mps, allocation)
-        prepare(todo, dry_run=True)
+        prepare([run.config for run in todo], dry_run=True)
         return 0
     for runs_dir in {config.runs_dir for config in configs}:
         require_folder(runs_dir)
@@ -149,7 +149,7 @@ def _make_ready(todo: list[Run], allocation: Allocation | None) -> None:
         require_writable(runs_dir)
     if allocation:
         warn_of_emulation((run.config for run in todo), allocation)
-    prepare(todo)
+    prepare([run.config for run in todo])
     for runs_dir in folders:
         require_locks(runs_dir)
     for run in todo:

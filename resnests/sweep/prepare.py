@@ -14,28 +14,27 @@ from resnests.config.schema import PARTS, Config, Init, config_dict
 from resnests.data.splits import is_ready
 from resnests.environment import DRY_RUN, PROGRESS, python_path
 from resnests.errors import UserError
-from resnests.sweep.plan import Run
 from resnests.sweep.stop import ending_at_once
 
 
-def prepare(runs: Sequence[Run], dry_run: bool = False) -> None:
+def prepare(configs: Sequence[Config], dry_run: bool = False) -> None:
     """Do once for all runs what may take torch, before the first starts: each data set is fetched
     and checked, a user's own is read and described, and what users brought is tried.
 
     A dry run does as much of that as writes nothing: what would be fetched is passed over.
     """
-    datasets = {_data_of(run.config): run.config.dataset for run in runs}
+    datasets = {_data_of(config): config.dataset for config in configs}
     missing = {data for data, d in datasets.items() if not d.is_own and not is_ready(d)}
     for data, dataset in datasets.items():
         if dataset.is_own or (data in missing and not dry_run):
             _run_module("resnests.data.splits", *data, dry_run=dry_run)
-    if runs and (logger := runs[0].config.logger):
+    if configs and (logger := configs[0].logger):
         _warn_of_missing(logger)
     tried = {}
-    for run in runs:
-        passed_over = dry_run and _data_of(run.config) in missing
-        if _is_own(run.config) and not passed_over:
-            tried[repr(_tried_values(run.config))] = config_dict(run.config)
+    for config in configs:
+        passed_over = dry_run and _data_of(config) in missing
+        if _is_own(config) and not passed_over:
+            tried[repr(_tried_values(config))] = config_dict(config)
     if tried:
         values = json.dumps(list(tried.values()))
         _run_module("resnests.tasks.preflight", given=values, dry_run=dry_run)

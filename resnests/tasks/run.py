@@ -55,6 +55,7 @@ class Run:
         record.num_classes = dataset.num_classes
         names = splits.train.classes
         record.classes = list(names) if names else None
+        record.image_size = list(size)
         record.images = {
             name: np.bincount(split.labels, minlength=dataset.class_count).tolist()
             for name in ("train", "val", "test")

@@ -38,10 +38,12 @@ def test_flags_that_hydra_refuses_in_many_lines_are_refused_in_one(words, said):
         ("", ""),
         (
             "--config-path=x/seed=0 --config-name=config",
-            "--config-path=CWD/x/seed=0 --config-name=config",
+            "--config-path=x/seed=0 --config-name=config --config-path=CWD/x/seed=0",
         ),
-        ("-cp ./x a=1 --config-dir ~/c", "-cp CWD/x --config-dir /home/me/c a=1"),
-        ("--config-path=/x", "--config-path=/x"),
+        (
+            "-cp ./x a=1 --config-dir ~/c",
+            "-cp ./x --config-dir ~/c --config-path=CWD/x --config-dir=/home/me/c a=1",
+        ),
         ("--config-path=pkg://x", "--config-path=pkg://x"),
     ],
 )
@@ -51,9 +53,11 @@ def test_flags_come_first_and_folders_are_absolute(words, meant, monkeypatch):
 
 
 def test_a_configuration_in_a_relative_folder_is_found(tmp_path):
+    """Although its name is that of the file, too."""
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "config.yaml").write_text("found: 1")
-    done = run_command("found=2", "--config-path=mine", "--cfg", "job", cwd=tmp_path)
+    (tmp_path / "mine" / "mine.yaml").write_text("found: 1")
+    where = ("--config-path=mine", "--config-name=mine")
+    done = run_command("found=2", *where, "--cfg", "job", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "found: 2\n"), done.stderr
 
 

@@ -64,6 +64,12 @@ def test_a_whole_number_is_the_same_as_a_float_where_the_key_is_a_float():
 def test_a_partial_optimizer_is_what_is_made_of_all():
     values = {"_target_": "torch.optim.RMSprop", "lr": 0.1}
     assert part_from("optimizer", values | {"_partial_": True}) == part_from("optimizer", values)
+    schedule = {"_target_": "torch.optim.lr_scheduler.ExponentialLR", "per": "epoch", "gamma": 0.9}
+    made = [
+        part_from("optimizer", values | {"schedule": schedule | more})
+        for more in ({}, {"_partial_": True})
+    ]
+    assert made[0] == made[1]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +83,9 @@ def test_a_partial_optimizer_is_what_is_made_of_all():
         ("arch.name=2024_01", "arch.name=2024_01: expected text, which needs quotes"),
         ("arch.name=111,1_1_1", "arch.name=111,1_1_1: expected text"),
         ("tune.study=1e3", "tune.study=1e3: expected text"),
+        ("cluster.account=2024_01", "cluster.account=2024_01: expected text, which needs quotes"),
+        ("logger.wandb.project=2024_01", "logger.wandb.project=2024_01: expected text"),
+        ("hydra.launcher.account=1_1", "hydra.launcher.account=1_1: expected text"),
         ("runs_dir=2024_01", """runs_dir=2024_01: expected .*: 'runs_dir="2024_01"'"""),
         ("runs_dir=~/x", """runs_dir=~/x: expected quotes: 'runs_dir="~/x"'"""),
         (

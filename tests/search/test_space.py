@@ -5,6 +5,7 @@ from helpers import TINY, run_command
 from spaces import DECAY, LR, make_space
 
 from resnests.errors import UserError
+from resnests.search import plan
 from resnests.search.space import Dimension
 
 
@@ -101,3 +102,15 @@ def test_a_dry_run_tells_what_would_be_searched_without_optuna(tmp_path):
     assert "optimizer.lr=tag(log, interval(0.001, 1.0))" in done.stdout
     assert "20 trials of 1 seed(s) to run" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+def test_all_choices_and_both_ends_are_tried_before_the_first_trial(tmp_path, monkeypatch, dry_run):
+    tried = []
+    monkeypatch.setattr(plan, "prepare", lambda configs, dry_run=False: tried.extend(configs))
+    monkeypatch.setattr("resnests.search.drive.search", lambda *_: 0)
+    words = ("variant=standard,a_resnest", "trainer.batch_size=interval(16,63)")
+    space = make_space(tmp_path, *words, f"sweep.dry_run={dry_run}")
+    assert plan.run_search(space, []) == 0
+    sizes = {(config.variant.name, config.trainer.batch_size) for config in tried}
+    assert sizes == {("standard", 16), ("a_resnest", 16), ("standard", 63)}

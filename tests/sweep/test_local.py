@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from helpers import REPOSITORY, tiny
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
@@ -130,6 +131,12 @@ def test_a_launchers_own_limit_holds():
             slots(**options)
     (other,) = _limited([tiny()], object())  # of another launcher
     assert other.devices.slots is None
+    (one_by_one,) = _limited([tiny()], BasicLauncher())  # Hydra's own
+    assert one_by_one.devices.slots == 1
+    on_slurm = tiny("cluster=slurm")
+    assert _limited([on_slurm], SimpleNamespace(joblib={"n_jobs": -1})) == [on_slurm]
+    with pytest.raises(UserError, match="n_jobs=1: expected -1 beside a cluster"):
+        _limited([on_slurm], SimpleNamespace(joblib={"n_jobs": 1}))
 
 
 def test_what_no_log_can_take_is_printed(runs, monkeypatch, capfd):

@@ -13,9 +13,7 @@ from data_images import images
 from helpers import make_config, until
 
 from resnests.errors import UserError
-from resnests.runs.directory import RunDirectory
 from resnests.sweep import prepare
-from resnests.sweep.plan import Run
 
 
 @pytest.fixture
@@ -26,17 +24,13 @@ def asked(monkeypatch):
     return calls
 
 
-def runs_of(*configs):
-    return [Run(config, RunDirectory.of(config)) for config in configs]
-
-
 def test_all_weights_are_tried_on_images_of_ones_own_and_each_network_once(tmp_path, asked):
     mine = dataclasses.replace(make_config("arch=resnet8"), dataset=images(tmp_path))
     given = [
         dataclasses.replace(mine, task="evaluate", weights=weights, seed=seed)
         for weights, seed in (("a.pt", 0), ("b.pt", 0), ("official", 0), ("official", 1))
     ]
-    prepare.prepare(runs_of(mine, dataclasses.replace(mine, seed=1), *given))
+    prepare.prepare([mine, dataclasses.replace(mine, seed=1), *given])
     names = [words[0] for words, _ in asked]
     assert names == ["resnests.data.splits", "resnests.tasks.preflight"]
     tried = json.loads(asked[1][1]["given"])
@@ -48,7 +42,7 @@ def test_the_bound_on_memory_is_that_of_the_runs(tmp_path, asked):
         dataclasses.replace(make_config("arch=resnet8", *bound), dataset=images(tmp_path))
         for bound in ([], ["pipeline.memory_gb=2"])
     ]
-    prepare.prepare(runs_of(*configs))
+    prepare.prepare(configs)
     assert [words[2] for words, _ in asked if words[0] == "resnests.data.splits"] == ["null", "2.0"]
 
 
@@ -87,5 +81,5 @@ def test_a_signal_leaves_no_process_behind(tmp_path, place, number):
 def test_a_dry_run_fetches_nothing(tmp_path, asked, dry_run):
     parts = {"dataset": make_config("dataset=cifar10", f"dataset.root={tmp_path}").dataset}
     config = dataclasses.replace(make_config("arch=densenest40_12"), **parts)
-    prepare.prepare(runs_of(config), dry_run)
+    prepare.prepare([config], dry_run)
     assert len(asked) == (0 if dry_run else 2)

@@ -415,7 +415,7 @@ def test_data_is_prepared_once_for_a_sweep(tmp_path, monkeypatch):
     configs = [
         tiny("dataset.source=cifar10", f"seed={seed}", f"runs_dir={tmp_path}") for seed in range(5)
     ]
-    prepare([Run(config, RunDirectory.of(config)) for config in configs])
+    prepare(configs)
     assert len(started) == 1
 
 
