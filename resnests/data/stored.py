@@ -1,9 +1,10 @@
 """Decode a folder of images that is larger than memory, once, into a file for all runs.
 
-`images-DIGEST-HxW.uint8` (`-HxW-scaled.uint8` where dataset.size says so) has the pixels of all images, as numpy.memmap(file, "uint8", shape=...)
-has them, and `.sums` beside it what each image is checked by when it is read (views.py). Until they
-are whole both have other names, and a build that was killed goes on from there: every image that it
-left is compared with its sum, and its picture with that which it was made of.
+`images-DIGEST-HxW.uint8` has the pixels of all images, as numpy.memmap(file, "uint8", shape=...)
+has them, and `.sums` beside it what each image is checked by when it is read (views.py). Where
+dataset.size scaled the images the name ends in `-scaled`. Until the files are whole both have other
+names, and a build that was killed goes on from there: every image that it left is compared with its
+sum, and its picture with that which it was made of.
 """
 
 from __future__ import annotations

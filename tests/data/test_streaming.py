@@ -308,6 +308,19 @@ def test_the_file_follows_the_images(tmp_path, cache):
     assert len(list(cache.glob("*.uint8"))) == 2
 
 
+def test_images_that_were_scaled_are_not_those_of_pictures_of_one_size(tmp_path):
+    """The first picture has the size to which the others were scaled."""
+    root = write_parts(tmp_path)
+    whole = Image.fromarray(pictures(1, 24, 24, 3)[0])
+    for part in ("train", "test"):
+        for path in sorted((root / part).rglob("*.png"))[:1]:
+            whole.save(path)
+    data = images(root)
+    assert load(replace(data, size=24), None, 0).train.images.shape[1:] == (24, 24, 3)
+    with pytest.raises(UserError, match=r"dataset\.size"):
+        load(data, None, 0)
+
+
 @pytest.mark.parametrize("which", ["uint8", "sums"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone"])
 def test_a_damaged_file_is_never_read_as_sound(tmp_path, cache, which, damage):

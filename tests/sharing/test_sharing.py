@@ -11,7 +11,7 @@ import pytest
 import torch
 import trees
 from data_images import write_classes
-from helpers import REPOSITORY, TINY, run_command
+from helpers import REPOSITORY, TINY, run_command, tiny
 
 from resnests import build_model, load_model
 from resnests.config.schema import config_dict, config_from
@@ -23,6 +23,7 @@ from resnests.sharing import export as writers
 from resnests.sharing.card import card
 from resnests.sharing.export import export
 from resnests.sharing.load import _require_own_code
+from resnests.sweep.drive import run_sweep
 
 IMAGES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -343,3 +344,13 @@ def test_a_network_that_a_format_does_not_know_is_one_line(tmp_path, monkeypatch
     monkeypatch.setitem(writers._WRITERS, "torchscript", unknown)
     with pytest.raises(UserError, match=r"^format=torchscript: the network cannot be exported: Ru"):
         export(config)
+
+
+@pytest.mark.parametrize("form", ["official", "torchscript"])
+def test_two_runs_that_would_share_a_folder_are_refused(tmp_path, form):
+    """The official names have no recipe in them."""
+    wanted = ("task=export", f"weights={tmp_path / 'out'}", f"format={form}")
+    runs = [tiny(*wanted, f"optimizer.lr={lr}", f"runs_dir={tmp_path}") for lr in (0.1, 0.2)]
+    with pytest.raises(UserError, match=r"^weights=\S*out: expected one of .* and .*_seed=0$"):
+        run_sweep(runs, lambda *_: None)
+    assert not (tmp_path / "out").exists()

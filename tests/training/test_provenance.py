@@ -125,6 +125,7 @@ def test_classes_and_their_images_in_each_split_are_on_record(tmp_path, monkeypa
     assert run_experiment(config) == "complete"
     record = RunDirectory.of(config).read_record()
     assert record.classes == list(names)
+    assert record.image_size == list(splits.train.images.shape[1:3])
     assert record.images.keys() == {"train", "val", "test"}
     for name, counts in record.images.items():
         labels = getattr(splits, name).labels
