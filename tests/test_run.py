@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -333,7 +334,13 @@ def test_output_that_nobody_reads_is_no_traceback(tmp_path, arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arguments", ["run.py --help", "run.py sweep.dry_run=true", "aggregate.py none"]
+    "arguments",
+    [
+        "run.py --help",
+        "run.py sweep.dry_run=true",
+        "aggregate.py none",
+        f"run.py -m {shlex.join(TINY)}",
+    ],
 )
 def test_closed_output_changes_no_exit_status(tmp_path, arguments):
     command = f'"{sys.executable}" "{REPOSITORY}"/{arguments} >&-'

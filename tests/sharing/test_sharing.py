@@ -17,13 +17,14 @@ from resnests import build_model, load_model
 from resnests.config.schema import config_dict, config_from
 from resnests.errors import UserError
 from resnests.models.resnet import count_parameters, load_arch
-from resnests.models.weights import save_weights
+from resnests.models.weights import read_torch, save_weights
 from resnests.runs.directory import RunDirectory
 from resnests.sharing import export as writers
 from resnests.sharing.card import card
 from resnests.sharing.export import export
 from resnests.sharing.load import _require_own_code
 from resnests.sweep.drive import run_sweep
+from resnests.tasks.experiment import run_experiment
 
 IMAGES = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -209,18 +210,35 @@ def test_a_folder_exported_in_two_formats_keeps_both(tmp_path):
     assert not (folder / "model.safetensors").exists(), "it is another network's"
 
 
-def test_tied_weights_are_exported(tmp_path, monkeypatch):
+TIED = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.one, self.two = nn.Linear(48, 48), nn.Linear(48, 48)
+        self.two.weight = self.one.weight
+        self.last = nn.Linear(48, num_classes)
+
+    def forward(self, x):
+        x = nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)
+        return self.last(self.two(self.one(x).relu()).relu())
+"""
+
+
+def test_a_network_with_tied_weights_is_trained_exported_and_loaded(tmp_path, monkeypatch):
     pytest.importorskip("safetensors", reason="needs resnests[hub]")
-    config, _ = finished(tmp_path, "standard", "safetensors")
-
-    def tied(*_):
-        model = build_model("resnet8")
-        model.linear.bias = model.stem_norm_bias = torch.nn.Parameter(torch.zeros(10))
-        return model
-
-    monkeypatch.setattr("resnests.sharing.export.build_network", tied)
-    monkeypatch.setattr("resnests.sharing.export.load_weights", lambda *_: None)
-    export(config)  # which reads back what it wrote, and compares the logits
+    (tmp_path / "tied_net.py").write_text(TIED)
+    monkeypatch.syspath_prepend(tmp_path)
+    tree = config_dict(tiny("trainer.epochs=1", f"runs_dir={tmp_path / 'runs'}"))
+    tree["arch"] = {"_target_": "tied_net.Net"}
+    assert run_experiment(config_from(tree)) == "complete"
+    wanted = {"task": "export", "weights": str(tmp_path / "out"), "format": "safetensors"}
+    config = config_from(tree | wanted)
+    model = load_model(export(config), trust=True)
+    assert model.two.weight is model.one.weight
+    state = read_torch(RunDirectory.of(config).weights_file)
+    assert torch.equal(model.two.weight, state["one.weight"])
 
 
 def test_whoever_gets_a_folder_can_prepare_an_image_and_name_a_class(tmp_path, monkeypatch):
