@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from helpers import REPOSITORY, run_command
+from test_readme import LINES, type_line
 
 from resnests import load_runs
 
@@ -63,6 +64,32 @@ def test_tables_figures_and_matrices_follow(folder):
     assert "curves_shapes_together.png" in made
     assert sum(name.startswith("confusion") for name in made) == 3
     assert "tabular" in (folder / "results" / "tables.tex").read_text()
+
+
+@pytest.mark.slow
+def test_a_network_of_timm_takes_part(folder):
+    pytest.importorskip("timm", reason="needs resnests[timm]")
+    done = run_command(*STUDY, *PART, "arch=lcnet", "optimizer.lr=0.1", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| lcnet " in aggregate(folder, "optimizer.lr=0.1", "--compare", "arch=tinynet")
+
+
+@pytest.mark.long
+def test_the_whole_study_as_the_readme_has_it(folder):
+    """Two augmentations and three seeds of each: means, intervals and p."""
+    done = run_command(*STUDY, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(load_runs(folder / "runs")) >= 36
+    lines = [line for line in LINES if "--by val_f1" in line]
+    assert len(lines) == 2
+    for line in lines:
+        type_line(line, cwd=folder)
+    assert "±" in (folder / "results" / "tables.md").read_text()
+    assert len(list((folder / "matrices").rglob("confusion*.png"))) >= 6
+    (line,) = [line for line in LINES if "predict.folder" in line]
+    assert "predictions" in type_line(line, *SMALL, cwd=folder)
+    differences = aggregate(folder, "optimizer.lr=0.1", "--compare", "arch=tinynet")
+    assert "| 3 " in differences
 
 
 @pytest.mark.slow

@@ -224,10 +224,7 @@ class Optimizer(Component):
 
     def schedule_part(self) -> Component | None:
         """Return the schedule as a component, None where the rules here make it."""
-        if self.schedule is None:
-            return None
-        args = {k: v for k, v in self.schedule.items() if k not in ("_target_", "per")}
-        return Component(name="schedule", _target_=self.schedule["_target_"], args=args)
+        return None if self.schedule is None else schedule_component(self.schedule)
 
     def _check_own_values(self) -> None:
         """Require of sgd and adamw what the rule needs, and nothing that it would ignore."""
@@ -249,6 +246,13 @@ class Optimizer(Component):
         if self.betas is not None:
             ok = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
             require(ok, "optimizer.betas", self.betas, "two numbers of at least 0 and below 1")
+
+
+def schedule_component(values: dict[str, Any]) -> Component:
+    """Return a schedule, or one that it is made of, as a component."""
+    require(isinstance(values, dict), "optimizer.schedule", values, "a _target_ and its arguments")
+    args = {key: value for key, value in values.items() if key not in ("_target_", "per")}
+    return Component(name="schedule", _target_=str(values.get("_target_")), args=args)
 
 
 @dataclass(kw_only=True)

@@ -26,6 +26,7 @@ from typing import Any
 from resnests.config.parts import Component
 from resnests.errors import UserError
 
+EXTRAS = {"timm": "timm", "torchmetrics": "metrics"}  # package -> the extra of ours that has it
 # Their versions are on record with every run, so that their source is no part of a recipe.
 ON_RECORD = ("torch", "torchvision", "numpy", "resnests")
 
@@ -100,7 +101,8 @@ def names(group: str, part: Component, key: str) -> bool:
     A **kwargs is no such name: factories like torchvision's hand it on to classes that refuse what
     they do not know.
     """
-    return key in (_parameters(group, part) or {key})
+    parameters = _parameters(group, part)
+    return parameters is None or key in parameters
 
 
 def accepts(group: str, part: Component, key: str) -> bool:
@@ -131,6 +133,10 @@ def locate(group: str, part: Component) -> Callable[..., Any]:
                 importlib.import_module(f"{found.__name__}.{name}")
             found = getattr(found, name)
     except Exception as error:
+        package = str(getattr(error, "name", None)).partition(".")[0]
+        if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
+            mend = f"pip install 'resnests[{EXTRAS[package]}]'"
+            raise UserError(f"{what}: needs {package}: {mend}") from error
         raise broken(f"{what}: cannot be imported", error) from error
     if not callable(found):
         raise UserError(f"{what}: expected something to call, not {found!r}")

@@ -10,10 +10,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnests.config.schema import Pipeline
 from resnests.config.targets import build_callable, naming
@@ -26,10 +27,10 @@ Transform = Callable[[Tensor], Tensor]
 class Augment:
     """Applies the transforms of `pipeline.augment`, one after the other, to a batch."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, device: torch.device) -> None:
         self.draws = pipeline.draws
         self.transforms: dict[str, Transform] = {
-            f"{part.name}._target_={part.target}": build_callable(part.name, part)
+            f"{part.name}._target_={part.target}": _on(device, build_callable(part.name, part))
             for part in pipeline.augment_parts()
         }
 
@@ -84,7 +85,7 @@ class Cutout:
 
 
 def build_mix(
-    pipeline: Pipeline, num_classes: int
+    pipeline: Pipeline, num_classes: int, device: torch.device
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
     """Return what mixes images (B, 3, H, W) and labels (B,) to shares of classes (B, K), None where
     there is none.
@@ -92,7 +93,12 @@ def build_mix(
     part = pipeline.mix_part()
     if part is None:
         return None
-    return build_callable("pipeline.mix", part, named={"num_classes": num_classes})
+    return _on(device, build_callable("pipeline.mix", part, named={"num_classes": num_classes}))
+
+
+def _on(device: torch.device, made: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `made`, with its tensors on `device` where it is a module."""
+    return made.to(device) if isinstance(made, nn.Module) else made
 
 
 @contextmanager

@@ -40,8 +40,8 @@ def build_pipeline(
         return TorchvisionPipeline(*values)
     pipeline = TensorPipeline(*values, memory_format(config.trainer, device))
     if config.pipeline.augment:
-        pipeline.augment = Augment(config.pipeline)
-    pipeline.mix = build_mix(config.pipeline, dataset.class_count)
+        pipeline.augment = Augment(config.pipeline, device)
+    pipeline.mix = build_mix(config.pipeline, dataset.class_count, device)
     return pipeline
 
 

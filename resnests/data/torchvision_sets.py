@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
+from resnests import environment
 from resnests.config.parts import Dataset
 from resnests.config.targets import build, locate
-from resnests.errors import UserError
+from resnests.errors import UserError, require
 
 
 def is_torchvision(dataset: Dataset) -> bool:
@@ -26,7 +31,7 @@ def arrays_of(dataset: Dataset) -> dict[str, Any]:
 
     The class is made twice: with train=True and False where it has `train`, or else with split=
     `train_split` and `test_split` of the YAML (train and test). It downloads what is missing where
-    dataset.download says so. Images become RGB, scaled and cropped to `size` where that is given.
+    dataset.download says so, but for a dry run. Images become RGB, scaled and cropped to `size` where that is given.
     """
     args = dict(dataset.args)
     size = args.pop("size", None)
@@ -35,7 +40,14 @@ def arrays_of(dataset: Dataset) -> dict[str, Any]:
     ok = size is None or (isinstance(size, int) and size >= 1)
     if not ok:
         raise UserError(f"dataset.size={size}: expected at least 1 pixel, or null")
-    parameters = inspect.signature(locate("dataset", dataset)).parameters
+    parameters = _parameters(locate("dataset", dataset))
+    if "train" in parameters:
+        for key in ("train_split", "test_split"):
+            expected = "none, as the class has a parameter train"
+            require(key not in dataset.args, f"dataset.{key}", dataset.args.get(key), expected)
+    may_download = dataset.download and environment.DRY_RUN not in os.environ
+    offered = {"root": dataset.root, "download": may_download}
+    given = {key: value for key, value in offered.items() if key in parameters}
     found: dict[str, Any] = {}
     for which, name in names.items():
         if "train" in parameters:
@@ -44,13 +56,37 @@ def arrays_of(dataset: Dataset) -> dict[str, Any]:
             chosen = {"split": name}
         else:
             raise UserError(f"{what}: expected a class with a parameter train or split")
-        part = replace(dataset, args=args | chosen)
-        named = {"root": dataset.root, "download": dataset.download}
-        made = build("dataset", part, named=named)
+        part = replace(dataset, args=given | args | chosen)
+        with _lock(dataset) if given.get("download") else nullcontext():
+            made = build("dataset", part)
         found[which] = _arrays(made, f"{what}: {which}", size)
         if names_of_classes := getattr(made, "classes", None):
             found["classes"] = list(map(str, names_of_classes))
     return found
+
+
+def _parameters(kind: type) -> set[str]:
+    """Return the names that the class takes, those that its **kwargs hand on to its base included,
+    as of EMNIST.
+    """
+    found: set[str] = set()
+    for base in kind.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base).parameters
+            found |= parameters.keys()
+            if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+                break
+    return found
+
+
+def _lock(dataset: Dataset) -> FileLock:
+    """Return a lock under which one process downloads what the others then find."""
+    root = Path(dataset.root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"dataset.root={root}: cannot be made ({error.strerror})") from error
+    return FileLock(root / f".{str(dataset.target).rpartition('.')[2]}.lock")
 
 
 def _arrays(images: Any, what: str, size: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from resnests.config.schema import Config, config_dict
-from resnests.environment import python_path
+from resnests.environment import DRY_RUN, python_path
 from resnests.errors import USER_ERROR, UserError, print_each, require
 from resnests.runs.digests import with_digests
 from resnests.runs.files import require_locks
@@ -61,6 +61,8 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     options, cluster = configs[0].sweep, configs[0].cluster
     wanted = "-m and what to search, such as python run.py -m experiment=tune"
     require(configs[0].task != "tune", "task", "tune", wanted)
+    if options.dry_run:
+        os.environ[DRY_RUN] = "1"  # for all processes that this one starts
     configs = with_digests(configs)
     runs = plan_runs(configs)
     if (task := configs[0].task) in ("export", "predict"):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from resnests.analysis.features import extractor
 from resnests.config.schema import Config, config_from
 from resnests.config.targets import naming
-from resnests.data.arrays import Split
+from resnests.data.arrays import Split, in_turn
 from resnests.data.images import Images
 from resnests.data.pipelines import build_pipeline, memory_format
 from resnests.data.splits import Splits, load_for, with_statistics
@@ -32,7 +32,12 @@ from resnests.training.device_words import words_of_device
 from resnests.training.loop import evaluate
 from resnests.training.numerics import move, require_numerics, set_numerics
 from resnests.training.objectives import build_loss, build_metrics
-from resnests.training.optim import build_optimizer, build_schedule, parameter_groups
+from resnests.training.optim import (
+    averaged_model,
+    build_optimizer,
+    build_schedule,
+    parameter_groups,
+)
 from resnests.training.step import autocast
 from resnests.training.warm_start import warm_start
 
@@ -68,7 +73,7 @@ def check(config: Config, splits: Splits, device: torch.device, sizes: Sizes = S
         _check_evaluation(config, model, split, device, sizes)
     metrics = build_metrics(config, device)
     if metrics:
-        few = Images(splits.test.take(slice(32)), config.dataset, device)
+        few = Images(splits.test.take(in_turn(splits.test.labels, 32)), config.dataset, device)
         evaluate(model, few, config.trainer.precision, metrics=metrics)
     require_numerics(config.trainer)
     if config.task == "analyze":
@@ -79,6 +84,8 @@ def _check_training(
     config: Config, model: nn.Module, train: Split, device: torch.device, sizes: Sizes
 ) -> None:
     """Train on a full batch, and on one of the size of the last, as the pipeline makes them."""
+    with naming(f"{_name(config)}, trainer.ema={config.trainer.ema}"):
+        averaged_model(model, config.trainer.ema)
     optimizer = build_optimizer(config.optimizer, parameter_groups(config.optimizer, model))
     build_schedule(config, optimizer, math.ceil(len(train) / config.trainer.batch_size))
     loss = build_loss(config, train.labels, device)

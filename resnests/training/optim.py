@@ -12,10 +12,10 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from resnests.config.parts import Optimizer
+from resnests.config.parts import Component, Optimizer, schedule_component
 from resnests.config.schedule import milestone_epochs
 from resnests.config.schema import Config
-from resnests.config.targets import accepts, build
+from resnests.config.targets import accepts, build, locate, naming
 from resnests.errors import UserError, require
 
 
@@ -86,9 +86,36 @@ def build_schedule(
     part = config.optimizer.schedule_part()
     if part is None:
         return None
+    own = [group["lr"] for group in optimizer.param_groups]
     named = {"epochs": config.trainer.epochs, "steps_per_epoch": steps}
-    named = {key: value for key, value in named.items() if key not in part.args}
-    built = build("optimizer.schedule", part, optimizer, named=named)
+    built = _scheduler(part, optimizer, named)
+    now = [group["lr"] for group in optimizer.param_groups]
+    # Those that set the rates themselves set all groups' alike
+    ok = all(
+        before == own[0] or math.isclose(now[0] * before, own[0] * after)
+        for before, after in zip(own, now, strict=True)
+    )
+    expected = f"no lr in a group beside {part.target}, which sets the rates of all groups itself"
+    require(ok, "optimizer.groups", config.optimizer.groups, expected)
+    return built
+
+
+def _scheduler(
+    part: Component, optimizer: torch.optim.Optimizer, named: dict[str, Any]
+) -> LRScheduler:
+    """Build a scheduler, and before it those that it is made of, as SequentialLR is; raise a
+    UserError.
+    """
+    parts = part.args.get("schedulers")
+    if isinstance(parts, list):
+        inner = [_scheduler(schedule_component(one), optimizer, named) for one in parts]
+        more = {key: value for key, value in part.args.items() if key != "schedulers"}
+        make = locate("optimizer.schedule", part)
+        with naming(f"optimizer.schedule._target_={part.target}"):
+            built = make(optimizer=optimizer, schedulers=inner, **more)
+    else:
+        offered = {key: value for key, value in named.items() if key not in part.args}
+        built = build("optimizer.schedule", part, optimizer, named=offered)
     ok = isinstance(built, LRScheduler) and not isinstance(built, ReduceLROnPlateau)
     expected = "a scheduler of torch.optim.lr_scheduler that needs no metric"
     require(ok, "optimizer.schedule._target_", part.target, expected)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from resnests.config.schema import Config
+from resnests.environment import DRY_RUN
 from resnests.errors import UserError, require, require_extra
 from resnests.models.weights import read_weights
 from resnests.runs.weights import init_file
@@ -21,8 +23,11 @@ def warm_start(model: nn.Module, config: Config, num_classes: int) -> None:
     init = config.init
     if init.weights is not None:
         path = init_file(init)
-        given = _pretrained(init.weights) if path is None else read_weights(path, "init.weights")
-        _load(model, given, init.weights, init.strict, num_classes)
+        if path is None and DRY_RUN in os.environ:
+            print(f"init.weights={init.weights}: not tried, as a dry run downloads nothing")
+        else:
+            given = read_weights(path, "init.weights") if path else _pretrained(init.weights)
+            _load(model, given, init.weights, init.strict, num_classes)
     names = [name for name, _ in model.named_parameters()]
     for pattern in init.freeze:
         expected = f"a pattern of parameters, such as {names[0]} or {names[0].partition('.')[0]}.*"

@@ -67,7 +67,7 @@ def test_each_image_has_its_own_draw_or_shares_it_with_a_part_of_the_batch():
 
     def kinds(**more):
         with drawing_from(3, CPU):
-            varied = Augment(augmented(jitter, **more).pipeline)(images)
+            varied = Augment(augmented(jitter, **more).pipeline, CPU)(images)
         return [int(image[0, 0, 0]) for image in varied]
 
     assert len(set(kinds())) > 8

@@ -7,6 +7,7 @@ import pytest
 
 from resnests.config.schema import part_from
 from resnests.data.splits import load
+from resnests.environment import DRY_RUN
 from resnests.errors import UserError
 
 SETS = """
@@ -36,6 +37,11 @@ class Named(Base):
     def __init__(self, root, split="train"):
         super().__init__(root, {"train": 6, "valid": 2}[split])
 
+class Both(Flagged):  # as EMNIST
+    def __init__(self, root, split, **more):
+        assert split == "letters"
+        super().__init__(root, **more)
+
 class Neither(Base):
     def __init__(self, root):
         super().__init__(root, 3)
@@ -49,6 +55,7 @@ class Text(Flagged):
 @pytest.fixture(autouse=True)
 def _module(tmp_path, monkeypatch):
     (tmp_path / "sets.py").write_text(SETS)
+    monkeypatch.chdir(tmp_path)  # the place of dataset.root
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "sets", raising=False)
 
@@ -71,6 +78,17 @@ def test_splits_have_the_names_that_the_yaml_says():
         load(dataset("Named"))
 
 
+def test_what_a_class_hands_on_to_its_base_is_given():
+    splits = load(dataset("Both", split="letters"))
+    assert (len(splits.train), len(splits.test)) == (8, 4)
+
+
+def test_a_dry_run_downloads_nothing(monkeypatch):
+    monkeypatch.setenv(DRY_RUN, "1")
+    with pytest.raises(UserError, match="AssertionError"):
+        load(dataset("Flagged"))
+
+
 def test_images_of_several_sizes_are_scaled_where_a_size_is_given():
     with pytest.raises(UserError, match=r"images of several sizes; dataset.size=64 makes"):
         load(dataset("Flagged", sizes=[8, 12]))
@@ -82,6 +100,7 @@ def test_images_of_several_sizes_are_scaled_where_a_size_is_given():
     [
         ("Neither", {}, "sets.Neither: expected a class with a parameter train or split"),
         ("Text", {}, "sets.Text: train: expected PIL images, not str"),
+        ("Both", {"train_split": "letters"}, "dataset.train_split=letters: expected none"),
         ("Flagged", {"size": 0}, "dataset.size=0: expected at least 1 pixel"),
         ("Flagged", {"download": False}, "AssertionError"),
     ],

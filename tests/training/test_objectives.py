@@ -1,6 +1,7 @@
 """Losses and metrics of one's own: through a training, on record, and refused in one line."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.config.schema import config_dict, config_from
+from resnests.data.arrays import in_turn
 from resnests.data.splits import load
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
@@ -33,6 +35,12 @@ def words(logits, labels):
 
 def vector(logits, labels):
     return logits.sum(1)
+
+class Plain:
+    def __call__(self, logits, labels):
+        if len(labels.unique()) < 2:
+            raise ValueError("one class alone")
+        return 0.5
 
 class Learned(nn.Linear):
     def __init__(self):
@@ -116,6 +124,24 @@ def test_what_does_not_fit_is_one_line_before_the_first_run(groups, said):
     with pytest.raises(UserError, match=said) as caught:
         check()
     assert "\n" not in str(caught.value)
+
+
+def test_a_metric_without_arguments_is_tried_on_images_of_several_classes():
+    """In a sorted folder the first images are of one class."""
+    mine = config(metrics={"plain": {"_target_": "mine.Plain"}})
+    splits = load(mine.dataset)
+    sorted_test = splits.test.take(np.argsort(splits.test.labels, kind="stable"))
+    few = sorted_test.take(in_turn(sorted_test.labels, 40))
+    many = few.take(np.concatenate([np.repeat(0, 40), np.arange(len(few))]))
+    preflight.check(mine, replace(splits, test=many), CPU, preflight.Sizes.TWO)
+
+
+def test_a_metric_of_a_package_that_is_missing_names_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    missing = config(metrics={"f1": {"_target_": "torchmetrics.classification.MulticlassF1Score"}})
+    said = r"needs torchmetrics: pip install 'resnests\[metrics\]'$"
+    with pytest.raises(UserError, match=said):
+        build_metrics(missing, CPU)
 
 
 def test_balanced_weights_need_an_image_of_each_class():

@@ -9,6 +9,7 @@ from helpers import history, tiny
 
 from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.data.splits import load
+from resnests.environment import DRY_RUN
 from resnests.errors import UserError
 from resnests.models.weights import read_torch, save_weights
 from resnests.runs.digests import with_digests
@@ -21,6 +22,11 @@ from resnests.training.warm_start import warm_start
 
 ONE_CYCLE = "{_target_:torch.optim.lr_scheduler.OneCycleLR,per:step,max_lr:0.1}"
 EXPONENTIAL = "{_target_:torch.optim.lr_scheduler.ExponentialLR,per:epoch,gamma:0.5}"
+WARM = "{_target_:torch.optim.lr_scheduler.LinearLR,start_factor:0.5,total_iters:1}"
+SEQUENCE = (
+    "{_target_:torch.optim.lr_scheduler.SequentialLR,per:epoch,milestones:[1],schedulers:["
+    f"{WARM},{EXPONENTIAL.replace('per:epoch,', '')}]}}"
+)
 SCHEDULE = (f"optimizer.schedule={EXPONENTIAL}",)
 CPU = torch.device("cpu")
 
@@ -96,6 +102,30 @@ def test_published_weights_by_their_name(monkeypatch):
     assert torch.equal(model.conv1.weight, network.conv1.weight)
 
 
+def test_published_weights_of_timm_by_their_name(monkeypatch):
+    timm = pytest.importorskip("timm", reason="needs resnests[timm]")
+    network, make = timm.create_model("resnet10t", num_classes=1000), timm.create_model
+    asked = []
+
+    def create(name, **options):
+        asked.append((name, options))
+        return network
+
+    monkeypatch.setattr(timm, "create_model", create)
+    model = make("resnet10t", num_classes=7)
+    warm_start(model, tiny("init.weights=timm/resnet10t.c3_in1k"), 7)
+    assert asked == [("resnet10t.c3_in1k", {"pretrained": True})]
+    assert torch.equal(model.conv1[0].weight, network.conv1[0].weight)
+
+
+def test_a_dry_run_fetches_no_published_weights(monkeypatch, capsys):
+    monkeypatch.setattr(torchvision.models, "get_weight", lambda name: pytest.fail(name))
+    monkeypatch.setenv(DRY_RUN, "1")
+    model = torchvision.models.resnet18(num_classes=7)
+    warm_start(model, tiny("init.weights=ResNet18_Weights.IMAGENET1K_V1"), 7)
+    assert "not tried, as a dry run downloads nothing" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -120,6 +150,14 @@ def test_published_weights_by_their_name(monkeypatch):
         (
             ["optimizer.schedule={per:step}"],
             "optimizer.schedule={'per': 'step'}: expected {_target_",
+        ),
+        (
+            [
+                "optimizer.milestones=[]",
+                f"optimizer.schedule={ONE_CYCLE}",
+                'optimizer.groups=[{match:"linear.*",lr:0.01}]',
+            ],
+            r"optimizer.groups=.*: expected no lr in a group beside .*OneCycleLR, which sets",
         ),
         ([*SCHEDULE], r"optimizer.milestones=.*: expected \[\] beside optimizer.schedule"),
         (
@@ -197,7 +235,7 @@ def test_patience_ends_a_training(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", [ONE_CYCLE, EXPONENTIAL])
+@pytest.mark.parametrize("schedule", [ONE_CYCLE, EXPONENTIAL, SEQUENCE])
 def test_a_schedule_of_ones_own_is_stepped_saved_and_resumed(tmp_path, schedule):
     options = ("optimizer.milestones=[]", f"optimizer.schedule={schedule}", "optimizer.lr=0.1")
     options = (*options, "trainer.epochs=2")
@@ -205,6 +243,8 @@ def test_a_schedule_of_ones_own_is_stepped_saved_and_resumed(tmp_path, schedule)
     rates = [float(row["lr"]) for row in history(whole.path)]
     if schedule == EXPONENTIAL:
         assert rates == [0.1, 0.05]
+    elif schedule == SEQUENCE:
+        assert rates == [0.05, 0.1]
     else:
         assert rates[1] == pytest.approx(0.1 / 25 / 1e4)
     mine = tiny(*options, f"runs_dir={tmp_path / 'halted'}")
