@@ -75,6 +75,7 @@ def test_a_network_of_timm_takes_part(folder):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_the_whole_study_as_the_readme_has_it(folder):
     """Two augmentations and three seeds of each: means, intervals and p."""
     done = run_command(*STUDY, cwd=folder)

@@ -31,7 +31,8 @@ def arrays_of(dataset: Dataset) -> dict[str, Any]:
 
     The class is made twice: with train=True and False where it has `train`, or else with split=
     `train_split` and `test_split` of the YAML (train and test). It downloads what is missing where
-    dataset.download says so, but for a dry run. Images become RGB, scaled and cropped to `size` where that is given.
+    dataset.download says so, but for a dry run. Images become RGB, scaled and cropped to `size`
+    where that is given.
     """
     args = dict(dataset.args)
     size = args.pop("size", None)
@@ -40,7 +41,8 @@ def arrays_of(dataset: Dataset) -> dict[str, Any]:
     ok = size is None or (isinstance(size, int) and size >= 1)
     if not ok:
         raise UserError(f"dataset.size={size}: expected at least 1 pixel, or null")
-    parameters = _parameters(locate("dataset", dataset))
+    kind: Any = locate("dataset", dataset)
+    parameters = _parameters(kind)
     if "train" in parameters:
         for key in ("train_split", "test_split"):
             expected = "none, as the class has a parameter train"
