@@ -32,9 +32,10 @@ _WIDTH_PANELS = {
 }
 _WIDTH_WORDS = (
     "Width test, {name}: ε, the gap between the best last two maps and the best map of all "
-    "features, and the smallest singular value of [W_0 .. W_{{L-1}}]. That ε = 0 right of the "
-    "line, where that is not 0, is by construction, as both maps reach the same span; that it "
-    "is not 0 left of it is measured. Lines: what as many directions kept by chance would lose "
+    "features, and the smallest singular value of [W_0 .. W_{{L-1}}]. Where both maps "
+    "reach the same span, ε = 0 is by construction: right of the line wherever that value is not "
+    "0, and left of it where features depend on others. How large ε is elsewhere is measured. "
+    "Lines: what as many directions kept by chance would lose "
     "in the mean, and what lost ones would seem to be worth without any meaning. "
     "Below its first tick the scale of ε is linear; there it is 0 within certificates"
 )

@@ -165,3 +165,4 @@ def test_the_figure_over_widths_marks_the_width_that_is_needed(tmp_path):
     panels = drawing.figure.axes
     assert all([50, 50] in [list(line.get_xdata()) for line in panel.lines] for panel in panels)
     assert [label.get_text() for label in panels[-1].get_xticklabels()] == ["50", "16", "64"]
+    assert "not 0 left of it" not in drawing.title, "it is 0 there where features are dependent"
