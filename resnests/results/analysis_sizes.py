@@ -30,9 +30,9 @@ _LINES: dict[str, tuple[Any, str]] = {"random_eps": ("-", "by chance"), "floor":
 _WORDS = (
     "{what}, {name} ({archs}): ε, the gap between the best last two maps and the best map of all "
     "exact features, by cross-entropy with penalty and by squared error, and its selectivity; a "
-    "point a run, lines through means. Dashed: what as many directions kept by chance would lose "
-    "in the mean. Dotted: what lost ones would seem to be worth without any meaning. That ε >= 0 "
-    "is by construction; its size is measured"
+    "point a run, lines through means. Thin and solid: what as many directions kept by chance "
+    "would lose in the mean. Thin and dotted: what lost ones would seem to be worth without any "
+    "meaning. That ε >= 0 is by construction; its size is measured"
 )
 
 

@@ -68,6 +68,19 @@ def test_eps_over_depth_and_width_of_the_last_stage_of_one_architecture(tmp_path
     assert all(set(data["depth"]) == {2, 4} and len(data) == 4 for data in deep)
 
 
+def test_the_caption_over_sizes_names_the_lines_as_they_are_drawn(tmp_path):
+    """It said that what chance would lose is dashed, as ResNEst's own ε is."""
+    for blocks in ([1, 1, 2], [1, 1, 4]):
+        shape = {"arch__widths": [16, 32, 64], "arch__blocks": blocks}
+        add_analysis(tmp_path, "resnet20", "resnest", 0, blocks[-1], 0.1, **shape)
+    found = drawings(read_analyses(label_rows(load_runs(tmp_path))))
+    (drawing,) = [drawing for drawing in found if drawing.key.startswith("depth")]
+    thin = [line for line in drawing.figure.axes[1].lines if line.get_linewidth() < 1]
+    assert {line.get_linestyle() for line in thin} == {"-", ":"}
+    assert "Thin and solid: what as many directions kept by chance" in drawing.title
+    assert "ashed" not in drawing.title
+
+
 @pytest.mark.slow
 def test_the_table_has_eps_with_what_certificates_leave_open(analyses):
     table = analysis_tables(analyses)[0]
