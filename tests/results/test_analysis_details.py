@@ -103,6 +103,7 @@ def test_a_test_loss_has_the_digits_that_its_error_leaves(analyses):
     assert row["(a) loss"].startswith("0.6000")
     assert row["(b) loss"] == "0.400", "its error is 4e-4"
     assert [digits_of(error) for error in (None, 0, 1e-4, 2e-4, 2e-3, 1.0)] == [4, 4, 4, 3, 2, 1]
+        assert any("A theorem: " in note for note in table.notes), table.key
     assert interval(pd.DataFrame({"bound": [0.12345]}), "bound", 3) == "0.123"
 
 
