@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Collection, Iterator
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,31 @@ def as_typed(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return value
+
+
+def digits_of(error: float | None) -> int:
+    """Return how many digits a number of this error has, at most four: the error is at most one
+    unit of the last. An unknown error leaves all.
+    """
+    digits = 4
+    while digits > 0 and error and error > 10**-digits:
+        digits -= 1
+    return digits
+
+
+def fixed(number: float, digits: int) -> str:
+    """Return a number with so many digits after the point, and no minus before a zero."""
+    return f"{round(number, digits) + 0.0:.{digits}f}"
+
+
+def at_most(bound: float, digits: int = 1) -> float:
+    """Return a bound from above, rounded up to so many digits: rounded down it need not hold."""
+    return float(Context(digits, ROUND_CEILING).create_decimal(str(float(bound))))
+
+
+def at_least(bound: float, digits: int = 1) -> float:
+    """Return a bound from below, rounded down to so many digits."""
+    return float(Context(digits, ROUND_FLOOR).create_decimal(str(float(bound))))
 
 
 def short(value: Any) -> str:

@@ -12,8 +12,9 @@ import pandas as pd
 from resnests.results.cells import CELL
 from resnests.results.stats import standard_error, t_quantile
 from resnests.results.tables import NONE
-from resnests.runs.analysis import CROWDED, Analysis, get, less
+from resnests.runs.analysis import CROWDED, Analysis, compared, error_column
 from resnests.runs.directory import RunDirectory
+from resnests.text import at_most, digits_of, fixed
 
 INTERVALS = (
     "Mean over seeds, and where there are several its 95% interval (Student's t), cut at 0 and "
@@ -95,18 +96,14 @@ def _epochs(analysis: Analysis, run: dict[str, Any]) -> Iterator[dict[str, Any]]
 
 
 def _penalties(analysis: Analysis) -> Iterator[dict[str, Any]]:
-    """Yield (b), (c) and ε with each penalty, where there are several."""
+    """Yield (b), (c) and ε with each penalty and their errors, where there are several."""
     if not analysis.l2_path or analysis.summary()["crowded"]:
         return
     summary = analysis.summary()
-    names = ("last_maps", "bound", "eps", "eps.train_loss", "eps.test_loss")
     if analysis.l2 not in analysis.l2_path:
-        yield {"penalty": analysis.l2} | {name: summary[name] for name in names}
+        yield {"penalty": analysis.l2} | {name: summary[name] for name in compared(None, None)}
     for l2 in analysis.l2_path:
-        last, bound = analysis.over(l2)
-        values = [get(last, "value"), get(bound, "value")]
-        values += [less(last, bound, name) for name in ("value", "train_loss", "test_loss")]
-        yield {"penalty": l2} | dict(zip(names, values, strict=True))
+        yield {"penalty": l2} | compared(*analysis.over(l2))
 
 
 def _by_setting(rows: list[dict[str, Any]], runs: pd.DataFrame) -> pd.DataFrame:
@@ -136,6 +133,35 @@ def informative(solves: pd.DataFrame) -> pd.DataFrame:
     return solves[~(solves["rank"].fillna(0) >= most.where(most > 0, float("inf")))]
 
 
+def shown(cell: pd.DataFrame, column: str) -> str:
+    """Return an interval of `column`, with the digits that its error leaves."""
+    if column == "lost":
+        return interval(cell, column, 0)
+    if column.endswith("accuracy"):
+        return interval(cell, column, 2)
+    return interval(cell, column, digits_of(_error(cell, column)))
+
+
+def _error(frame: pd.DataFrame, column: str) -> float | None:
+    """Return the largest error of `column`, None where none is known."""
+    errors = frame.get(error_column(column), pd.Series()).dropna()
+    return None if errors.empty else float(errors.max())
+
+
+def open_notes(frame: pd.DataFrame, columns: dict[str, str]) -> list[str]:
+    """Say how far each ε among the `columns` of a table may be from that of the minimisers."""
+    errors = {
+        heading: _error(frame, column) or 0.0
+        for heading, column in columns.items()
+        if column.startswith("eps")
+    }
+    return [
+        f"{heading}: certificates leave each open by at most {at_most(error):g} to either side."
+        for heading, error in errors.items()
+        if error > 0
+    ]
+
+
 def interval(cell: pd.DataFrame, column: str, digits: int = 4) -> str:
     """Return the mean of a `column` and the interval of it, such as "0.2345 [0.2301 to 0.2389]";
     with n where not all values are known.
@@ -148,11 +174,7 @@ def interval(cell: pd.DataFrame, column: str, digits: int = 4) -> str:
     if known.empty:
         return NONE
     summary = pd.DataFrame({"n": [len(known)], "mean": [known.mean()], "std": [known.std()]})
-
-    def shown(number: float) -> str:
-        return f"{round(number, digits) + 0.0:.{digits}f}"  # + 0.0: no minus before a zero
-
-    text = shown(known.mean())
+    text = fixed(known.mean(), digits)
     text += f" (n={len(known)})" if len(known) < len(values) else ""
     half = float((t_quantile(summary["n"]) * standard_error(summary)).iloc[0])
     if len(known) < 2 or pd.isna(half):
@@ -162,23 +184,23 @@ def interval(cell: pd.DataFrame, column: str, digits: int = 4) -> str:
         low = max(low, 0.0)
     if column.endswith("accuracy") or column == "negative":
         high = min(high, 100.0)
-    return f"{text} [{shown(low)} to {shown(high)}]"
+    return f"{text} [{fixed(low, digits)} to {fixed(high, digits)}]"
 
 
-def scientific(values: pd.Series) -> str:
-    """Return the mean, and the least and largest of several, such as
-    "1.2e-05 [1.0e-05 to 3.0e-05]".
+def scientific(cell: pd.DataFrame, column: str) -> str:
+    """Return the mean of `column`, and the least and largest of several, such as
+    "1.2e-05 [1.0e-05 to 3.0e-05]"; to the digits that its error leaves, and such as
+    "2e-03 ± 7e-02" where it leaves none.
     """
-    known = values.dropna().astype(float)
+    known = cell[column].dropna().astype(float)
     if known.empty:
         return NONE
-    text = f"{known.mean():.1e}"
-    return text if len(known) < 2 else f"{text} [{known.min():.1e} to {known.max():.1e}]"
+    error = _error(cell, column) or 0.0
 
+    def written(number: float) -> str:
+        first = 10.0 ** int(f"{number:e}".partition("e")[2])
+        text = f"{number:.{int(error <= first / 10)}e}"
+        return f"{text} ± {at_most(error):.0e}" if error > first else text
 
-def digits_of(error: float | None) -> int:
-    """Return how many digits a number of this error has, at most four."""
-    digits = 4
-    while digits > 1 and error and error > 10**-digits:
-        digits -= 1
-    return digits
+    text = written(known.mean())
+    return text if len(known) < 2 else f"{text} [{written(known.min())} to {written(known.max())}]"

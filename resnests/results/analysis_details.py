@@ -8,14 +8,16 @@ from resnests.paper import dataset_label, variant_label
 from resnests.results.analyses import (
     INTERVALS,
     Analyses,
-    digits_of,
     informative,
     interval,
+    open_notes,
     scientific,
+    shown,
 )
 from resnests.results.cells import CELL, Cell, row_name
 from resnests.results.tables import NONE, Table
 from resnests.runs.analysis import PREFIX
+from resnests.text import at_least, at_most, digits_of
 
 _SECOND = (
     "The training risk with penalty over (W_L, W_{L+1}) and a bias, the features fixed. At the "
@@ -27,10 +29,12 @@ _SECOND = (
 _SECOND_KINDS = (
     "A theorem: where M >= K, every critical point that is no global minimum has a negative "
     "eigenvalue. By construction: none is negative at the optimum, up to rounding. Measured: all "
-    "else, as mean and [least to largest] over seeds. Beyond 2,000 unknowns an eigenvalue is by "
-    "Lanczos: never below the true one."
+    "else, as mean and [least to largest] over seeds. Up to 2,000 unknowns all eigenvalues are "
+    "known, beyond that the least is by Lanczos: never below the true one, with an eigenvalue of "
+    "the Hessian within the residual of it, and no digits beyond that."
 )
 _SECOND_COLUMNS = {
+    "unknowns": "unknowns",
     "gradient": "gradient",
     "least eigenvalue": "least",
     "% negative": "negative",
@@ -106,11 +110,12 @@ def _second_order(runs: pd.DataFrame, dataset: str) -> Table:
     looked = looked[looked["gradient"].notna()]
     looked = looked.assign(negative=100 * looked["negative"].astype(float))
     for name, cell in looked.groupby(CELL, observed=True):
-        shown = [
-            interval(cell, c, 1) if c == "negative" else scientific(cell[c])
+        plain = {"unknowns": 0, "negative": 1}
+        cells = [
+            interval(cell, c, plain[c]) if c in plain else scientific(cell, c)
             for c in _SECOND_COLUMNS.values()
         ]
-        rows.append([*row_labels(name), f"{len(cell)}", *shown])
+        rows.append([*row_labels(name), f"{len(cell)}", *cells])
     title = f"{dataset_label(dataset)}: second order over the last two maps"
     header = ["Architecture", "Variant", "n", *_SECOND_COLUMNS]
     return Table(f"analysis_second_{dataset}", title, _SECOND, header, rows, [_SECOND_KINDS])
@@ -135,9 +140,12 @@ def _blocks(solves: pd.DataFrame, dataset: str) -> Table:
     for (*name, group), cell in found.groupby([*CELL, "group"], observed=True, sort=False):
         digits = digits_of(cell["drop_error"].max())
         least, most = cell["drop_at_least"].min(), cell["drop_at_most"].max()
-        bounds = [NONE if pd.isna(bound) else f"{bound:.1e}" for bound in (least, most)]
-        shown = [interval(cell, "drop", digits), *bounds]
-        rows.append([*row_labels(tuple(name)), group, f"{len(cell)}", *shown])
+        bounds = [
+            NONE if pd.isna(bound) else f"{outward(bound, 2):.1e}"
+            for bound, outward in ((least, at_least), (most, at_most))
+        ]
+        cells = [interval(cell, "drop", digits), *bounds]
+        rows.append([*row_labels(tuple(name)), group, f"{len(cell)}", *cells])
     title = f"{dataset_label(dataset)}: what each block adds"
     header = ["Architecture", "Variant", "Block", "n", "drop", "at least", "at most"]
     return Table(f"analysis_blocks_{dataset}", title, _BLOCKS, header, rows, [_BLOCKS_KINDS])
@@ -149,7 +157,8 @@ def _over(
     """Return a table with a row per cell and value of `by`."""
     rows = []
     for (*name, value), cell in frame.groupby([*CELL, by], observed=True) if len(frame) else ():
-        shown = [interval(cell, column) for column in columns.values()]
-        rows.append([*row_labels(tuple(name)), f"{value:g}", f"{len(cell)}", *shown])
+        cells = [shown(cell, column) for column in columns.values()]
+        rows.append([*row_labels(tuple(name)), f"{value:g}", f"{len(cell)}", *cells])
     header = ["Architecture", "Variant", {"penalty": "l2"}.get(by, by), "n", *columns]
-    return Table(key, title, caption, header, rows, [INTERVALS, _OVER_KINDS])
+    notes = [INTERVALS, _OVER_KINDS, *open_notes(frame, columns)]
+    return Table(key, title, caption, header, rows, notes)

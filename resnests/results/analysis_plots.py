@@ -31,6 +31,7 @@ from resnests.results.style import (
     variant_styles,
 )
 from resnests.runs.analysis import PREFIX
+from resnests.text import at_most
 
 _WORDS = {
     "exact": "Exact features: bounds on the networks' own risks",
@@ -167,6 +168,6 @@ def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
                       label=variant_label(style.variant)) for style in variants]  # fmt: skip
     title_and_legend(figure, title, handles)
     words = f"What each block adds, {title}: drop of the least training risk (with penalty; "
-    words += f"logarithmic axis, from {error:.1g}, to which each is known), mean"
+    words += f"logarithmic axis, from {at_most(error):g}, to which each is known), mean"
     words += " and one sample standard deviation over seeds" if data["n"].max() > 1 else ""
     return Drawing(key, words, figure, data)

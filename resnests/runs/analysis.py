@@ -6,6 +6,7 @@ It lies beside the record of the analysis, in the folder `analysis` of the run t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,10 +138,10 @@ class Analysis(Document):
         not yet; nor is there a bound where the features are about as many as the images.
 
         Of training with penalty: trained (a), last_maps (b), bound (c), linear (e), eps =
-        (b) - (c) with eps_error, how far certificates leave it open to either side, and slack =
-        (a) - (b); eps.train_loss and eps.test_loss without penalty; of squared error (b), (c), eps
-        and what _selectivity gives; the losses of (a), (b) and (c) on their own, as
-        trained.test_loss; what _second_order gives; and whether features are `crowded`.
+        (b) - (c), and slack = (a) - (b); eps.train_loss and eps.test_loss without penalty; of
+        squared error (b), (c), eps and what _selectivity gives; the losses of (a), (b) and (c) on
+        their own, as trained.test_loss; what _second_order gives; and whether features are
+        `crowded`. error_column names how far the minimum leaves a number open, to either side.
         """
         own = next((s for s in self.solves if s.quantity == TRAINED), None)
         # Prefixes are solved one by one, and only that of all features is the bound.
@@ -154,24 +155,19 @@ class Analysis(Document):
         values = {
             "crowded": crowded,
             "trained": get(own, "value"),
-            "last_maps": get(last, "value"),
-            "bound": get(bound, "value"),
+            **compared(last, bound),
             "linear": get(linear, "value"),
-            "eps": less(last, bound, "value"),
-            "eps_error": None,
-            "eps.train_loss": less(last, bound, "train_loss"),
-            "eps.test_loss": less(last, bound, "test_loss"),
+            "linear_error": errors_of(linear)["value"],
             "slack": less(own, last, "value"),
+            "slack_error": errors_of(last)["value"],
             "squared_last_maps": get(last, "train_squared"),
             "squared_bound": get(bound, "train_squared"),
             "squared_eps": less(last, bound, "train_squared"),
         }
-        if last is not None and bound is not None and values["eps"] is not None:
-            values["eps_error"] = 0.0 if last is bound else max(last.gap or 0, bound.gap or 0)
         for name, solve in (("trained", own), ("last_maps", last), ("bound", bound)):
             for metric in ("train_loss", "test_loss", "test_error", "test_accuracy"):
                 values[f"{name}.{metric}"] = get(solve, metric)
-        return values | self._selectivity(last, bound) | self._second_order(get(last, "value"))
+        return values | self._selectivity(last, bound) | self._second_order(last)
 
     def _selectivity(self, last: Solve | None, bound: Solve | None) -> dict[str, float | None]:
         """Return how squared eps compares with chance.
@@ -196,20 +192,24 @@ class Analysis(Document):
             }
         return values
 
-    def _second_order(self, best: float | None) -> dict[str, float | None]:
-        """Return gradient, least, negative (a share) at the trained point, and of each descent how
-        far above `best` it ended, as above.random.
+    def _second_order(self, last: Solve | None) -> dict[str, float | None]:
+        """Return unknowns, gradient, least, negative (a share) at the trained point, and of each
+        descent how far above (b) it ended, as above.random.
         """
         point = next((p for p in self.points if p.place == "trained"), None)
         values: dict[str, float | None]
-        values = {name: getattr(point, name, None) for name in ("gradient", "least")}
+        values = {name: getattr(point, name, None) for name in ("unknowns", "gradient", "least")}
+        values["least_error"] = getattr(point, "residual", None)
         known = point.eigenvalues if point else []
         below = sum(value < -1e-9 * known[-1] for value in known)
         values["negative"] = below / len(known) if known else None
         for place in ("saddle", "optimum"):
             found = next((p for p in self.points if p.place == place), None)
             values[f"{place}.least"] = found and found.least
+            values[f"{place}.least_error"] = found and found.residual
+        best, error = get(last, "value"), errors_of(last)["value"]
         for descent in self.descents:
+            values[f"above.{descent.start}_error"] = error
             values[f"above.{descent.start}"] = None if best is None else descent.value - best
         return values
 
@@ -227,6 +227,50 @@ class Analysis(Document):
         analysis.descents = [checked(Descent, descent) for descent in analysis.descents]
         analysis.kept = [cls._checked(kept) for kept in analysis.kept]
         return analysis
+
+
+def error_column(column: str) -> str:
+    """Return where a summary has the error of a number: eps_error of eps, eps.test_error of
+    eps.test_loss.
+    """
+    return column.removesuffix("_loss") + "_error"
+
+
+def compared(last: Solve | None, bound: Solve | None) -> dict[str, float | None]:
+    """Return (b), (c) and ε = (b) - (c), with ε of the training loss alone and of the test loss,
+    each with its error.
+    """
+    values: dict[str, float | None] = {}
+    b, c = errors_of(last), errors_of(bound)
+    for name, solve, errors in (("last_maps", last, b), ("bound", bound, c)):
+        values |= {name: get(solve, "value"), f"{name}_error": errors["value"]}
+    for metric in b:
+        column = "eps" if metric == "value" else f"eps.{metric}"
+        values[column] = less(last, bound, metric)
+        one, other = b[metric], c[metric]
+        error = None if one is None or other is None else one + other
+        if metric == "value" and error is not None:  # both are above their least value
+            error = max(one or 0.0, other or 0.0)
+        values[error_column(column)] = 0.0 if last and last is bound else error
+    return values
+
+
+def errors_of(solve: Solve | None) -> dict[str, float | None]:
+    """Return how far value and losses of `solve` may be from those of the map of least value.
+
+    That map is within d = |gradient| / l2, as l2 is the least curvature. So the penalty l2/2 |w|^2
+    differs by at most |gradient| |w| + l2/2 d^2 = 2 sqrt(gap penalty) + gap, and the training loss
+    alone by the gap more.
+    """
+    errors: dict[str, float | None] = dict.fromkeys(("value", "train_loss", "test_loss"))
+    if solve is None or solve.value is None:
+        return errors
+    gap = solve.gap or 0.0
+    errors |= {"value": gap, "test_loss": solve.test_error}
+    if solve.train_loss is not None:
+        penalty = max(0.0, solve.value - solve.train_loss)
+        errors["train_loss"] = 2 * (gap + math.sqrt(gap * penalty))
+    return errors
 
 
 def get(solve: Solve | None, name: str) -> float | None:

@@ -18,9 +18,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from resnests.runs.analysis import error_column
 from resnests.runs.record import FINAL, BrokenRecord, Record
 from resnests.runs.sweeps import epochs_left, seconds_left
-from resnests.text import accuracy, duration, epoch_line, printable
+from resnests.text import accuracy, digits_of, duration, epoch_line, fixed, printable
 
 if TYPE_CHECKING:
     from resnests.sweep.plan import Run
@@ -83,8 +84,12 @@ class View:
         if analysis is None:
             return given
         found = analysis.summary()
-        shown = {"training risk": found["trained"], "bound": found["bound"], "ε": found["eps"]}
-        known = [f"{name} {value:.4f}" for name, value in shown.items() if value is not None]
+        shown = {"training risk": "trained", "bound": "bound", "ε": "eps"}
+        known = [
+            f"{name} {fixed(value, digits_of(found.get(error_column(column))))}"
+            for name, column in shown.items()
+            if (value := found[column]) is not None
+        ]
         return ", ".join([given, *known])
 
 

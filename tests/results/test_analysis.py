@@ -88,7 +88,7 @@ def test_the_table_has_eps_with_what_certificates_leave_open(analyses):
     assert row[2] == "2"
     assert row[table.header.index("ε")].startswith("0.0590 [")
     assert not any("(n=" in cell for row in table.rows for cell in row)
-    assert "Certificates leave each ε open by at most 0.0001 to either side." in table.notes
+    assert "ε: certificates leave each open by at most 0.0001 to either side." in table.notes
 
 
 def test_an_analysis_that_has_not_come_to_its_end_has_no_bound(tmp_path):
@@ -162,4 +162,14 @@ def test_an_interval_is_cut_where_no_value_can_be(column, values, shown):
 
 def test_a_mean_is_within_the_least_and_the_largest_as_they_are_shown():
     """Round all three alike: 1.1e-11 once stood before [1e-11 to 1e-11]."""
-    assert scientific(pd.Series([1.11e-11, 1.13e-11])) == "1.1e-11 [1.1e-11 to 1.1e-11]"
+    frame = pd.DataFrame({"least": [1.11e-11, 1.13e-11]})
+    assert scientific(frame, "least") == "1.1e-11 [1.1e-11 to 1.1e-11]"
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [(0.0, "-1.9e-03"), (1e-4, "-1.9e-03"), (2e-4, "-2e-03"), (2e-3, "-2e-03 ± 2e-03"),
+     (6.2e-2, "-2e-03 ± 7e-02")],
+)  # fmt: skip
+def test_an_eigenvalue_has_the_digits_that_its_residual_leaves(error, shown):
+    assert scientific(pd.DataFrame({"least": [-1.9e-3], "least_error": [error]}), "least") == shown

@@ -7,7 +7,7 @@ import pytest
 import trees
 
 from resnests import load_runs
-from resnests.results.analyses import Analyses, digits_of, interval, read_analyses
+from resnests.results.analyses import Analyses, interval, read_analyses
 from resnests.results.analysis import analysis_tables
 from resnests.results.analysis_plots import drawings
 from resnests.results.cells import label_rows
@@ -22,7 +22,9 @@ from resnests.runs.analysis import (
     Descent,
     SecondOrder,
     Solve,
+    errors_of,
 )
+from resnests.text import at_least, at_most, digits_of, fixed
 
 
 def analysis_of(eps: float, images: int = 1000, method: int = METHOD, epoch=None) -> Analysis:
@@ -47,7 +49,10 @@ def analyses(tmp_path) -> Analyses:
     for seed in (0, 1):
         run = trees.add_run(tmp_path, variant="resnest", seed=seed, trainer__epochs=3)
         made = analysis_of(0.1 + seed / 100)
-        made.points = [SecondOrder("trained", 4, 0.5, 1e-2, -0.5, 1.0, 0.0, [-0.5, -0.1, 0.0, 1.0])]
+        made.points = [
+            SecondOrder("trained", 4, 0.5, 1e-2, -0.5, 1.0, 0.0, [-0.5, -0.1, 0.0, 1.0]),
+            SecondOrder("optimum", 4, 0.2, 1e-9, 2e-3, 1.0, 7e-2),
+        ]
         made.descents = [Descent("random", 0.31 + seed / 100, 100)]
         made.kept = [analysis_of(0.2, epoch=1)]
         made.l2_path = [0.01]
@@ -74,9 +79,11 @@ def test_each_detail_has_its_table(analyses):
     assert row["floor of ε"].startswith("0.0082"), "0.205 * 40 / 999"
     assert row["k"] == "40"
     (row,) = shown(analyses, "second_")
-    assert row["% negative"] == "50.0"
+    assert row["% negative"].split()[0] == "50.0"
+    assert row["unknowns"].split()[0] == "4"
+    assert row["at the optimum"].split(" [")[0] == "2e-03 ± 7e-02", "its residual is larger"
     assert row["least eigenvalue"] == "-5.0e-01 [-5.0e-01 to -5.0e-01]"
-    assert row["random, above (b)"] == "1.0e-02 [1.0e-02 to 1.0e-02]"
+    assert row["random, above (b)"] == "1.0e-02 [1.0e-02 to 1.0e-02]", "(b) is known to 1e-4"
     (row,) = shown(analyses, "blocks_")
     assert (row["Block"], row["at least"], row["at most"]) == ("1.2", "1.0e-05", "3.0e+00")
     assert row["drop"] == "0.10", "known to 2e-3, which two digits carry"
@@ -96,15 +103,79 @@ def test_each_table_says_what_is_theorem_construction_and_measurement(analyses):
     for table in analysis_tables(analyses):
         assert any("Measured: " in note for note in table.notes), table.key
         assert any("By construction: " in note for note in table.notes), table.key
+        assert any("A theorem: " in note for note in table.notes), table.key
 
 
 def test_a_test_loss_has_the_digits_that_its_error_leaves(analyses):
     (row,) = shown(analyses, "test_")
     assert row["(a) loss"].startswith("0.6000")
     assert row["(b) loss"] == "0.400", "its error is 4e-4"
-    assert [digits_of(error) for error in (None, 0, 1e-4, 2e-4, 2e-3, 1.0)] == [4, 4, 4, 3, 2, 1]
-        assert any("A theorem: " in note for note in table.notes), table.key
+    assert [digits_of(error) for error in (None, 0, 1e-4, 2e-4, 2e-3, 1.0)] == [4, 4, 4, 3, 2, 0]
     assert interval(pd.DataFrame({"bound": [0.12345]}), "bound", 3) == "0.123"
+
+
+def of_one_run(tmp_path, made: Analysis, **more) -> Analyses:
+    run = trees.add_run(tmp_path, variant="resnest", trainer__epochs=3, **more)
+    run.analysis.path.mkdir()
+    run.analysis.write_record(dataclasses.replace(run.read_record(), task="analyze"))
+    run.analysis.write_analysis(made)
+    return read_analyses(label_rows(load_runs(tmp_path)))
+
+
+def with_gap(made: Analysis, gap: float) -> Analysis:
+    """Return `made` with this gap of (b) and (c), an input, kept weights and another penalty."""
+    linear = Solve(PREFIX, "exact", "input", 3, 0.45678, 4.4e-4)
+    made.solves = [linear, *(dataclasses.replace(solve, gap=gap) for solve in made.solves)]
+    made.kept = [dataclasses.replace(made, epoch=1, kept=[])]
+    made.l2_path = [0.01]
+    found = [solve for solve in made.solves if solve.group == "1.2" and solve.test_loss == 0.4]
+    made.over_l2 = [dataclasses.replace(solve, l2=0.01) for solve in found]
+    return made
+
+
+def test_every_table_of_losses_has_the_digits_that_certificates_leave(tmp_path):
+    """Over penalties and epochs all had four; and (e) linear and ε of the loss alone everywhere."""
+    analyses = of_one_run(tmp_path, with_gap(analysis_of(0.12345), 4.4e-4))
+    (risks,), over_l2, epochs = (shown(analyses, key) for key in ("", "l2_", "epochs_"))
+    assert risks["(e) linear"] == "0.457"
+    for row in (risks, *over_l2, *epochs):
+        assert row["ε"] == "0.123", row
+    assert risks["slack"] == epochs[0]["slack"] == "0.177"
+    for row in (risks, *over_l2):
+        assert row["ε, loss alone"] == "0.0", "2 (gap + sqrt(gap 0.22)) of (b), and (c)'s"
+    assert {row["(c)"] for row in (*over_l2, *epochs)} == {"0.200"}
+    assert {row["ε, test"] for row in over_l2} == {"0.000"}, "twice 4e-4"
+    for key in ("", "l2_", "epochs_"):
+        (table,) = (t for t in analysis_tables(analyses) if t.key == f"analysis_{key}cifar10")
+        assert "ε: certificates leave each open by at most 0.0005 to either side." in table.notes
+
+
+def test_a_bound_that_is_also_the_last_maps_keeps_its_gap(tmp_path):
+    """ε of an A-ResNEst is 0 exactly, and its (c) is not."""
+    analyses = of_one_run(tmp_path, dataclasses.replace(with_gap(analysis_of(0.1), 4.4e-4),
+                                                        coupled=False))  # fmt: skip
+    (row,) = shown(analyses, "")
+    assert (row["(c) bound"], row["(b) best last maps"]) == ("0.200", "0.200")
+    assert (row["slack"], row["ε"], row["ε, loss alone"]) == ("0.300", "0.0000", "0.0000")
+
+
+def test_the_error_of_a_training_loss_covers_where_the_minimiser_is():
+    """In one dimension: F(w) = (w - 1)^2 / 2 + l2/2 w^2, whose curvature is 1 + l2."""
+    l2 = 0.1
+    least = 1 / (1 + l2)
+    for w in (0.5, 0.9, 1.2):
+        gap = ((1 + l2) * (w - least)) ** 2 / (2 * l2)
+        loss, best = (w - 1) ** 2 / 2, (least - 1) ** 2 / 2
+        errors = errors_of(Solve(PREFIX, "exact", "1", 1, loss + l2 / 2 * w * w, gap, 1, loss))
+        assert abs(loss - best) <= errors["train_loss"]
+        assert errors["value"] == gap
+
+
+def test_bounds_are_rounded_outward_and_zero_has_no_minus():
+    assert at_most(4.4e-4) == 5e-4
+    assert at_most(1e-4) == 1e-4
+    assert (at_least(1.29e-5, 2), at_most(1.21e-5, 2)) == (1.2e-5, 1.3e-5)
+    assert fixed(-1e-9, 4) == "0.0000"
 
 
 @pytest.mark.slow
@@ -163,7 +234,7 @@ def test_the_figure_over_widths_marks_the_width_that_is_needed(tmp_path):
     found = drawings(read_analyses(label_rows(load_runs(tmp_path))))
     (drawing,) = (drawing for drawing in found if drawing.key.startswith("width"))
     assert list(drawing.data.sort_values("width")["eps"]) == pytest.approx([0.3, 0.1, 0.0])
+    assert "not 0 left of it" not in drawing.title, "it is 0 there where features are dependent"
     panels = drawing.figure.axes
     assert all([50, 50] in [list(line.get_xdata()) for line in panel.lines] for panel in panels)
     assert [label.get_text() for label in panels[-1].get_xticklabels()] == ["50", "16", "64"]
-    assert "not 0 left of it" not in drawing.title, "it is 0 there where features are dependent"

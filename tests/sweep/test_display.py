@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from helpers import tiny
 
+from resnests.runs.analysis import LAST_MAPS, PREFIX, TRAINED, Analysis, Solve
 from resnests.runs.directory import RunDirectory
 from resnests.runs.history import HISTORY
 from resnests.runs.record import METRICS, Provenance, Record
@@ -254,3 +255,21 @@ def test_a_line_cannot_move_the_cursor(tmp_path, capsys):
     started(runs[0], status="failed", error="no \x1b[2J\x1b]0;title\x07 sweep")
     display._refresh(display._due())
     assert "\x1b" not in capsys.readouterr().out
+
+
+def test_the_line_of_an_analysis_prints_no_digit_beyond_its_error(tmp_path):
+    """It once ended with ε -0.0000."""
+    config = tiny(f"runs_dir={tmp_path}", "task=analyze")
+    run = Run(config, RunDirectory.of(config), 0)
+    losses = ((TRAINED, 0.3, 0.0), (PREFIX, 0.25, 4e-4), (LAST_MAPS, 0.25 - 1e-9, 2e-9))
+    solves = [Solve(what, "exact", "1.1", 9, value, gap) for what, value, gap in losses]
+    run.directory.path.mkdir(parents=True)
+    run.directory.write_analysis(Analysis(5e-4, 5e-4, "0" * 64, True, solves=solves))
+    record = replace(Record.of(config, Provenance()), status="complete", epochs=3, seconds=1.0)
+    record = replace(record, test_accuracy=90.0)
+    run.directory.write_record(record)
+    view = Display([run], [run]).views[0]
+    view.record, view.status = record, record.status
+    assert view.outcome().startswith(
+        "test 90.00% after 3 epochs, training risk 0.3000, bound 0.250, ε 0.000, 1.0 s"
+    )
