@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from resnests.analysis.features import extractor
+from resnests.analysis.features import Family, extractor
 from resnests.analysis.quantities import Problem
 from resnests.analysis.reading import Report, networks_own, plan_memory, read_features
 from resnests.analysis.rows import Rows
@@ -22,7 +22,16 @@ from resnests.data.pipelines import Images
 from resnests.errors import Interrupted
 from resnests.models.single_stage import ResNEst, SingleStage
 from resnests.models.weights import load_weights
-from resnests.runs.analysis import LAST_BLOCK, METHOD, Analysis, SecondOrder, Solve
+from resnests.runs.analysis import (
+    LAST_BLOCK,
+    LAST_MAPS,
+    METHOD,
+    PREFIX,
+    TRAINED,
+    Analysis,
+    SecondOrder,
+    Solve,
+)
 from resnests.runs.directory import RunDirectory
 from resnests.runs.weights import digest as digest_of
 
@@ -51,8 +60,9 @@ def analyze(
 
     options = config.analysis
     done = directory.read_analysis()
-    if done is None or done.weights_sha256 != digest or not done.is_made_with(options):
+    if done is None or not done.is_of(digest, options):
         done = new_analysis(options, digest)
+    done.l2_path = [*done.l2_path, *done.lacking(options)]
     work = _Work(config, directory, splits, done, stop, report)
     work.analyse(model, done)
     before = {(kept.epoch, kept.weights_sha256): kept for kept in done.kept}
@@ -68,9 +78,7 @@ def analyze(
 
 def new_analysis(options: AnalysisOptions, digest: str, epoch: int | None = None) -> Analysis:
     """Return an analysis of the weights of SHA-256 `digest` in which nothing is solved yet."""
-    path = [] if epoch else options.l2_path
-    l2, tolerance = options.l2, options.tolerance
-    return Analysis(l2, tolerance, digest, method=METHOD, epoch=epoch, l2_path=path)
+    return Analysis(options.l2, options.tolerance, digest, method=METHOD, epoch=epoch)
 
 
 def kept_weights(run: Path) -> list[tuple[int, Path]]:
@@ -97,7 +105,7 @@ class _Work:
         known = extractor(model)
         if done.epoch is not None:
             exact = {name: f for name, f in known.families.items() if name == "exact"}
-            if not exact:
+            if not exact or is_whole(done, exact["exact"]):
                 return
             known = dataclasses.replace(known, families=exact)
         done.train_images, done.test_images = (len(self.splits[name]) for name in SPLITS)
@@ -145,6 +153,12 @@ class _Work:
         epoch = "" if done.epoch is None else f"epoch {done.epoch}: "
         self.report({"state": f"{epoch}solved {what}"})
         log.info("%s%s: %s", epoch, what, describe(found))
+
+
+def is_whole(done: Analysis, family: Family) -> bool:
+    """Return whether the analysis of an earlier epoch has all that it is to have."""
+    more = () if family.before is None else (LAST_BLOCK, LAST_MAPS)
+    return all(done.find(q, "exact", family.groups[-1]) for q in (TRAINED, PREFIX, *more))
 
 
 @contextmanager

@@ -107,7 +107,9 @@ class Problem:
         """
         groups = self.family.groups
         wanted = [done.find(PREFIX, self.name, group) is None for group in groups]
-        first = wanted.index(True) if any(wanted) else len(groups)
+        if not any(wanted):
+            return
+        first = wanted.index(True)
         weights, begin, gap = self.train.values.new_zeros((1, self.classes)), 0, 0.0
         weights = weights.to(self.train.device)
         for i in range(max(0, first - 1), len(groups)):

@@ -118,9 +118,18 @@ class Analysis(Document):
     kept: list = field(default_factory=list)  # Analysis of the weights of earlier epochs
 
     def is_made_with(self, options: AnalysisOptions) -> bool:
-        """Return whether `options` and this version would give the same numbers."""
-        mine = (self.l2, self.tolerance, self.l2_path, self.method)
-        return mine == (options.l2, options.tolerance, options.l2_path, METHOD)
+        """Return whether `options` and this version would give the same numbers; it may still lack
+        some of options.l2_path, which add to them.
+        """
+        return (self.l2, self.tolerance, self.method) == (options.l2, options.tolerance, METHOD)
+
+    def is_of(self, digest: str, options: AnalysisOptions) -> bool:
+        """Return whether it is one of these weights, made with `options`."""
+        return self.weights_sha256 == digest and self.is_made_with(options)
+
+    def lacking(self, options: AnalysisOptions) -> list[float]:
+        """Return the penalties of options.l2_path that were not asked for before."""
+        return [l2 for l2 in options.l2_path if l2 not in self.l2_path]
 
     def find(self, quantity: str, family: str, group: str) -> Solve | None:
         """Return the solve of this name, None where there is none."""
@@ -132,6 +141,9 @@ class Analysis(Document):
         found = {s.quantity: s for s in self.over_l2 if s.l2 == l2}
         bound = found.get(PREFIX)
         return (bound if self.coupled is False else found.get(LAST_MAPS)), bound
+
+    def _is_crowded(self, solve: Solve | None) -> bool:
+        return bool(solve and (solve.rank or 0) >= CROWDED * (self.train_images - 1) > 0)
 
     def summary(self) -> dict[str, float | None]:
         """Return what tables and figures show. None where there is no such thing, no result, or
@@ -146,8 +158,9 @@ class Analysis(Document):
         own = next((s for s in self.solves if s.quantity == TRAINED), None)
         # Prefixes are solved one by one, and only that of all features is the bound.
         bound = self.find(PREFIX, "exact", own.group) if own else None
-        crowded = bool(bound and (bound.rank or 0) >= CROWDED * (self.train_images - 1) > 0)
+        crowded = self._is_crowded(bound)
         linear = next((s for s in self.solves if s.group == "input"), None)
+        linear = None if self._is_crowded(linear) else linear
         last = next((s for s in self.solves if s.quantity == LAST_MAPS), None)
         if self.coupled is False:
             last = bound

@@ -12,7 +12,7 @@
         predictions.npz      what the network says of each test image, of predictions=true
         predictions.csv      the same as a line an image
         predictions_<name>.npz and .csv      of the images in a folder <name>, of task=predict
-        model_epoch_<n>.pt   those after epoch n, of trainer.keep_epochs
+        model_epoch_<n>.pt   those after epoch n, of trainer.keep_epochs; 0: before the first step
         run.log        the output of the training process
         run.lock       held by the process that owns the directory
         unsent.<name>  why a tracker has not all of the run; there only where it has not
@@ -240,6 +240,14 @@ class RunDirectory:
         """Return where the weights after `epoch` are, if trainer.keep_epochs has it."""
         return self.path / f"model_epoch_{epoch}.pt"
 
+    def epochs_not_kept(self, epochs: list[int]) -> list[int]:
+        """Return those of `epochs` that a complete run was trained for without keeping weights."""
+        record = self.record_or_none()
+        if record is None or record.status != "complete":
+            return []
+        past = (epoch for epoch in epochs if epoch <= record.epochs)
+        return [epoch for epoch in past if not self.kept_weights_file(epoch).is_file()]
+
     def unsent(self, tracker: str = "*") -> Path:
         """Return the file that says why `tracker` has not all of the run."""
         return self.path / f"unsent.{tracker}"
@@ -325,14 +333,17 @@ class RunDirectory:
                 parent.rmdir()
         return True
 
-    def clear(self) -> None:
-        """Remove what an earlier attempt left, but for its log and the lock."""
+    def clear(self, but_analysis: bool = False) -> None:
+        """Remove what an earlier attempt left, but for its log and the lock, and analysis.json
+        where that is to stay.
+        """
         gone = (self.record_file, self.history_file, self.progress_file, self.weights_file)
         of_these_weights = (self.analysis.record_file, self.analysis.analysis_file)
         unsent = self.path.glob(self.unsent().name)
         kept = self.path.glob("model_epoch_*.pt")
-        more = (self.averaged_weights_file, *self.path.glob("predictions*"))
-        for path in (*gone, *more, self.analysis_file, *of_these_weights, *unsent, *kept):
+        more = [self.averaged_weights_file, *self.path.glob("predictions*")]
+        more += [] if but_analysis else [self.analysis_file]
+        for path in (*gone, *more, *of_these_weights, *unsent, *kept):
             path.unlink(missing_ok=True)
         for path in self.path.glob(self.sync_file().name):
             path.write_text(secrets.token_hex(8))  # another curve; in place, as it may be locked

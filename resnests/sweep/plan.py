@@ -82,7 +82,8 @@ class Run:
         if self.config.task == "evaluate":
             return False
         done = self.directory.read_analysis()
-        return done is None or not done.is_made_with(self.config.analysis)
+        options = self.config.analysis
+        return done is None or not done.is_made_with(options) or bool(done.lacking(options))
 
 
 def plan_runs(configs: Sequence[Config]) -> list[Run]:
@@ -102,6 +103,28 @@ def plan_runs(configs: Sequence[Config]) -> list[Run]:
     numbered = list(enumerate(configs))
     runs = [Run(c, RunDirectory.of(c), i) for i, c in progress(numbered, "checking")]
     return _disambiguate(_unique(runs))
+
+
+def warn_of_epochs_not_kept(runs: Sequence[Run]) -> None:
+    """Print that runs which are complete cannot have the weights that trainer.keep_epochs asks for.
+
+    It is no part of a run's identity, so the sweep takes them as they are.
+    """
+    lacking = []
+    for run in runs:
+        analyses = run.config.task == "analyze" and run.config.weights is None
+        trains = run.config.task == "train" and not run.config.trainer.overwrite
+        if analyses or trains:
+            trained = run.directory.analysed if analyses else run.directory
+            if epochs := trained.epochs_not_kept(run.config.trainer.keep_epochs):
+                lacking.append(f"{run.label} has no weights of epochs {epochs}")
+    if lacking:
+        more = f", nor have {len(lacking) - 1} more runs all of theirs" if lacking[1:] else ""
+        print(
+            f"warning: trainer.keep_epochs: {lacking[0]}{more}: they were complete when this was "
+            "asked for; task=train trainer.overwrite=true trains them afresh",
+            file=sys.stderr,
+        )
 
 
 def _is_trained_first(config: Config) -> bool:

@@ -26,6 +26,7 @@ from resnests.runs.digests import require_unchanged
 from resnests.runs.directory import RunDirectory
 from resnests.runs.files import require_locks
 from resnests.runs.record import FINAL
+from resnests.runs.weights import digest, weights_file
 from resnests.sweep.aside import Aside, NoDevice, Note
 from resnests.sweep.device_errors import device_failure, may_be_anothers
 from resnests.sweep.devices import Allocation
@@ -180,7 +181,7 @@ class Worker:
             trained = self._train_first(device)
             if trained == "interrupted":
                 return INTERRUPTED
-        clear = self.directory.clear if self._starts_afresh() else None
+        clear = self._clear if self._starts_afresh() else None
         status = run_experiment(config, device, self.stop.requested, self.report, clear)
         return INTERRUPTED if status == "interrupted" else 0
 
@@ -197,6 +198,14 @@ class Worker:
                 return run_experiment(config, device, self.stop.requested, self.report)
         except Timeout:
             raise UserError(f"{directory.path}: is being trained by another process") from None
+
+    def _clear(self) -> None:
+        """Remove what the run starts afresh over, but for an analysis that is only to go on."""
+        config, goes_on = self.config, False
+        if config.task == "analyze" and not config.trainer.overwrite:
+            done, sha256 = self.directory.read_analysis(), digest(weights_file(config))
+            goes_on = done is not None and done.is_of(sha256, config.analysis)
+        self.directory.clear(but_analysis=goes_on)
 
     def _heartbeat(self) -> None:
         while not self._over.wait(HEARTBEAT):

@@ -89,13 +89,17 @@ def test_a_penalty_next_to_nothing_is_no_crash():
 
 
 def test_more_features_than_images_leave_no_bound():
-    crowded = analysed(problem_of(14, images=16))
+    crowded = analysed(problem_of(14, images=13))
     assert crowded.find(PREFIX, "exact", "1.3").train_squared == pytest.approx(0, abs=1e-12)
     summary = crowded.summary()
     assert summary["crowded"]
     assert summary["bound"] is summary["eps"] is summary["squared_eps"] is summary["rho"] is None
     assert summary["trained"] is not None
+    assert summary["linear"] is None, "the 11 pixels, too, are nearly as many as the images"
     assert not analysed(problem_of(14)).summary()["crowded"]
+    some = analysed(problem_of(14, images=22)).summary()
+    assert some["crowded"]
+    assert some["linear"] is not None, "11 pixels of 22 images"
 
 
 def two_maps(width: int) -> tuple[Problem, TwoMaps]:
