@@ -92,7 +92,7 @@ class Trainer:
     # wrn16_8 takes half a second (benchmarks/RESULTS.md), its epoch on a fast GPU only seconds
     checkpoint_every: int | None = unhashed(None)
     eval_every: int = unhashed(1)  # epochs; the last one is always evaluated
-    # epochs whose weights are kept, as model_epoch_<n>.pt
+    # epochs whose weights are kept, as model_epoch_<n>.pt; 0: those before the first step
     keep_epochs: list[int] = field(default_factory=list, metadata={"unhashed": True})
     overwrite: bool = unhashed(False)  # true: start afresh what has begun or is done
 
@@ -105,8 +105,8 @@ class Trainer:
         require(ok, "trainer.ema", self.ema, "above 0 and below 1, such as 0.999, or null")
         every, expected = self.checkpoint_every, "at least 1, or null"
         require(every is None or every >= 1, "trainer.checkpoint_every", every, expected)
-        ok = all(1 <= epoch <= self.epochs for epoch in self.keep_epochs)
-        expected = f"epochs from 1 to trainer.epochs={self.epochs}, such as [1,3]"
+        ok = all(0 <= epoch <= self.epochs for epoch in self.keep_epochs)
+        expected = f"epochs from 0 to trainer.epochs={self.epochs}, such as [1,3]"
         require(ok, "trainer.keep_epochs", self.keep_epochs, expected)
         require_one_of("trainer.precision", self.precision, PRECISIONS)
         inside = 0 <= self.label_smoothing < 1

@@ -106,7 +106,11 @@ def _panels(
                 thin = {"marker": "", "linewidth": 0.5}
                 means = mine.groupby(by)["floor"].mean()
                 axes.plot(means.index, means, **{"color": style["color"]} | thin)
-        axes.set(ylabel=label, xscale="log")
+        axes.set_ylabel(label)
+        if (frame[by] == 0).any():  # the untrained network, for which a logarithm has no place
+            axes.set_xscale("symlog", linthresh=1)
+        else:
+            axes.set_xscale("log")
     ticks = sorted(frame[by].unique())
     panels[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     panels[-1].minorticks_off()

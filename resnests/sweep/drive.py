@@ -33,6 +33,7 @@ from resnests.sweep.plan import (
     require_folder,
     require_writable,
     usable_runs,
+    warn_of_epochs_not_kept,
 )
 from resnests.sweep.precision import warn_of_emulation
 from resnests.sweep.prepare import prepare
@@ -69,6 +70,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
         wanted = f"false, as task={task} trains nothing"
         require(not options.dry_run, "sweep.dry_run", True, wanted)
         return _export(runs) if task == "export" else _predict(runs)
+    warn_of_epochs_not_kept(runs)
     allocation = None if cluster else allocate(configs[0], len(runs), known_memory(runs))
     if options.dry_run:
         todo = print_plan(runs, allocation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.tasks.classes import require_same_classes
 from resnests.tasks.run import Run
 from resnests.training.numerics import move
+
+log = logging.getLogger(__name__)
 
 
 def analyze(run: Run) -> None:
@@ -31,6 +34,8 @@ def analyze(run: Run) -> None:
         record.arithmetic = "fp32"
     trained = run.directory.analysed.record_or_none()
     record.epochs = trained.epochs if trained else 0
+    if epochs := run.directory.analysed.epochs_not_kept(config.trainer.keep_epochs):
+        log.warning("no weights of epochs %s were kept in the training: they are left out", epochs)
     move(model, run.device, config.trainer)
     images = {
         name: run.images(split, dataset)

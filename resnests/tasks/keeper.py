@@ -48,6 +48,8 @@ class Keeper:
                 part.load_state_dict(checkpoint[name])
             state = State(**checkpoint["state"])
             log.info("resuming in epoch %d after step %d", state.epoch, state.step)
+        elif 0 in self.config.trainer.keep_epochs:
+            save_weights(self.directory.kept_weights_file(0), self.parts["model"])
         self._warn_of_past_epochs(state)
         note_epochs(self.run.record, state, self.config)
         self._write_history(state)

@@ -4,11 +4,21 @@ import json
 
 import numpy as np
 import pytest
-from helpers import TINY, run_command
+import torch
+from helpers import TINY, make_config, run_command
 
 from resnests import load_runs
+from resnests.analysis import quantities, second_order
+from resnests.config.schema import Config
+from resnests.models.weights import read_torch
 from resnests.runs.analysis import LAST_BLOCK
-from resnests.runs.directory import find_runs
+from resnests.runs.directory import RunDirectory, find_runs
+from resnests.sweep import worker
+from resnests.sweep.devices import allocate
+from resnests.sweep.drive import run_single
+from resnests.sweep.plan import Run
+from resnests.sweep.stop import Stop
+from resnests.tasks.experiment import run_experiment
 
 SMALL = (*TINY, "dataset.train_limit=300", "arch.widths=[10,12]", "trainer.epochs=1")
 ANALYZE = (*SMALL, "task=analyze")
@@ -53,6 +63,90 @@ def test_runs_are_analysed_into_their_directories_and_tabled(tmp_path):
     figures = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
     assert {"blocks_exact_digits_tiny", "drops_pooled_digits_tiny"} <= figures
     assert "least risks on the training images" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.fixture
+def short_descents(monkeypatch):
+    monkeypatch.setattr(second_order, "WORK", 0)
+
+
+def narrow(folder, *overrides: str) -> Config:
+    """Return a single-stage ResNEst, whose analysis takes a tenth of a second."""
+    words = ("dataset=digits", "dataset.train_limit=200", "dataset.test_limit=60")
+    words += ("arch=single_stage", "arch.width=10", "variant=resnest", "trainer.epochs=2")
+    return make_config(*words, f"runs_dir={folder}", *overrides)
+
+
+def again(config: Config) -> str:
+    """Do what a sweep would do with `config`, in this process; return its action."""
+    run = Run(config, RunDirectory.of(config))
+    if (action := run.action()) != "skip":
+        one = worker.Worker(config, allocate(config, 1), Stop(), run.planned().replaces)
+        assert run_experiment(config, clear=one._clear if one._starts_afresh() else None)
+    return action
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short_descents")
+def test_more_penalties_are_added_and_fewer_take_nothing_away(tmp_path, monkeypatch):
+    assert run_experiment(narrow(tmp_path, "trainer.keep_epochs=[1]")) == "complete"
+    first = narrow(tmp_path, "task=analyze", "analysis.l2_path=[0.01,0.1]")
+    directory = RunDirectory.of(first)
+    assert again(first) == "run"
+    before = directory.read_analysis()
+    assert again(narrow(tmp_path, "task=analyze")) == "skip"
+    solved = []
+    minimise = quantities.minimise
+    monkeypatch.setattr(
+        quantities, "minimise", lambda *a, **k: solved.append(a) or minimise(*a, **k)
+    )
+    assert again(narrow(tmp_path, "task=analyze", "analysis.l2_path=[1.0]")) == "run"
+    assert len(solved) == 2, "(b) and (c) with the new penalty, and nothing else"
+    after = directory.read_analysis()
+    assert [solve.l2 for solve in after.over_l2] == [0.01, 0.01, 0.1, 0.1, 1.0, 1.0]
+    assert after.over_l2[:4] == before.over_l2
+    assert after.l2_path == [0.01, 0.1, 1.0]
+    for name in ("solves", "points", "descents", "kept"):
+        assert getattr(after, name) == getattr(before, name) != []
+    assert directory.status() == "complete"
+    assert again(narrow(tmp_path, "task=analyze", "trainer.overwrite=true")) == "run"
+    assert directory.read_analysis().over_l2 == [], "as it was asked to start afresh"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short_descents")
+def test_epochs_that_a_complete_run_did_not_keep_are_named(tmp_path, capsys, caplog):
+    assert run_experiment(narrow(tmp_path)) == "complete"
+    keeps = ("trainer.keep_epochs=[0,2]", "analysis.train=true")
+    for words in ((), ("task=analyze",)):
+        dry = narrow(tmp_path, *keeps, *words, "sweep.dry_run=true")
+        assert run_single(dry) == 0
+        said = capsys.readouterr()
+        assert "single_stage/resnest seed=0 has no weights of epochs [0, 2]: they were" in said.err
+        assert "task=train trainer.overwrite=true" in said.err
+    assert run_experiment(narrow(tmp_path, *keeps, "task=analyze")) == "complete"
+    assert "no weights of epochs [0, 2] were kept" in caplog.text
+    afresh = narrow(tmp_path, *keeps, "trainer.overwrite=true", "sweep.dry_run=true")
+    assert run_single(afresh) == 0
+    assert "has no weights" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("short_descents")
+def test_epochs_start_with_the_network_before_its_first_step(tmp_path):
+    keeps = "trainer.keep_epochs=[0,2]"
+    assert run_experiment(narrow(tmp_path, keeps)) == "complete"
+    config = narrow(tmp_path, keeps, "task=analyze")
+    assert run_experiment(config) == "complete"
+    directory = RunDirectory.of(config)
+    assert directory.analysed.epochs_not_kept([0, 2]) == []
+    untrained, last = directory.read_analysis().kept
+    assert (untrained.epoch, last.epoch) == (0, 2)
+    assert untrained.summary()["trained"] > last.summary()["trained"]
+    still = narrow(tmp_path, "optimizer.lr=1e-12")  # which hardly leaves its first weights
+    assert run_experiment(still) == "complete"
+    expected = read_torch(RunDirectory.of(still).weights_file)
+    kept = read_torch(directory.analysed.kept_weights_file(0))
+    assert all(torch.allclose(kept[name], expected[name], atol=1e-8) for name in expected)
 
 
 @pytest.mark.long

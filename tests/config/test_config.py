@@ -70,7 +70,7 @@ def test_what_does_not_change_the_numbers_does_not_change_the_recipe():
         "trainer.channels_last=false",
         "trainer.checkpoint_every=7",
         "trainer.eval_every=5",
-        "trainer.keep_epochs=[1,30]",
+        "trainer.keep_epochs=[0,1,30]",
         "trainer.overwrite=true",
         "dataset.root=/elsewhere",
         "dataset.download=false",
@@ -99,7 +99,7 @@ def test_a_configuration_survives_the_way_through_plain_values():
     ("override", "key"),
     [
         ("trainer.epochs=0", "trainer.epochs=0"),
-        ("trainer.keep_epochs=[0,3]", "trainer.keep_epochs=[0, 3]"),
+        ("trainer.keep_epochs=[-1,3]", "trainer.keep_epochs=[-1, 3]"),
         ("trainer.keep_epochs=[201]", "trainer.keep_epochs=[201]"),
         ("trainer.batch_size=-1", "trainer.batch_size=-1"),
         ("trainer.precision=fp64", "trainer.precision=fp64"),

@@ -188,6 +188,15 @@ def test_figures_over_epochs_penalties_and_of_the_spectrum(analyses):
         assert found[key].render("png").startswith(b"\x89PNG")
 
 
+def test_a_figure_over_epochs_has_room_for_the_untrained_network(analyses):
+    frame = analyses.epochs
+    frame.loc[frame["epoch"] == 1, "epoch"] = 0
+    found = {drawing.key: drawing for drawing in drawings(analyses)}["epochs_cifar10"]
+    axes = found.figure.axes[-1]
+    assert axes.get_xlim()[0] <= 0
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "3"]
+
+
 def test_a_legend_keeps_to_its_figure():
     """Labels such as "[8,16,64], BN-ResNEst" in three columns were cut off on both sides."""
     assert columns_of(["Standard", "ResNEst", "BN-ResNEst", "A-ResNEst"]) == 4
