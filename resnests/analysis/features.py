@@ -246,6 +246,9 @@ def _single_stage(model: SingleStage) -> Extractor:
 
 
 def bytes_needed(family: Family, images: int) -> int:
-    """Return what the features of `images` images take, and the few square matrices of solving."""
+    """Return what the features of `images` images take, with their copy in the basis of the last
+    maps, and the few square matrices of solving.
+    """
     width = 1 + math.fsum(family.sizes)
-    return int(8 * (images * width + 5 * width**2))
+    copied = 0 if family.before is None else 1 + len(family.before) + family.sizes[-1]
+    return int(8 * (images * (width + min(width, copied)) + 5 * width**2))

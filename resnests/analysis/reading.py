@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from resnests.analysis.features import Extractor, Family, bytes_needed
 from resnests.analysis.rows import Rows
+from resnests.analysis.second_order import bytes_of_maps
 from resnests.data.pipelines import Images
 from resnests.errors import UserError
 from resnests.runs.analysis import TRAINED, Analysis, Solve
@@ -30,7 +31,10 @@ def plan_memory(
     files: dict[str, Path | None] = {}
     for name, family in known.families.items():
         images = done.train_images + done.test_images
-        needed, square = bytes_needed(family, images) / 1e9, bytes_needed(family, 0) / 1e9
+        square = bytes_needed(family, 0) / 1e9
+        features = bytes_needed(family, images) / 1e9 - square
+        square = max(square, bytes_of_maps(family) / 1e9)  # which follow one another
+        needed = features + square
         if square > limit:
             expected = (
                 f"at least {math.ceil(square)}, and cluster.memory a GB more, for matrices of "

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resnests.analysis.features import Family
 from resnests.analysis.quantities import LastMaps
 from resnests.analysis.risk import Point, Risk, minimise
 from resnests.runs.analysis import Descent, SecondOrder
 
 EXACT = 2000  # unknowns up to which the whole Hessian is made
-STEPS = 100  # of Lanczos beyond that, at most
+STEPS = 100  # of Lanczos beyond that, at most; each keeps a vector
 EVALUATIONS = 50  # of a descent at least
 WORK = 2 * 10**10  # multiplications that a descent may do, in at most 1000 evaluations
 TIGHT = 1e-20  # nats above the least value that leave no gradient for the Hessian to feel
@@ -141,6 +142,20 @@ def second_order(
         yield descend(maps, name, start, should_stop)
 
 
+def bytes_of_maps(family: Family) -> int:
+    """Return what the second order over the last two maps takes at once: R, the basis in which
+    they are reached and the maps in it, and the vectors of Lanczos.
+    """
+    if family.before is None:
+        return 0
+    width, kept, features = len(family.before), family.sizes[-1], sum(family.sizes)
+    reached = min(width + kept, features)
+    classes = 0 if family.readout is None else len(family.readout)
+    unknowns = classes * width + width * kept + classes
+    vectors = STEPS * unknowns if unknowns > EXACT else unknowns**2
+    return 8 * (features**2 + features * reached + 2 * reached * (width + kept) + vectors)
+
+
 def drawn(maps: TwoMaps, draw: Callable[..., Tensor]) -> Tensor:
     """Return a random vector, the same on every device."""
     generator = torch.Generator().manual_seed(0)
@@ -210,7 +225,7 @@ def lanczos(
     eigenvalues that are found. Own code, as ARPACK returns nothing where it does not converge.
     """
     vector, most, steps = start, min(STEPS, len(start)), 0
-    basis, products = start.new_zeros((2, most, len(start)))
+    basis, small = start.new_zeros((most, len(start))), start.new_zeros((most, most))
     for i in range(most):
         should_stop()
         before, known = vector.norm(), basis[:i]
@@ -219,22 +234,26 @@ def lanczos(
         if vector.norm() <= 1e-10 * before:  # all that the start has parts of is found
             break
         basis[i], steps = vector / vector.norm(), i + 1
-        vector = products[i] = product(basis[i])
-        if steps % 10 == 0:
-            least, largest, residual = ritz(basis[:steps], products[:steps])
+        vector = product(basis[i])
+        small[i, :steps] = small[:steps, i] = basis[:steps] @ vector
+        if steps % 10 == 0 and steps < most:
+            least, largest, residual = ritz(product, basis[:steps], small[:steps, :steps])
             if residual <= max(1e-3 * abs(least), 1e-6 * largest):
-                break
-    return ritz(basis[:steps], products[:steps])
+                return least, largest, residual
+    return ritz(product, basis[:steps], small[:steps, :steps])
 
 
-def ritz(basis: Tensor, products: Tensor) -> tuple[float, float, float]:
-    """Return the least and the largest Ritz value of an orthonormal basis of which H makes
-    `products`, and |Hv - least v|.
+def ritz(
+    product: Callable[[Tensor], Tensor], basis: Tensor, small: Tensor
+) -> tuple[float, float, float]:
+    """Return the least and the largest Ritz value of an orthonormal basis, in which H is `small`,
+    and |Hv - least v|.
+
+    That takes a product more, but half the memory of keeping what H makes of each vector.
     """
-    small = basis @ products.T
-    values, vectors = torch.linalg.eigh((small + small.T) / 2)
-    least = vectors[:, 0]
-    residual = (products.T @ least - values[0] * (basis.T @ least)).norm().item()
+    values, vectors = torch.linalg.eigh(small)
+    least = basis.T @ vectors[:, 0]
+    residual = (product(least) - values[0] * least).norm().item()
     return values[0].item(), values[-1].item(), residual
 
 

@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from resnests import build_model
-from resnests.analysis.features import bytes_needed, extractor, window_means
+from resnests.analysis.features import (
+    Extractor,
+    Family,
+    bytes_needed,
+    extractor,
+    window_means,
+)
 from resnests.analysis.reading import plan_memory
 from resnests.errors import UserError
 from resnests.models.densenet import DenseNet
@@ -131,3 +137,19 @@ def test_features_beyond_the_limit_are_kept_in_a_file_but_not_what_solving_takes
     assert less["exact"] == tmp_path / ".features.exact.tmp"
     with pytest.raises(UserError, match=r"memory_gb=0.0\d+: expected at least 1, and cluster"):
         plan_memory(known, done, square / 2, tmp_path)
+
+
+def test_the_limit_counts_the_last_maps_and_their_second_order(tmp_path):
+    """Of one wide block in the last stage, 100 vectors of Lanczos are more than all else."""
+    sizes, before = [256, 9 * 512], torch.empty(512, 256, device="meta")
+    readout = torch.empty(10, 512, device="meta")
+    free = Family(["projection", "3.1"], sizes)
+    last = Family(["projection", "3.1"], sizes, before=before, readout=readout)
+    done = Analysis(5e-4, 5e-4, "", train_images=6000, test_images=1000)
+    known = {name: Extractor({"exact": f}, None) for name, f in (("free", free), ("last", last))}
+    assert bytes_needed(last, 7000) - bytes_needed(free, 7000) == 8 * 7000 * 4865, "their copy"
+    assert plan_memory(known["free"], done, 2.0, tmp_path)["exact"] is None
+    with pytest.raises(UserError, match="memory_gb=2: expected at least 3, and cluster"):
+        plan_memory(known["last"], done, 2.0, tmp_path)
+    assert plan_memory(known["last"], done, 3.0, tmp_path)["exact"] is not None
+    assert plan_memory(known["last"], done, 3.3, tmp_path)["exact"] is None
