@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from resnests.analysis.features import Family
-from resnests.analysis.risk import POLISH, Minimum, Risk, cross_entropy, minimise, penalty
+from resnests.analysis.risk import FEW, POLISH, Minimum, Risk, cross_entropy, minimise, penalty
 from resnests.analysis.rows import Rows
 from resnests.analysis.squares import Squares, least_squares, squared_error, triangle_of
 from resnests.runs.analysis import LAST_BLOCK, LAST_MAPS, PREFIX, TRAINED, Analysis, Solve
@@ -162,9 +162,11 @@ class Problem:
         rows: tuple[Rows, Rows] | None = None,
         settles: bool = True,
     ) -> Minimum:
-        """Minimise the penalised cross-entropy, by default until the test loss has settled too."""
+        """Minimise the penalised cross-entropy, by default until the test loss has settled too;
+        else a few steps are taken for that.
+        """
         train, test = rows or (self.train, self.test)
-        risk, polish = Risk(train, l2 or self.l2), POLISH if settles else 0
+        risk, polish = Risk(train, l2 or self.l2), POLISH if settles else FEW
         return minimise(risk, start, self.tolerance, test, self.should_stop, polish=polish)
 
     def _fill(
