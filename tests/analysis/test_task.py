@@ -1,5 +1,6 @@
 """python run.py task=analyze and python aggregate.py --analysis, as a user has them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -129,6 +130,45 @@ def test_epochs_that_a_complete_run_did_not_keep_are_named(tmp_path, capsys, cap
     afresh = narrow(tmp_path, *keeps, "trainer.overwrite=true", "sweep.dry_run=true")
     assert run_single(afresh) == 0
     assert "has no weights" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("forgetting", 8 * 4), ("forgetting_conv", 5 * 2 * 3)])
+def test_the_experiments_on_forgetting_plan_their_grids(tmp_path, name, count):
+    words = (f"experiment={name}", "dataset=digits", "sweep.dry_run=true", "devices.slots=1")
+    done = run_command("-m", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{count} to run, 0 to resume, 0 to skip" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short_descents")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("experiment=forgetting", "arch.width=12"),
+        ("experiment=forgetting_conv", "dataset=digits", "variant=bn_resnest", "arch.blocks=[1,2]",
+         "arch.widths=[4,10]"),
+    ],
+)  # fmt: skip
+def test_a_small_run_of_each_experiment_on_forgetting_shows_what_training_forgets(tmp_path, words):
+    small = ("dataset.train_limit=300", "dataset.test_limit=60", "trainer.epochs=2", "seed=0")
+    config = make_config(*words, *small, "trainer.keep_epochs=[0,1]", f"runs_dir={tmp_path}")
+    assert config.task == "analyze"
+    assert config.analysis.train
+    assert run_experiment(dataclasses.replace(config, task="train")) == "complete"
+    assert run_experiment(config) == "complete"
+    analysis = RunDirectory.of(config).read_analysis()
+    assert [kept.epoch for kept in analysis.kept] == [0, 1]
+    for one in (analysis, *analysis.kept):
+        summary = one.summary()
+        assert not summary["crowded"]
+        assert 0 < summary["rho"] < 1.5
+        assert summary["eps"] > -summary["eps_error"]
+        assert summary["slack"] > 0
+    assert [place.place for place in analysis.points] == ["trained", "saddle", "optimum"]
+    assert [solve.l2 for solve in analysis.over_l2[::2]] == config.analysis.l2_path
 
 
 @pytest.mark.usefixtures("short_descents")
