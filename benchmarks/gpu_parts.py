@@ -57,7 +57,11 @@ def sweep(session: Session) -> None:
         else "variant=standard,resnest,bn_resnest,a_resnest"
     )
     session.python("sweep: bf16", "run.py", "-m", *words, "trainer.precision=bf16", heads, *share)
-    session.python("sweep: analysis", "run.py", "-m", *words, "task=analyze", "seed=0")
+    keep = ["seed=92", "trainer.keep_epochs=[0,1]", "variant=resnest,a_resnest"]
+    solves = ["task=analyze", "analysis.train=true", "analysis.l2_path=[0.01]"]
+    session.python("sweep: analysis", "run.py", "-m", *words, *keep, *solves)
+    more = ["seed=93", "pipeline.memory_gb=0", "trainer.ema=0.9", "metrics=[f1,ece]"]
+    session.python("sweep: streaming, EMA, metrics", "run.py", *words, *more)
     if session.smoke:
         return
     dense = ["arch=densenest40_12", "variant=densenest", "optimizer=adamw", "optimizer.clip_norm=1"]
@@ -68,7 +72,7 @@ def sweep(session: Session) -> None:
 def tests(session: Session) -> None:
     """The tests that need a GPU; with --smoke they are collected."""
     more = ["--collect-only"] if session.smoke else []
-    files = ["tests/training"]
+    files = ["tests/training", "tests/data"]
     session.python("tests: of a GPU", "-m", "pytest", "-q", "-m", "gpu", *files, *more, limit=240)
 
 

@@ -118,6 +118,18 @@ def test_a_session_measures_processes_that_begin_together(session):
     assert "| share: processes | bf16 | whole |" in report(session.rows)
 
 
+def test_a_session_asks_a_card_for_the_whole_analysis_and_for_what_streams(session, monkeypatch):
+    asked = []
+    monkeypatch.setattr(session, "python", lambda part, *words, **_: asked.append(words))
+    gpu_parts.sweep(session)
+    gpu_parts.tests(session)
+    (analysis,) = (words for words in asked if "task=analyze" in words)
+    wanted = {"variant=resnest,a_resnest", "analysis.train=true", "trainer.keep_epochs=[0,1]"}
+    assert wanted <= set(analysis), "a standard network has no exact features"
+    assert any({"pipeline.memory_gb=0", "metrics=[f1,ece]"} <= set(words) for words in asked)
+    assert {"tests/training", "tests/data"} <= set(asked[-1])
+
+
 def test_a_session_has_what_the_documents_name():
     named = re.findall(r"--parts ([a-z ]+)", (REPOSITORY / "docs" / "speed.md").read_text())
     assert named
