@@ -225,9 +225,10 @@ def _numbers(results: Results) -> dict[str, bytes]:
         .reset_index()
         .assign(**said),
         "differences.csv": against_baseline(runs, what).assign(**said),
-        "paper.csv": against_paper(runs).assign(**said),
         "analysis.csv": results.analyses.solves,
     }
+    if what.is_accuracy:
+        frames["paper.csv"] = against_paper(runs).assign(**said)
     always = ("cells.csv", "differences.csv")
     return {name: _csv(frame) for name, frame in frames.items() if name in always or len(frame)}
 

@@ -1,5 +1,7 @@
 """Tables of other metrics and splits, and values that validation chooses."""
 
+from dataclasses import replace
+
 import pytest
 import trees
 
@@ -9,6 +11,7 @@ from resnests.errors import UserError
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import read_runs
 from resnests.results.measured import choose, measured
+from resnests.results.output import Results, _numbers, plan
 from resnests.results.plots import drawings
 from resnests.results.tables import accuracy_tables, comparison_table
 
@@ -131,6 +134,18 @@ def test_without_validation_nothing_is_chosen(tmp_path):
     runs, _ = read_runs(tmp_path)
     with pytest.raises(UserError, match=r"no complete run has it; train with dataset"):
         choose(runs, "optimizer.lr", "val_accuracy", measured(runs, "accuracy", "test", "last"))
+
+
+def test_the_file_beside_the_paper_is_of_test_accuracies_alone(tmp_path):
+    add(tmp_path, 90, 80)
+    runs = drop_copies(label_rows(read_runs(tmp_path)[0]))[0]
+    for name, split, there in (
+        ("accuracy", "test", True), ("f1", "test", False), ("accuracy", "val", False)
+    ):  # fmt: skip
+        what = measured(runs, name, split, "last")
+        files = _numbers(Results(runs, [], replace(plan(None, None, None, None), what=what)))
+        assert ("paper.csv" in files) == there
+        assert "cells.csv" in files
 
 
 def test_frozen_parameters_are_counted_apart(tmp_path, capsys):
