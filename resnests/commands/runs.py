@@ -50,7 +50,8 @@ def run_facts(run: pd.Series) -> dict[str, object]:
     """Return all that is to say of a run: how it ended, its numbers, what differs, its values."""
     directory = RunDirectory(run["path"])
     recipe = json.loads(run["recipe_values"])
-    measured = {name: run[name] for name in (*METRICS, "val_accuracy") if name in run}
+    own = [name for name in run.index if name.startswith(("val_", "test_"))]
+    measured = {name: run[name] for name in dict.fromkeys((*METRICS, *own))}
     count = run.get("frozen_parameters")
     frozen = {} if pd.isna(count) else {"frozen": count}
     lines: dict[str, object] = {

@@ -104,6 +104,18 @@ def test_one_run_is_shown_whole(root, capsys):
         print_run(runs)
 
 
+def test_a_run_is_shown_with_metrics_of_its_own(tmp_path, capsys):
+    metrics = {"f1": {"test": 81.5, "val": 80.25}, "ema_accuracy": {"test": 91.0, "val": None}}
+    trees.add_run(tmp_path, record={"metrics": metrics})
+    print_run(load_runs(tmp_path))
+    found = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert [found[name] for name in ("test_f1", "val_f1", "test_ema_accuracy")] == [
+        "81.5000", "80.2500", "91.0000",
+    ]  # fmt: skip
+    assert found["test_accuracy"] == "90.0000"
+    assert "val_ema_accuracy" not in found
+
+
 def test_what_follows_from_the_epochs_is_not_shown_as_a_key(tmp_path, capsys):
     run = trees.add_run(tmp_path, trainer__epochs=1)
     about = {"files": {}, "mean": 0, "std": 1, "num_classes": 10, "image_size": [8, 8]}
