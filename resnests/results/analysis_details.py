@@ -29,9 +29,10 @@ _SECOND = (
 _SECOND_KINDS = (
     "A theorem: where M >= K, every critical point that is no global minimum has a negative "
     "eigenvalue. By construction: none is negative at the optimum, up to what is left of its "
-    "gradient, which is rounding up to 2,000 unknowns. Measured: all else, as mean and [least to largest] over seeds. Up to 2,000 unknowns all eigenvalues are "
-    "known, beyond that the least is by Lanczos: never below the true one, with an eigenvalue of "
-    "the Hessian within the residual of it, and no digits beyond that."
+    "gradient, which is rounding up to 2,000 unknowns. Measured: all else, as mean and [least to "
+    "largest] over seeds. Up to 2,000 unknowns all eigenvalues are known, beyond that the least is "
+    "by Lanczos: never below the true one, with an eigenvalue of the Hessian within the residual "
+    "of it, and no digits beyond that."
 )
 _SECOND_COLUMNS = {
     "unknowns": "unknowns",

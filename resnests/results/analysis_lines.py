@@ -81,6 +81,12 @@ def _styles(frame: pd.DataFrame) -> list[tuple[pd.DataFrame, dict[str, Any]]]:
     return result
 
 
+def _shown(frame: pd.DataFrame) -> str:
+    """Return what a caption says where _styles leaves lines out: how many of how many are drawn."""
+    count = frame.groupby(LINE, observed=True).ngroups
+    return f". Drawn are {MOST} of {count} cells, spread over all" if count > MOST else ""
+
+
 def _draw(axes: Axes, mine: pd.DataFrame, by: str, column: str, style: dict[str, Any]) -> None:
     """Draw the runs as points, and a line through their means."""
     known = mine.dropna(subset=[column])
@@ -127,7 +133,7 @@ def _epochs(frame: pd.DataFrame, dataset: str) -> Drawing:
     for axes, column in zip(panels[1:], list(columns)[1:], strict=True):
         axes.set_yscale("symlog", linthresh=1e-4)
         axes.set_ylim(0, 1.5 * max(frame[column].astype(float).max(), 1e-4))
-    words = _EPOCHS.format(name=figure_name(dataset, ""))
+    words = _EPOCHS.format(name=figure_name(dataset, "")) + _shown(frame)
     names = ["arch", "row", "variant", "seed", "epoch", *columns, "random_eps", "floor"]
     return Drawing(figure_key("epochs", dataset), words, figure, frame[names])
 
@@ -140,7 +146,7 @@ def _penalties(frame: pd.DataFrame, dataset: str) -> Drawing:
     }
     figure, panels = _panels(frame, dataset, "penalty", columns, "the gap over penalties")
     panels[-1].set_xlabel("l2")
-    words = _PENALTIES.format(name=figure_name(dataset, ""))
+    words = _PENALTIES.format(name=figure_name(dataset, "")) + _shown(frame)
     names = ["arch", "row", "variant", "seed", "penalty", *columns]
     return Drawing(figure_key("l2", dataset), words, figure, frame[names])
 
@@ -161,5 +167,5 @@ def _spectrum(frame: pd.DataFrame, dataset: str) -> Drawing:
     axes.set(xlabel="Share of eigenvalues below", ylabel="Eigenvalue")
     handles = [Line2D([], [], **style | {"marker": ""}) for _, style in styles]
     title_and_legend(figure, f"{figure_name(dataset, '')}: Hessian at the trained point", handles)
-    words = _SPECTRUM.format(name=figure_name(dataset, ""))
+    words = _SPECTRUM.format(name=figure_name(dataset, "")) + _shown(frame)
     return Drawing(figure_key("hessian", dataset), words, figure, pd.DataFrame(rows))

@@ -9,6 +9,7 @@ import trees
 from resnests import load_runs
 from resnests.results.analyses import Analyses, interval, read_analyses
 from resnests.results.analysis import analysis_tables
+from resnests.results.analysis_lines import _spectrum
 from resnests.results.analysis_plots import drawings
 from resnests.results.cells import label_rows
 from resnests.results.style import columns_of
@@ -195,6 +196,16 @@ def test_a_figure_over_epochs_has_room_for_the_untrained_network(analyses):
     axes = found.figure.axes[-1]
     assert axes.get_xlim()[0] <= 0
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "3"]
+
+
+@pytest.mark.parametrize(("cells", "said"), [(12, True), (9, False)])
+def test_a_caption_says_where_lines_are_left_out(cells, said):
+    frame = pd.DataFrame(
+        {"arch": [f"net{i}" for i in range(cells)], "row": "", "variant": "resnest", "seed": 0}
+    ).assign(eigenvalues=[[0.1, 0.2]] * cells)
+    drawing = _spectrum(frame, "cifar10")
+    assert drawing.data["arch"].nunique() == 9
+    assert ("Drawn are 9 of 12 cells" in drawing.title) == said
 
 
 def test_a_legend_keeps_to_its_figure():
