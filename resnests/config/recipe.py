@@ -49,6 +49,9 @@ def recipe_values(config: Config) -> dict[str, Any]:
     moved = moved_milestones(config.optimizer.milestones, config.trainer.epochs)
     if moved is not None:
         values[MOVED] = moved
+    if config.trainer.patience is not None and config.trainer.eval_every != 1:
+        # Patience sees evaluated epochs only. Runs of every epoch keep the recipe that they had.
+        values["trainer.eval_every"] = config.trainer.eval_every
     if config.task == "evaluate" or (config.task == "analyze" and config.weights is not None):
         unused = TRAINING_KEYS if config.dataset.mean is None else TRAINING_KEYS + MEASURING_KEYS
         values = {

@@ -91,7 +91,8 @@ class Trainer:
     # epochs; null: after each, unless writing would take more than a fiftieth of the time: that of
     # wrn16_8 takes half a second (benchmarks/RESULTS.md), its epoch on a fast GPU only seconds
     checkpoint_every: int | None = unhashed(None)
-    eval_every: int = unhashed(1)  # epochs; the last one is always evaluated
+    # epochs; the last one is always evaluated; part of the recipe beside patience (recipe.py)
+    eval_every: int = unhashed(1)
     # epochs whose weights are kept, as model_epoch_<n>.pt; 0: those before the first step
     keep_epochs: list[int] = field(default_factory=list, metadata={"unhashed": True})
     overwrite: bool = unhashed(False)  # true: start afresh what has begun or is done

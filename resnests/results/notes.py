@@ -51,14 +51,18 @@ def marker(trouble: Troubles) -> str:
 
 def mixed(runs: pd.DataFrame, what: Measured = ACCURACY) -> dict[Cell, list[str]]:
     """Return the cells whose complete runs were not made alike, with what differs and in which
-    seeds: code, type of device, and how often there was a best epoch to choose, where one was.
+    seeds: code, type of device, and how often was evaluated, where that chose or ended something.
     """
     complete = runs[runs["status"] == "complete"]
     conditions = {"code": _code(complete), "devices": _device_type(complete)}
+    columns = complete.reindex(columns=["trainer.eval_every", "trainer.patience"])
+    every = [f"every {n} epochs" if n != 1 else "every epoch" for n in columns["trainer.eval_every"]]
     if what.epoch == "best":
-        evaluations = "evaluations, of which more give a higher best by chance"
-        every = complete["trainer.eval_every"]
-        conditions[evaluations] = ["every epoch" if n == 1 else f"every {n} epochs" for n in every]
+        conditions["evaluations, of which more give a higher best by chance"] = every
+    # Earlier versions gave such runs one recipe.
+    patient = pd.to_numeric(columns["trainer.patience"], errors="coerce").notna()
+    ended = "evaluations, which decide when trainer.patience ends a training"
+    conditions[ended] = pd.Series(every, complete.index).where(patient, "")
     found: dict[Cell, list[str]] = {}
     for subject, condition in conditions.items():
         labelled = complete.assign(condition=condition)

@@ -4,7 +4,7 @@ import dataclasses
 import pytest
 from helpers import make_config, tiny
 
-from resnests.config.recipe import recipe_hash
+from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.config.schema import MAX_SEED, config_dict, config_from
 from resnests.errors import UserError
 
@@ -82,6 +82,17 @@ def test_what_does_not_change_the_numbers_does_not_change_the_recipe():
         "optimizer.lr=0.10",
     ]
     assert recipe_hash(make_config(*overrides)) == recipe_hash(make_config())
+
+
+def test_how_often_is_evaluated_is_part_of_the_recipe_where_it_may_end_a_training():
+    """Patience sees evaluated epochs only. A run of before with patience and another eval_every has
+    the recipe of every epoch: it stays in the tables, and its command trains another.
+    """
+    patient = ("trainer.patience=2", "dataset.val_fraction=0.1")
+    usual, rare = make_config(*patient), make_config(*patient, "trainer.eval_every=5")
+    assert "trainer.eval_every" not in recipe_values(usual)
+    assert recipe_values(rare) == recipe_values(usual) | {"trainer.eval_every": 5}
+    assert recipe_hash(rare) != recipe_hash(usual)
 
 
 def test_recipe_of_the_paper_stays_what_it_was():
