@@ -107,6 +107,8 @@ def print_best(
     words = by if metric == "accuracy" else what.words
     for value, path in zip(best[what.column], best["path"], strict=True):
         print(path if paths_only else f"{words} {value:.{what.digits}f}{what.unit}  {path}")
+    for note in what.notes:
+        print(note, file=sys.stderr)
     if by == "test":
         said = f"chosen on the test set, whose {metric} therefore flatters these runs"
         print(said, file=sys.stderr if paths_only else sys.stdout)

@@ -65,6 +65,8 @@ def load_runs(
                           metrics are of
         test_f1, val_f1, test_ema_accuracy, ...
                           what `metrics` and trainer.ema measured beside them
+        definition.f1, ...
+                          a digest of how it was measured: of the metric's keys and its source
         analysis.status, analysis.bound, analysis.eps, ...
                           where runs were analysed: see runs.analysis.Analysis.summary
     """
@@ -194,6 +196,9 @@ class Reader:
             for split in ("val", "test")
             if split in found
         }
+        for name, found in record.metrics.items():
+            if "definition" in found:
+                metrics[f"definition.{name}"] = found["definition"]
         if metrics:
             row = row._replace(more=row.more | metrics)
         return row

@@ -84,16 +84,48 @@ def measured(runs: pd.DataFrame, name: str, split: str, epoch: str) -> Measured:
         raise UserError(f"--epoch best: expected the last epoch with --metric {name}")
     plain = name.removeprefix("ema_")
     unit, better = {"loss": ("", "low"), "accuracy": ("%", "high")}.get(plain, (None, None))
-    if unit is None:
-        unit = _said(runs, f"metrics.{plain}.unit", "")
-        better = _said(runs, f"metrics.{plain}.better", "high")
-    return Measured(name, split, epoch, unit, better or "high")
+    if unit is not None:
+        return Measured(name, split, epoch, unit, better or "high")
+    have = runs[(runs["status"] == "complete") & runs[column].notna()]
+    unit, better = _said(have, plain, "unit", ""), _said(have, plain, "better", "high")
+    ways = definitions(have, name).unique()
+    note = f"{name} was measured in several ways, which are no one metric: {'; '.join(ways)}."
+    return Measured(name, split, epoch, unit, better, (note,) if len(ways) > 1 else ())
 
 
-def _said(runs: pd.DataFrame, key: str, default: str) -> str:
-    """Return what the configuration of the runs says of a metric."""
-    known = runs[key].dropna() if key in runs else pd.Series(dtype=object)
-    return str(known.iloc[0]) if len(known) else default
+def definitions(runs: pd.DataFrame, name: str) -> pd.Series:
+    """Return in words how each run measured the metric `name`: the digest of its keys and source,
+    and those keys that not all runs share. Of loss and accuracy there is one way.
+    """
+    plain = name.removeprefix("ema_")
+    if plain in ("loss", "accuracy"):
+        return pd.Series(plain, runs.index)
+    digests = runs.reindex(columns=[f"definition.{plain}"]).astype(object).squeeze(1)
+    digests = digests.fillna("not on record")
+    prefix = f"metrics.{plain}."
+    keys = [key for key in runs if key.startswith(prefix) and runs[key].nunique(dropna=False) > 1]
+    words = {}
+    for digest, mine in runs[keys].groupby(digests):
+        told = {key.removeprefix(prefix): mine[key].dropna() for key in keys}
+        parts = [f"{key}={values.iloc[0]}" for key, values in told.items() if len(values)]
+        words[digest] = ", ".join([str(digest), *parts])
+    return digests.map(words)
+
+
+def _said(runs: pd.DataFrame, metric: str, key: str, default: str) -> str:
+    """Return what the configuration of `runs` says of a metric, `default` where it says nothing;
+    raise a UserError where they say different things, as such numbers have no mean.
+    """
+    columns = [f"metrics.{metric}._target_", f"metrics.{metric}.{key}"]
+    known = runs.reindex(columns=columns).astype(object)
+    said = known.loc[known[columns[0]].notna(), columns[1]].fillna(default).unique()
+    if len(said) > 1:
+        values = " and ".join(f"{value or 'none'}" for value in sorted(map(str, said)))
+        raise UserError(
+            f"--metric {metric}: runs have it with {columns[1]} {values}; expected one. Choose runs "
+            f"by words, or measure them again: the same run.py command with one metrics.{metric}"
+        )
+    return str(said[0]) if len(said) else default
 
 
 def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.DataFrame, Measured]:
@@ -128,4 +160,5 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
         raise UserError(f"--select {key} --by {by}: no complete run has {by}")
     note = f"{key} chosen by the mean {judge.words} over seeds: {', '.join(said)}."
     picked = pd.concat(chosen).sort_index()
-    return picked.reset_index(drop=True), replace(what, notes=(*what.notes, note))
+    notes = dict.fromkeys((*what.notes, *judge.notes, note))
+    return picked.reset_index(drop=True), replace(what, notes=tuple(notes))

@@ -97,6 +97,46 @@ def test_validation_chooses_a_value_of_each_cell_and_its_test_is_reported(tmp_pa
     assert "resnet8 standard trainer.batch_size=64 0.1 (of 1)" in note
 
 
+def add_f1(root, seed, digest, **keys):
+    """Write a run whose f1 is defined by keys, as `digest` says."""
+    f1 = {"test": 80.0 + seed, "val": 70.0, "definition": digest}
+    metrics = {"f1": {"_target_": "mine.f1", "unit": "%"} | keys}
+    trees.add_run(root, seed=seed, record={"metrics": {"f1": f1}}, metrics=metrics, **HELD_OUT)
+
+
+def test_a_metric_of_several_definitions_is_marked(tmp_path):
+    for seed, (digest, average) in enumerate((("aa", "macro"), ("aa", "macro"), ("bb", "micro"))):
+        add_f1(tmp_path, seed, digest, average=average)
+    made, found = cells(tmp_path, "f1")
+    assert found == {"ResNet-20": "81.00% ± 1.00"}
+    assert made.rows[0][1].endswith("‡")
+    text = "\n".join(made.notes)
+    assert "definitions of f1: aa, average=macro (seeds 0, 1); bb, average=micro (seed 2)." in text
+    assert "f1 was measured in several ways" in text
+    assert "‡" not in str(cells(tmp_path)[0].rows)
+    assert load_runs(tmp_path)["definition.f1"].tolist() == ["aa", "aa", "bb"]
+
+
+def test_an_edited_metric_is_another_and_what_was_measured_alike_is_one(tmp_path):
+    for seed, digest in enumerate(("aa", "cc")):
+        add_f1(tmp_path / "edited", seed, digest)
+        add_f1(tmp_path / "same", seed, "aa")
+    note = "‡ ResNet-20 Standard mixes definitions of f1: aa (seed 0); cc (seed 1)."
+    assert note in cells(tmp_path / "edited", "f1")[0].notes
+    made, _ = cells(tmp_path / "same", "f1")
+    assert "‡" not in str(made.rows)
+    assert "ways" not in str(made.notes)
+
+
+@pytest.mark.parametrize(("key", "other"), [("unit", ""), ("better", "low")])
+def test_a_metric_of_two_units_or_directions_is_refused(tmp_path, key, other):
+    add_f1(tmp_path, 0, "aa")
+    add_f1(tmp_path, 1, "bb", **{key: other})
+    with pytest.raises(UserError, match=rf"--metric f1: runs have it with metrics.f1.{key} .* and"):
+        cells(tmp_path, "f1")
+    cells(tmp_path)  # it is in no other table's way
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
