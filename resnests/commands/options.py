@@ -15,7 +15,7 @@ EXAMPLES = """examples:
   python aggregate.py                        the tables of runs/, as markdown
   python aggregate.py --statistic median     medians with minimum and maximum
   python aggregate.py --compare standard     differences to Standard, paired by seed
-  python aggregate.py --compare arch=resnet18    to any value of any axis, optimizer=adamw say
+  python aggregate.py --compare arch=resnet18    to a value of an axis, all else the same
   python aggregate.py --compare paper        beside the published numbers
   python aggregate.py --output tables.tex    LaTeX; also .md, .csv (a row a run), .html (report)
   python aggregate.py --output results/      everything, with the figures as PNG, PDF and CSV

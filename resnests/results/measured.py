@@ -122,8 +122,8 @@ def _said(runs: pd.DataFrame, metric: str, key: str, default: str) -> str:
     if len(said) > 1:
         values = " and ".join(f"{value or 'none'}" for value in sorted(map(str, said)))
         raise UserError(
-            f"--metric {metric}: runs have it with {columns[1]} {values}; expected one. Choose runs "
-            f"by words, or measure them again: the same run.py command with one metrics.{metric}"
+            f"--metric {metric}: runs have it with {columns[1]} {values}; expected one. Choose "
+            f"runs by words, or measure them again: their run.py command with one metrics.{metric}"
         )
     return str(said[0]) if len(said) else default
 

@@ -224,7 +224,7 @@ def _numbers(results: Results) -> dict[str, bytes]:
         "cells.csv": with_interval(cell_statistics(runs, what), what=what)
         .reset_index()
         .assign(**said),
-        "differences.csv": against_baseline(runs, what).assign(**said),
+        "differences.csv": against_baseline(runs, what).drop(columns="pairs").assign(**said),
         "analysis.csv": results.analyses.solves,
     }
     if what.is_accuracy:

@@ -22,7 +22,6 @@ from resnests.results.cells import CELL, ROW
 from resnests.results.measured import ACCURACY, Measured
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import METRICS, BrokenRecord
-from resnests.text import as_typed
 
 LEVEL = 0.95
 POWER = 0.8
@@ -94,55 +93,26 @@ def against_baseline(runs: pd.DataFrame, what: Measured = ACCURACY) -> pd.DataFr
     n pairs, delta and std (mean and spread of the differences), the interval low to high of delta,
     detectable (the true difference that a test at 5% shows with 80% power), p of a two-sided paired
     t test, and p_holm, corrected for all tests of the frame together. From low on they are nan for
-    one pair, and where all differences are equal.
+    one pair, and where all differences are equal. The column pairs has seeds and run directories.
     """
-    complete = runs.loc[runs["status"] == "complete", [*CELL, "seed", what.column]]
+    complete = runs.loc[runs["status"] == "complete", [*CELL, "seed", "path", what.column]]
     is_baseline = complete["variant"] == BASELINE
     baseline = complete[is_baseline].drop(columns="variant")
     pairs = complete[~is_baseline].merge(baseline, on=[*ROW, "seed"], suffixes=("", "_baseline"))
-    return _paired(pairs, CELL, what)
+    return paired_differences(pairs, CELL, what)
 
 
-def against_value(runs: pd.DataFrame, key: str, value: str, what: Measured) -> pd.DataFrame:
-    """Return the runs of each other value of `key` less those that have `value` and are the same in
-    all else, paired by seed, as against_baseline has it; the columns are CELL, `key` and `paths`,
-    pairs of run directories. Raise a UserError where no run has the value.
-
-    An axis brings keys along: arch=resnet20 its arch.blocks, optimizer=sgd its optimizer.momentum.
+def paired_differences(pairs: pd.DataFrame, by: list[str], what: Measured) -> pd.DataFrame:
+    """Return n, delta and the tests of the differences of `pairs`, grouped by columns; and `pairs`,
+    the seeds with both run directories.
     """
-    column = key if key in runs else f"{key}.name"
-    if column not in runs:
-        raise UserError(f"--compare {key}={value}: expected a key that the runs have, such as arch")
-    complete = runs[runs["status"] == "complete"]
-    values = complete[column].map(lambda one: str(as_typed(one)))
-    if value not in set(values):
-        known = ", ".join(sorted(set(values))[:8])
-        raise UserError(f"--compare {key}={value}: no complete run has it; expected one of {known}")
-    prefix = f"{column.removesuffix('.name')}." if column in ("arch", "variant") else column
-    prefix = f"{key}." if column.endswith(".name") else prefix
-    rest = [
-        json.dumps({k: v for k, v in json.loads(text).items() if not k.startswith(prefix)})
-        for text in complete["recipe_values"]
-    ]
-    same = [name for name in ("dataset", "arch", "variant") if name != column]
-    kept = complete[list(dict.fromkeys([*CELL, "seed", "path", what.column]))]
-    kept = kept.assign(rest=rest, value=values)
-    is_baseline = kept["value"] == value
-    pairs = kept[~is_baseline].merge(
-        kept[is_baseline], on=[*same, "rest", "seed"], suffixes=("", "_baseline")
-    )
-    by = [*CELL, "value"]
-    table = _paired(pairs, by, what)
-    paths = pairs.groupby(by, observed=True)[["path", "path_baseline"]].agg(list).reset_index()
-    return table.merge(paths, on=by)
-
-
-def _paired(pairs: pd.DataFrame, by: list[str], what: Measured) -> pd.DataFrame:
-    """Return n, delta and the tests of the differences of `pairs`, grouped by columns."""
     from scipy.special import nctdtrinc, stdtr
 
-    pairs = pairs.assign(difference=pairs[what.column] - pairs[f"{what.column}_baseline"])
-    groups = pairs.groupby(by, observed=True)["difference"]
+    difference = pairs[what.column] - pairs[f"{what.column}_baseline"]
+    members = [*pairs[["seed", "path", "path_baseline"]].itertuples(index=False, name=None)]
+    pairs = pairs.assign(difference=difference, pairs=pd.Series(members, pairs.index, dtype=object))
+    both = pairs.groupby(by, observed=True)
+    groups = both["difference"]
     table = groups.agg(["count", "mean", "std"]).rename(columns={"count": "n"}).reset_index()
     n, error, quantile = table["n"], standard_error(table), t_quantile(table["n"])
     # The power counts the tail on the side of the difference; the other one's share is negligible.
@@ -154,6 +124,7 @@ def _paired(pairs: pd.DataFrame, by: list[str], what: Measured) -> pd.DataFrame:
         detectable=noncentrality * error,
         p=p,
         p_holm=holm(p),
+        pairs=both["pairs"].agg(sorted).array,
     )
     return table.rename(columns={"mean": "delta"})
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from resnests.paper import PUBLISHED, VARIANTS, dataset_label, variant_label
 from resnests.results import notes
+from resnests.results.axes import against_value
 from resnests.results.cells import CELL, ROW, Cell, names, row_name
 from resnests.results.measured import ACCURACY, Measured
 from resnests.results.paired import mcnemar, read_predictions
@@ -21,7 +22,6 @@ from resnests.results.stats import (
     BASELINE,
     against_baseline,
     against_paper,
-    against_value,
     cell_statistics,
     millions,
     sizes,
@@ -92,12 +92,12 @@ def axis_table(runs: pd.DataFrame, key: str, value: str, what: Measured = ACCURA
     """Return the difference of every other value of `key` to `value`, paired by seed, and where the
     predictions of both are there, McNemar's test on the same images; raise a UserError.
     """
-    differences, digits = against_value(runs, key, value, what), what.digits
+    (differences, lone), digits = against_value(runs, key, value, what), what.digits
     rows = [
         [
             *_name(d), str(d["value"]), f"{d['n']}", f"{d['delta']:+.{digits}f}",
             NONE if pd.isna(d["low"]) else f"{d['low']:+.{digits}f} to {d['high']:+.{digits}f}",
-            _p(d["p"]), _p(d["p_holm"]), _mcnemar(d["path"], d["path_baseline"]),
+            _p(d["p"]), _p(d["p_holm"]), _mcnemar(d["pairs"]),
         ]
         for d in differences.to_dict("records")
     ]  # fmt: skip
@@ -112,18 +112,19 @@ def axis_table(runs: pd.DataFrame, key: str, value: str, what: Measured = ACCURA
         f"seeds, p corrected for the {differences['p'].notna().sum()} tests here (Holm), and exact "
         "p of McNemar's test on the test images of each pair of runs with predictions=true."
     )
-    lines = [*what.notes]
-    if differences.empty:
-        lines.append(f"No run is the same as one with {key}={value} in all else, with its seed.")
-    else:
+    lines = [*what.notes, *lone]
+    if len(differences):
         lines += notes.power(differences, what)
+    elif not lone:
+        lines.append(f"No complete run has another value of {key}.")
     return Table(f"differences_{key}_{value}", title, caption, header, rows, lines)
 
 
-def _mcnemar(paths: list[str], others: list[str]) -> str:
+def _mcnemar(pairs: list[tuple[int, str, str]]) -> str:
     """Return the p of each pair of runs that have predictions of the same images."""
     found = []
-    for one, other in zip(map(read_predictions, paths), map(read_predictions, others), strict=True):
+    for _, *paths in pairs:
+        one, other = map(read_predictions, paths)
         if one and other and np.array_equal(one.labels, other.labels):
             found.append(_p(mcnemar(one, other)))
     return ", ".join(found) or NONE

@@ -9,6 +9,7 @@ from resnests.errors import UserError
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import read_runs
 from resnests.results.output import plan
+from resnests.results.select import select
 from resnests.results.tables import axis_table
 
 ADAMW = {
@@ -87,6 +88,67 @@ def test_what_no_run_has_is_one_line(tmp_path, key, value, said):
     add(tmp_path, [90])
     with pytest.raises(UserError, match=said):
         table(tmp_path, key, value)
+
+
+def test_a_run_that_fits_several_of_a_value_is_refused(tmp_path):
+    """Each pair counted once for every rate of the baseline: p and interval were too small."""
+    for optimizer in (trees.SGD, ADAMW):
+        for rate in (0.02, 0.1):
+            add(tmp_path, [90, 91, 93], optimizer=optimizer | {"lr": rate})
+    said = r"^--compare optimizer=sgd: 2 runs with it fit .*seed=0, and differ in optimizer.lr; exp"
+    with pytest.raises(UserError, match=said):
+        table(tmp_path, "optimizer", "sgd")
+    runs = select(read_runs(tmp_path)[0], ["optimizer.lr=0.1"])
+    (row,) = axis_table(drop_copies(label_rows(runs))[0], "optimizer", "sgd").rows
+    assert row[3:5] == ["adamw", "3"]
+
+
+def test_a_name_is_its_group(tmp_path):
+    add(tmp_path, [90, 91])
+    add(tmp_path, [80, 83], optimizer=ADAMW)
+    add(tmp_path, [70, 71], arch="resnet8")
+    (row,) = table(tmp_path, "optimizer.name", "adamw").rows
+    assert row[3:6] == ["sgd", "2", "+9.00"]
+    (row,) = table(tmp_path, "arch.name", "resnet20").rows
+    assert row[3:6] == ["resnet8", "2", "-20.00"]
+
+
+def test_augmentations_are_compared_with_how_often_they_draw(tmp_path):
+    add(tmp_path, [90, 91])
+    transform = {"_target_": "torchvision.transforms.v2.RandAugment"}
+    rand = {"name": "tensor", "augment": [transform], "draws": 16}
+    add(tmp_path, [92, 94], pipeline=rand)
+    add(tmp_path, [95, 96], pipeline={"name": "tensor", "mix": "mixup"}, trainer__epochs=7)
+    (row,) = table(tmp_path, "pipeline.augment", "[]").rows
+    assert row[3:6] == ["[RandAugment]", "2", "+2.50"]
+    (row,) = table(tmp_path, "pipeline.augment", "[RandAugment]").rows
+    assert row[3:6] == ["[]", "2", "-2.50"]
+    said = r"--compare augment=rand: .* 'pipeline.augment=\[RandAugment\]', .* 'pipeline.mix=mixup'"
+    with pytest.raises(UserError, match=said):
+        table(tmp_path, "augment", "rand")
+
+
+def test_epochs_are_compared_although_milestones_move_along(tmp_path):
+    add(tmp_path, [90, 91])
+    add(tmp_path, [80, 82], trainer__epochs=1)
+    (row,) = table(tmp_path, "trainer.epochs", "200").rows
+    assert row[3:6] == ["1", "2", "-9.50"]
+
+
+def test_cells_without_a_pair_are_named_with_what_differs(tmp_path):
+    add(tmp_path, [90, 91])
+    add(tmp_path, [80, 83], variant="bn_resnest")
+    add(tmp_path, [70, 71], variant="resnest")
+    trees.add_run(tmp_path, 60, variant="a_resnest", seed=9)
+    trees.add_run(tmp_path, 60, variant="a_resnest", arch="resnet8")
+    made = table(tmp_path, "variant", "standard")
+    assert [row[3] for row in made.rows] == ["bn_resnest"]
+    (note,) = [note for note in made.notes if note.startswith("Without a pair")]
+    assert "ResNet-20 ResNEst, resnest (optimizer.lr=0.01 against optimizer.lr=0.1)" in note
+    assert "ResNet-20 A-ResNEst, a_resnest (other seeds)" in note
+    assert "ResNet-8 A-ResNEst, a_resnest (no run with it of this dataset and arch)" in note
+    made = table(tmp_path, "dataset", "cifar10")
+    assert (made.rows, made.notes) == ([], ["No complete run has another value of dataset."])
 
 
 def test_a_comparison_is_a_word_or_a_value():
