@@ -18,6 +18,7 @@ from resnests.errors import UserError, require
 from resnests.results import render
 from resnests.results.analyses import Analyses, read_analyses
 from resnests.results.analysis import analysis_tables
+from resnests.results.axes import against_value
 from resnests.results.columns import PLANNED
 from resnests.results.measured import ACCURACY, Measured
 from resnests.results.stats import against_baseline, against_paper, cell_statistics, with_interval
@@ -71,7 +72,7 @@ class Results:
             return analysis_tables(self._require_analyses())
         tables = accuracy_tables(self.runs, self.plan.statistic, self.plan.what)
         if "standard" in self.plan.compare:
-            table = comparison_table(self.runs, self.plan.what)
+            table = comparison_table(self.runs, self.plan.what, by_image=self.plan.asked)
             if table.rows or self.plan.asked:
                 tables.append(table)
         if "paper" in self.plan.compare and self.plan.what.is_accuracy:
@@ -218,6 +219,8 @@ def _write_all(results: Results, folder: Path) -> None:
 
 def _numbers(results: Results) -> dict[str, bytes]:
     """Return what is behind the tables, as CSV under the names of their files."""
+    from resnests.results.style import figure_key
+
     what, runs = results.plan.what, results.runs
     said = {"epoch": what.epoch} | ({} if what == ACCURACY else {"of": what.column})
     frames = {
@@ -227,6 +230,12 @@ def _numbers(results: Results) -> dict[str, bytes]:
         "differences.csv": against_baseline(runs, what).drop(columns="pairs").assign(**said),
         "analysis.csv": results.analyses.solves,
     }
+    for axis in results.plan.compare:
+        key, equals, value = axis.partition("=")
+        if equals:
+            differences, _ = against_value(runs, key, value, what)
+            name = f"{figure_key('differences', key, value)}.csv"
+            frames[name] = differences.drop(columns="pairs").assign(baseline=value, **said)
     if what.is_accuracy:
         frames["paper.csv"] = against_paper(runs).assign(**said)
     always = ("cells.csv", "differences.csv")

@@ -40,6 +40,11 @@ _SPREADS = {
     "ci": "[{low:.{digits}f} to {high:.{digits}f}]",
 }
 NONE = "—"
+MCNEMAR = "Seed: McNemar's p"
+_OF_MCNEMAR = (
+    "McNemar's p is exact and not corrected, of the test images of each pair of runs with "
+    "predictions=true."
+)
 
 
 @dataclass
@@ -63,9 +68,14 @@ def accuracy_tables(
     return [_accuracy_table(name, mine, statistic, what) for name, mine in datasets]
 
 
-def comparison_table(runs: pd.DataFrame, what: Measured = ACCURACY) -> Table:
-    """Return every variant's difference to Standard, paired by seed."""
+def comparison_table(
+    runs: pd.DataFrame, what: Measured = ACCURACY, by_image: bool = False
+) -> Table:
+    """Return every variant's difference to Standard, paired by seed; with `by_image` McNemar's
+    test, too, where the predictions of a pair are there.
+    """
     differences, digits = against_baseline(runs, what), what.digits
+    exact = [_mcnemar(pairs) for pairs in differences["pairs"]] if by_image else []
     rows = [
         [
             *_name(d), f"{d['n']}", f"{d['delta']:+.{digits}f}",
@@ -83,6 +93,10 @@ def comparison_table(runs: pd.DataFrame, what: Measured = ACCURACY) -> Table:
         "paired by seed: mean, 95% interval, two-sided p of a paired t test, and p corrected for "
         f"the number of tests here, {differences['p'].notna().sum()} (Holm)."
     )
+    if {*exact} - {NONE}:
+        rows = [[*row, p] for row, p in zip(rows, exact, strict=True)]
+        header.append(MCNEMAR)
+        caption += f" {_OF_MCNEMAR}"
     title = "Differences to Standard"
     lines = [*what.notes, *notes.power(differences, what)]
     return Table("differences", title, caption, header, rows, lines, _variants(differences))
@@ -103,14 +117,14 @@ def axis_table(runs: pd.DataFrame, key: str, value: str, what: Measured = ACCURA
     ]  # fmt: skip
     header = [
         "Data set", "Architecture", "Variant", key, "Pairs", f"Δ to {value}", "95% interval",
-        "p", "p (Holm)", "McNemar's p, seed by seed",
+        "p", "p (Holm)", MCNEMAR,
     ]  # fmt: skip
     title = f"Differences to {key}={value}"
     caption = (
         f"Difference of {what.words} {notes.of_epoch(what.epoch)} to {key}={value} in "
         f"{what.points}, paired by seed: mean, 95% interval, two-sided p of a paired t test over "
-        f"seeds, p corrected for the {differences['p'].notna().sum()} tests here (Holm), and exact "
-        "p of McNemar's test on the test images of each pair of runs with predictions=true."
+        f"seeds, and p corrected for the {differences['p'].notna().sum()} tests here (Holm). "
+        f"{_OF_MCNEMAR}"
     )
     lines = [*what.notes, *lone]
     if len(differences):
@@ -121,12 +135,12 @@ def axis_table(runs: pd.DataFrame, key: str, value: str, what: Measured = ACCURA
 
 
 def _mcnemar(pairs: list[tuple[int, str, str]]) -> str:
-    """Return the p of each pair of runs that have predictions of the same images."""
+    """Return the seed and p of each pair of runs that have predictions of the same images."""
     found = []
-    for _, *paths in pairs:
+    for seed, *paths in pairs:
         one, other = map(read_predictions, paths)
         if one and other and np.array_equal(one.labels, other.labels):
-            found.append(_p(mcnemar(one, other)))
+            found.append(f"{seed}: {_p(mcnemar(one, other))}")
     return ", ".join(found) or NONE
 
 

@@ -1,5 +1,7 @@
 """Differences to any value of any axis, paired by seed."""
 
+import csv
+
 import numpy as np
 import pytest
 import trees
@@ -8,9 +10,9 @@ from scipy import stats
 from resnests.errors import UserError
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import read_runs
-from resnests.results.output import plan
+from resnests.results.output import Results, _numbers, plan
 from resnests.results.select import select
-from resnests.results.tables import axis_table
+from resnests.results.tables import MCNEMAR, axis_table, comparison_table
 
 ADAMW = {
     "name": "adamw",
@@ -62,15 +64,37 @@ def test_a_value_of_a_key_and_holm_over_what_is_shown(tmp_path):
     assert "2 tests here" in made.caption
 
 
-def test_pairs_with_predictions_have_an_exact_test(tmp_path):
-    labels = np.zeros(10, int)
-    for wrong, arch in ((0, "resnet20"), (6, "resnet8")):
-        (run,) = add(tmp_path, [90], arch=arch)
-        predicted = (np.arange(10) < wrong).astype(int)
-        logits = np.eye(2)[predicted]
-        np.savez(run.predictions_file, label=labels, prediction=predicted, logits=logits)
-    (row,) = table(tmp_path, "arch", "resnet20").rows
-    assert row[9] == f"{2 / 64:.3f}"
+def predict(run, wrong):
+    """Write predictions of ten images, of which some are wrong."""
+    predicted = (np.arange(10) < wrong).astype(int)
+    arrays = {"label": np.zeros(10, int), "prediction": predicted, "logits": np.eye(2)[predicted]}
+    np.savez(run.predictions_file, **arrays)
+
+
+def test_each_pair_with_predictions_has_an_exact_test_beside_its_seed(tmp_path):
+    mine = {"arch": "resnet8"}, {"variant": "bn_resnest"}
+    for wrong, other in ((0, {}), *((6, one) for one in mine)):
+        for run in add(tmp_path, [90, 91, 93], **other)[::2]:
+            predict(run, wrong)
+    p = f"{2 / 64:.3f}"
+    assert table(tmp_path, "arch", "resnet20").rows[0][9] == f"0: {p}, 2: {p}"
+    runs = drop_copies(label_rows(read_runs(tmp_path)[0]))[0]
+    made = comparison_table(runs, by_image=True)
+    assert [row[-1] for row in made.rows] == [f"0: {p}, 2: {p}"]
+    assert made.header[-1] == MCNEMAR
+    assert MCNEMAR not in comparison_table(runs).header
+
+
+def test_differences_of_an_axis_are_written_as_numbers(tmp_path):
+    add(tmp_path, [90, 91, 93])
+    add(tmp_path, [92, 92, 96], arch="resnet8")
+    runs = drop_copies(label_rows(read_runs(tmp_path)[0]))[0]
+    asked = plan("there/", None, None, ["arch=resnet20", "standard"])
+    files = _numbers(Results(runs, [], asked))
+    (row,) = csv.DictReader(files["differences_arch_resnet20.csv"].decode().splitlines())
+    assert (row["arch"], row["value"], row["baseline"]) == ("resnet8", "resnet8", "resnet20")
+    assert (row["n"], row["delta"], row["epoch"]) == ("3", "2.0", "last")
+    assert not any("path" in name or "pairs" in name for name in row)
 
 
 @pytest.mark.parametrize(
