@@ -12,6 +12,7 @@ import pandas as pd
 
 from resnests.config.recipe import distinguishing_keys
 from resnests.errors import UserError, require_one_of
+from resnests.results.columns import PLANNED
 from resnests.runs.record import METRICS
 from resnests.text import brief
 
@@ -130,7 +131,8 @@ def _said(runs: pd.DataFrame, metric: str, key: str, default: str) -> str:
 
 def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.DataFrame, Measured]:
     """Return `runs` with, of each cell, those of the value of `key` with the best mean of `by` over
-    seeds, and this value as a column `chosen`; and `what` with a note on it. Raise a UserError.
+    seeds, and this value as a column `chosen`; and `what` with notes: on the number of values that
+    were begun, and on cells of which nothing is complete. Raise a UserError.
 
     Cells that choose different values stay in one row of the tables, as they would with one value.
     """
@@ -138,7 +140,7 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
     judge = measured(runs, by.removeprefix("val_"), "val", "last")
     if key not in runs:
         raise UserError(f"--select {key}: expected a key that the runs have, such as optimizer.lr")
-    chosen, said = [], []
+    chosen, said, left_out = [], [], []
     recipes = [json.loads(text) for text in runs["recipe_values"]]
     others = [json.dumps(recipe | {key: "chosen"}, sort_keys=True) for recipe in recipes]
     cells = runs.assign(recipe_values=others).groupby(
@@ -147,18 +149,28 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
     telling = sorted(distinguishing_keys([json.loads(text) for text in set(others)]))
     telling = [name for name in telling if not name.startswith(("arch.", "variant.", key))]
     for (_, arch, variant, recipe), cell in cells:
-        complete = cell[cell["status"] == "complete"]
-        means = complete.groupby(key)[judge.column].mean().dropna()
-        if means.empty:
-            continue
-        best = means.idxmax() if judge.better == "high" else means.idxmin()
-        chosen.append(cell[cell[key] == best].assign(**{key: "chosen", "chosen": best}))
+        begun = cell[cell["status"] != PLANNED]
+        scores = begun[judge.column].where(begun["status"] == "complete").groupby(begun[key])
         values = {k: brief(v) for k, v in json.loads(recipe).items()}
         more = "".join(f" {name}={values[name]}" for name in telling if name in values)
-        said.append(f"{arch} {variant}{more} {best} (of {len(means)})")
+        if not scores.count().any():
+            left_out.append(f"{arch} {variant}{more}")
+            continue
+        best = scores.mean().idxmax() if judge.better == "high" else scores.mean().idxmin()
+        chosen.append(cell[cell[key] == best].assign(**{key: "chosen", "chosen": best}))
+        said.append(f"{arch} {variant}{more} {best} (of {_tried(scores.count())})")
     if not chosen:
         raise UserError(f"--select {key} --by {by}: no complete run has {by}")
     note = f"{key} chosen by the mean {judge.words} over seeds: {', '.join(said)}."
+    lost = f"Left out, as no run with {by} is complete: {', '.join(left_out)}."
     picked = pd.concat(chosen).sort_index()
-    notes = dict.fromkeys((*what.notes, *judge.notes, note))
+    notes = dict.fromkeys((*what.notes, *judge.notes, note, *[lost] * bool(left_out)))
     return picked.reset_index(drop=True), replace(what, notes=tuple(notes))
+
+
+def _tried(counts: pd.Series) -> str:
+    """Return how many values were tried, with the complete seeds of each where these differ: a mean
+    of fewer is higher by chance, and one of those that did not diverge is of a selection.
+    """
+    seeds = ", ".join(f"{value}: {count}" for value, count in counts.items())
+    return f"{len(counts)}; complete seeds {seeds}" if counts.nunique() > 1 else f"{len(counts)}"

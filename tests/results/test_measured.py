@@ -97,6 +97,36 @@ def test_validation_chooses_a_value_of_each_cell_and_its_test_is_reported(tmp_pa
     assert "resnet8 standard trainer.batch_size=64 0.1 (of 1)" in note
 
 
+def choices(root):
+    """Return the notes on what was chosen."""
+    made, found = cells(root, select="optimizer.lr")
+    return [line for line in made.notes if "chosen by" in line or "Left out" in line], found
+
+
+def test_all_values_that_were_begun_are_counted_with_unequal_seeds(tmp_path):
+    """A rate that diverged was a choice, too; one surviving seed is no mean of three."""
+    for seed in range(3):
+        add(tmp_path, 90, 80, seed, optimizer=trees.SGD | {"lr": 0.1})
+        for rate in (0.3, 1.0):
+            options = HELD_OUT | {"optimizer": trees.SGD | {"lr": rate}, "seed": seed}
+            trees.add_run(tmp_path, status="diverged", **options)
+    add(tmp_path, 92, 85, optimizer=trees.SGD | {"lr": 0.3})
+    (note,), found = choices(tmp_path)
+    assert "0.3 (of 3; complete seeds 0.1: 3, 0.3: 1, 1.0: 0)" in note
+    assert found == {"ResNet-20": "92.00%"}
+
+
+def test_a_cell_without_a_complete_run_is_named(tmp_path):
+    add(tmp_path, 90, 80)
+    for rate in (0.1, 0.3):
+        options = HELD_OUT | {"optimizer": trees.SGD | {"lr": rate}, "arch": "resnet8"}
+        trees.add_run(tmp_path, status="diverged", **options)
+    (note, lost), found = choices(tmp_path)
+    assert note.endswith("resnet20 standard 0.1 (of 1).")
+    assert lost == "Left out, as no run with val_accuracy is complete: resnet8 standard."
+    assert list(found) == ["ResNet-20"]
+
+
 def add_f1(root, seed, digest, **keys):
     """Write a run whose f1 is defined by keys, as `digest` says."""
     f1 = {"test": 80.0 + seed, "val": 70.0, "definition": digest}
