@@ -51,10 +51,11 @@ def _write(root: str, query: list[str], arguments: argparse.Namespace) -> None:
     runs = select(runs, query)
     epoch = arguments.epoch or "last"
     what = measured(runs, arguments.metric or "accuracy", arguments.split or "test", epoch)
-    if arguments.select:
-        runs, what = choose(runs, arguments.select, arguments.by or "val_accuracy", what)
+    by = arguments.by or "val_accuracy"
     if epoch == "best":
-        runs = at_best_epoch(runs)
+        runs = at_best_epoch(runs, what.column, by)
+    if arguments.select:
+        runs, what = choose(runs, arguments.select, by, what)
     if not what.is_accuracy and arguments.compare and "paper" in arguments.compare:
         raise UserError(f"--compare paper: the paper has test accuracies, no {what.words}")
     runs, copies = drop_copies(label_rows(runs))

@@ -13,7 +13,6 @@ import pandas as pd
 from resnests.config.recipe import distinguishing_keys
 from resnests.errors import UserError, require_one_of
 from resnests.results.columns import PLANNED
-from resnests.runs.record import METRICS
 from resnests.text import brief
 
 SPLITS = {"test": "test", "val": "validation"}
@@ -81,8 +80,6 @@ def measured(runs: pd.DataFrame, name: str, split: str, epoch: str) -> Measured:
         known = sorted(c.partition("_")[2] for c in runs if c.startswith(f"{split}_"))
         mend = f"expected {', '.join(known)}" if known else "train with dataset.val_fraction=0.1"
         raise UserError(f"--metric {name} --split {split}: no complete run has it; {mend}")
-    if epoch == "best" and column not in (*METRICS, "val_accuracy"):
-        raise UserError(f"--epoch best: expected the last epoch with --metric {name}")
     plain = name.removeprefix("ema_")
     unit, better = {"loss": ("", "low"), "accuracy": ("%", "high")}.get(plain, (None, None))
     if unit is not None:
@@ -137,7 +134,7 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
     Cells that choose different values stay in one row of the tables, as they would with one value.
     """
     require_one_of("--by", by.partition("_")[0], ("val",))
-    judge = measured(runs, by.removeprefix("val_"), "val", "last")
+    judge = measured(runs, by.removeprefix("val_"), "val", what.epoch)
     if key not in runs:
         raise UserError(f"--select {key}: expected a key that the runs have, such as optimizer.lr")
     chosen, said, left_out = [], [], []
@@ -161,7 +158,8 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
         said.append(f"{arch} {variant}{more} {best} (of {_tried(scores.count())})")
     if not chosen:
         raise UserError(f"--select {key} --by {by}: no complete run has {by}")
-    note = f"{key} chosen by the mean {judge.words} over seeds: {', '.join(said)}."
+    of = " of the best epoch" if what.epoch == "best" else ""
+    note = f"{key} chosen by the mean {judge.words}{of} over seeds: {', '.join(said)}."
     lost = f"Left out, as no run with {by} is complete: {', '.join(left_out)}."
     picked = pd.concat(chosen).sort_index()
     notes = dict.fromkeys((*what.notes, *judge.notes, note, *[lost] * bool(left_out)))

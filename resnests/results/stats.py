@@ -179,12 +179,12 @@ def _deviations(runs: pd.DataFrame) -> pd.Series:
     return pd.Series(found, pd.MultiIndex.from_frame(first[CELL]), name="deviations", dtype=object)
 
 
-def at_best_epoch(runs: pd.DataFrame) -> pd.DataFrame:
+def at_best_epoch(runs: pd.DataFrame, *needed: str) -> pd.DataFrame:
     """Return `runs` with the metrics of complete ones taken at the epoch of the best validation
-    accuracy.
+    accuracy, nan where none was measured there.
 
-    Raises UserError where a complete run has no held-out split: the test set must not choose what
-    is reported of it.
+    Raises UserError where a complete run has no held-out split, as the test set must not choose
+    what is reported of it; or where it has a `needed` metric, but not of that epoch.
     """
     runs = runs.copy()
     complete = runs[runs["status"] == "complete"]
@@ -195,18 +195,25 @@ def at_best_epoch(runs: pd.DataFrame) -> pd.DataFrame:
             f"split, such as {without['path'].iloc[0]}; an epoch that the test set chose would "
             "flatter it. Train with dataset.val_fraction=0.1, or leave the last epoch"
         )
-    columns = ("epoch", *METRICS)
+    columns = ("epoch", *METRICS, "val_accuracy")
+    more = [name for name in runs if name.startswith(("val_", "test_")) and name not in columns]
     for index, path in complete["path"].items():
         try:
-            history = RunDirectory(path).read_history((*columns, "val_accuracy"))
+            epochs = pd.DataFrame(RunDirectory(path).read_history())
         except BrokenRecord as error:
             raise UserError(f"--epoch best: {path}: {error}") from error
-        epochs = pd.DataFrame(history).dropna()
+        epochs = epochs.dropna(subset=[*columns])
         if epochs.empty:
             raise UserError(
                 f"--epoch best: {path}: history.csv has no epoch with validation and test accuracy"
             )
-        best = epochs.loc[epochs["val_accuracy"].idxmax()]
-        for column in (*columns, "val_accuracy"):
+        best = epochs.loc[epochs["val_accuracy"].idxmax()].reindex([*columns, *more])
+        for column in {*needed} & {*best.index}:
+            if pd.isna(best[column]) and pd.notna(runs.at[index, column]):
+                raise UserError(
+                    f"--epoch best: {path}: history.csv has no {column} of epoch "
+                    f"{best['epoch']:.0f}, as that was measured afterwards; expected the last epoch"
+                )
+        for column in best.index:
             runs.loc[index, column] = best[column]
     return runs

@@ -13,6 +13,7 @@ from resnests.results.frame import read_runs
 from resnests.results.measured import choose, measured
 from resnests.results.output import Results, _numbers, plan
 from resnests.results.plots import drawings
+from resnests.results.stats import at_best_epoch
 from resnests.results.tables import accuracy_tables, comparison_table
 
 HELD_OUT = {"dataset__val_fraction": 0.1, "trainer__epochs": 2}
@@ -95,6 +96,28 @@ def test_validation_chooses_a_value_of_each_cell_and_its_test_is_reported(tmp_pa
         line for line in cells(tmp_path, select="optimizer.lr")[0].notes if "chosen by" in line
     ]
     assert "resnet8 standard trainer.batch_size=64 0.1 (of 1)" in note
+
+
+def test_a_metric_and_a_choice_are_of_the_best_epoch_where_that_is_asked(
+    tmp_path, monkeypatch, capsys
+):
+    """At the last epoch 0.1 is better on held-out images, at the best one 0.3."""
+    for rate, val, f1 in ((0.1, (50, 70), (40, 60)), (0.3, (90, 60), (80, 50))):
+        rows = trees.history_rows(88, 2, val=True)
+        for row, accuracy, value in zip(rows, val, f1, strict=True):
+            row |= {"val_accuracy": accuracy, "test_f1": value - 5.0, "val_f1": value}
+        metrics = {"f1": {"test": f1[1] - 5.0, "val": f1[1]}}
+        options = HELD_OUT | {"metrics": F1, "optimizer": trees.SGD | {"lr": rate}}
+        trees.add_run(tmp_path, history=rows, record={"metrics": metrics}, **options)
+    words = ["--metric", "f1", "--epoch", "best", "--select", "optimizer.lr", "--by", "val_f1"]
+    monkeypatch.setattr("sys.argv", ["aggregate.py", str(tmp_path), *words])
+    aggregate.main()
+    shown = capsys.readouterr().out
+    assert "75.00% (0.27M)" in shown
+    assert "mean validation f1 of the best epoch over seeds: resnet20 standard 0.3 (of 2)" in shown
+    assert cells(tmp_path, "f1", select="optimizer.lr")[1] == {"ResNet-20": "55.00%"}
+    best = at_best_epoch(read_runs(tmp_path)[0])
+    assert sorted(best["test_f1"]) == [55, 75]
 
 
 def choices(root):
@@ -180,13 +203,20 @@ def test_a_metric_of_two_units_or_directions_is_refused(tmp_path, key, other):
             "--by test_accuracy: expected va",
         ),
         (["--select", "optimizer.rate"], "--select optimizer.rate: expected a key that the runs"),
+        (
+            ["--select", "optimizer.lr", "--by", "val_f9", "--epoch", "best"],
+            "--metric f9 --split val: no complete run has it",
+        ),
         (["--together"], "--together goes with --output DIR"),
         (["--by", "val_f1"], "--by goes with --best or --select"),
         (
             ["--metric", "f1", "--compare", "paper"],
             "--compare paper: the paper has test accura",
         ),
-        (["--metric", "f1", "--epoch", "best"], "--epoch best: expected the last epoch with"),
+        (
+            ["--metric", "f1", "--epoch", "best"],
+            "history.csv has no test_f1 of epoch 2, as that was",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(tmp_path, monkeypatch, capsys, words, said):
