@@ -21,6 +21,7 @@ COLUMNS = {
     "device_ms_step": "of kernels",
     "kernels_step": "kernels",
     "evaluation_s": "evaluation, s",
+    "evaluation_s_of_batches": "of batches of",
     "plain_evaluation_s": "one by one",
     "last_batch_ms": "last batch so, ms",
     "first_step_s": "first step, s",
@@ -54,4 +55,6 @@ def report(rows: list[dict[str, Any]]) -> str:
 def _text(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_text(one)}" for key, one in value.items())
     return f"{value:.3g}" if isinstance(value, float) and value < 1000 else f"{value}"

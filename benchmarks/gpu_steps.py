@@ -34,6 +34,8 @@ from resnests.training.numerics import move, set_numerics
 from resnests.training.optim import build_optimizer
 from resnests.training.step import Step
 
+EVALUATED = (250, 500, 1000, 2000, 4000)  # images in a batch
+
 
 @dataclass
 class Spec:
@@ -141,21 +143,27 @@ class Steps:
 
     def extras(self) -> dict[str, Any]:
         """Return the seconds of an evaluation, the time of a last batch, and what ran most."""
-        test = Images(self.split.take(slice(self.spec.tested)), self.dataset, self.device)
-        step, precision = Step(self.model, self.trainer), self.spec.precision
-        graphs = WholeEvaluation(step, test)
-        one_by_one = self.timed(lambda: evaluate(self.model, test, precision))[1]
-        evaluations = [one_by_one]
-        if step.captures:
-            evaluations = [self.timed(lambda: graphs.evaluate(lambda: False))[1] for _ in range(2)]
+        step, tested = Step(self.model, self.trainer), self.split.take(slice(self.spec.tested))
+        test = Images(tested, self.dataset, self.device)
+        one_by_one = self.timed(lambda: evaluate(self.model, test, self.spec.precision))[1]
+        of_batches = {size: self.evaluation(step, tested, size) for size in EVALUATED}
+        evaluation = self.evaluation(step, tested, test.batch_size)
         self.model.train()
         step.captures = False
         images, labels = next(self.pipeline.batches(1))
         last = images[: self.spec.batch * 5 // 8], labels[: self.spec.batch * 5 // 8]
         seconds = [self.timed(lambda: step(*last))[1] for _ in range(4)]
-        found = {"evaluation_s": evaluations[-1], "plain_evaluation_s": one_by_one}
-        found |= {"last_batch_ms": seconds[-1] * 1e3}
+        found = {"evaluation_s": evaluation, "plain_evaluation_s": one_by_one}
+        found |= {"last_batch_ms": seconds[-1] * 1e3, "evaluation_s_of_batches": of_batches}
         return found | (self.kernels() if self.device.type == "cuda" else {})
+
+    def evaluation(self, step: Step, tested: Split, size: int) -> float:
+        """Return the seconds of an evaluation in batches of `size`, as graphs where there are."""
+        images = type("Sized", (Images,), {"batch_size": size})(tested, self.dataset, self.device)
+        if not step.captures:
+            return self.timed(lambda: evaluate(self.model, images, self.spec.precision))[1]
+        graphs = WholeEvaluation(step, images)
+        return [self.timed(lambda: graphs.evaluate(lambda: False))[1] for _ in range(2)][-1]
 
     def kernels(self, steps: int = 5) -> dict[str, Any]:
         """Return how long kernels take of a step, how many they are, and the costliest."""

@@ -20,6 +20,8 @@ def pytest_configure(config):
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        for name in ("SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE"):  # which promise a GPU
+            os.environ.pop(name, None)
 
 
 def pytest_collection_modifyitems(config, items):

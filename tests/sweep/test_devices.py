@@ -174,12 +174,14 @@ def test_a_job_that_asked_for_no_gpu_was_promised_none(driver, monkeypatch, name
 
 
 def test_a_machine_without_a_driver_or_whose_gpus_are_not_wanted_is_no_reason_to_warn(
-    driver, capsys, monkeypatch
+    driver, capsys, monkeypatch, tmp_path
 ):
     driver("H100")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert uuids() == []
     monkeypatch.setenv("FAKE_NVML_INIT", "12")  # the library is not found
+    for name in ("DRIVER", "AMD"):  # of this machine
+        monkeypatch.setattr(cards, name, tmp_path / "none")
     assert uuids() == []
     assert capsys.readouterr().err == ""
 
