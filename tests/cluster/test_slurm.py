@@ -45,6 +45,10 @@ def _idle(slurm):
     until(lambda: not slurm.queue())
 
 
+def _jobs(folder) -> set[str]:
+    return {run.read_record().provenance.job for run in runs(folder).values()}
+
+
 def test_a_grid_is_trained_on_both_nodes_with_what_each_job_was_given(tmp_path, slurm):
     assert sweep(tmp_path, *SLURM, *GRID) == 0
     records = [run.read_record() for run in runs(tmp_path).values()]
@@ -80,6 +84,18 @@ def test_small_runs_are_packed_into_jobs_and_arrays_split_where_slurm_wants_it(t
     assert statuses(tmp_path) == ["complete"] * 7
     assert len({job.partition("_")[0] for job in jobs}) == 2
     assert len(set(jobs)) == 4
+
+
+def test_what_is_finished_is_started_afresh_where_the_command_says_so(tmp_path, slurm):
+    assert sweep(tmp_path, *SLURM, "seed=0,1") == 0
+    before = _jobs(tmp_path)
+    assert sweep(tmp_path, *SLURM, "seed=0,1", "trainer.overwrite=true") == 0
+    after = _jobs(tmp_path)
+    assert statuses(tmp_path) == ["complete"] * 2
+    assert len(before | after) == 4
+    assert sweep(tmp_path, *SLURM, "seed=0,1", "metrics=[f1]") == 0
+    assert all("f1" in run.read_record().metrics for run in runs(tmp_path).values())
+    assert log(tmp_path).count("submitted") == 3
 
 
 @pytest.mark.skipif(bool(missing(*ACCOUNTANTS)), reason=missing(*ACCOUNTANTS))

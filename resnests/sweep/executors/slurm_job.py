@@ -37,13 +37,15 @@ def main() -> int:
     folder = SweepFolder.of_this_job()
     submission = read_submission(folder.path)
     numbers = submission.numbers(int(task or 0)) if submission.batches else range(0)
-    configs = {n: config_from(spec.config) for n in numbers if (spec := folder.read(n))}
-    before = _unfinished(configs)
+    specs = {number: spec for number in numbers if (spec := folder.read(number))}
+    configs = {number: config_from(spec.config) for number, spec in specs.items()}
+    replaces = {number: spec.replaces for number, spec in specs.items()}
+    before = _unfinished(configs, replaces)
     for number in before:
         folder.forget(number)  # as it was left by this job before it was queued again
     with Stop(folder.specs) as stop:
         _train(configs, list(before))
-    left = _unfinished(configs)
+    left = _unfinished(configs, replaces)
     for number, epochs in left.items():
         if epochs is None:
             print(last_log_line(RunDirectory.of(configs[number])), flush=True)
@@ -67,16 +69,21 @@ def _train(configs: dict[int, Config], numbers: list[int]) -> None:
             list(pool.map(lambda number: run_job(number, at_once, aside), numbers))
 
 
-def _unfinished(configs: dict[int, Config]) -> dict[int, int | None]:
-    """Return the runs that are not at their end, with their epochs, None without a record."""
-    records = {
-        number: RunDirectory.of(config).record_or_none() for number, config in configs.items()
-    }
-    return {
-        number: record.epochs if record else None
-        for number, record in records.items()
-        if record is None or record.status not in FINAL
-    }
+def _unfinished(
+    configs: dict[int, Config], replaces: dict[int, str | None]
+) -> dict[int, int | None]:
+    """Return the runs that are not at their end, with their epochs; None where they have no record
+    but what they start afresh over.
+    """
+    left: dict[int, int | None] = {}
+    for number, config in configs.items():
+        directory = RunDirectory.of(config)
+        record = directory.record_or_none()
+        if record is None or directory.record_digest() == replaces[number]:
+            left[number] = None
+        elif record.status not in FINAL:
+            left[number] = record.epochs
+    return left
 
 
 if __name__ == "__main__":
