@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,16 @@ def load_model(folder: Path | str, trust: bool = False) -> nn.Module:
     Raise a UserError where the folder is not what it says of itself: the digest of the weights,
     that of the configuration in them, names and shapes, the number of parameters. None of that
     keeps a folder of bad intent from being whole, so code that it names is only run with `trust`:
-    without it, config.json can name no more than the networks of this package.
+    without it, config.json can name no more than the networks of this package, and
+    those of timm and torchvision as conf/arch has them, with the same arguments.
     """
     from resnests.models.weights import load_weights
 
     place = Path(folder)
     try:
-        text = (place / "config.json").read_text()
-        about = json.loads(text)
-        if "${" in text:
+        about = json.loads((place / "config.json").read_text())
+        # As it was read: in the file itself each character may be escaped
+        if any("${" in text for text in _strings(about)):
             raise ValueError("a value refers to another one")
         described = files_of(about)
         arch, variant = part_from("arch", about["arch"]), part_from("variant", about["variant"])
@@ -73,6 +75,15 @@ def files_of(about: dict[str, Any]) -> dict[str, dict[str, str]]:
     if "files" in about:
         return dict(about["files"].items())
     return {about["format"]: {"file": about["file"], "sha256": about["sha256"]}}
+
+
+def _strings(node: Any) -> Iterator[str]:
+    """Yield all strings in what JSON holds, the keys included."""
+    if isinstance(node, str):
+        yield node
+    inner = [*node, *node.values()] if isinstance(node, dict) else node
+    for value in inner if isinstance(inner, list) else ():
+        yield from _strings(value)
 
 
 def own_values(about: dict[str, Any]) -> str:

@@ -175,6 +175,23 @@ def strip(folder: Path) -> None:
     edit(folder, files={"safetensors": {"file": file.name, "sha256": digest}})
 
 
+@pytest.mark.parametrize("spelled", ["${", "\\u0024{", "$\\u007b", "\\u0024\\u007B"])
+@pytest.mark.parametrize("place", ["a value", "a key"])
+def test_what_would_call_code_while_it_is_read_is_refused_however_it_is_spelled(
+    tmp_path, spelled, place
+):
+    pytest.importorskip("safetensors", reason="needs resnests[hub]")
+    folder = export(finished(tmp_path, "standard", "safetensors")[0])
+    call = "?{oc.create:{_target_:numpy.savetxt,fname:'%s',X:[]}}" % (tmp_path / "written")
+    given = {"x": [{"y": call}]} if place == "a value" else {call: 1}
+    edit(folder, arch={"name": "mine", "_target_": "resnests.models.densenet.DenseNet"} | given)
+    file = folder / "config.json"
+    file.write_text(file.read_text().replace("?{", spelled))
+    with pytest.raises(UserError, match="a value refers to another one"):
+        load_model(folder)
+    assert not (tmp_path / "written").exists()
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "densenest40_12"])
 def test_networks_of_conf_are_no_code_of_others(tmp_path, name):
     _require_own_code(tmp_path, load_arch(name))
