@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,12 +91,11 @@ def fit(training: Training, state: State) -> None:
             "train_loss": state.totals[0] / pipeline.count,
             "train_accuracy": 100 * state.totals[1] / pipeline.count,
         }
-        if training.schedule and not training.config.optimizer.is_per_step:
-            training.schedule.step()
         _require_finite(row["train_loss"], "train loss", state.epoch)
         started = time.perf_counter()
         if state.epoch % trainer.eval_every == 0 or state.epoch == trainer.epochs:
             row |= _evaluate_all(training, whole, state, progress)
+        _end_epoch(training, state)
         row["seconds"] = round(state.epoch_seconds + time.perf_counter() - started, 4)
         row["images_per_second"] = round(pipeline.count / state.epoch_seconds, 2)
         state.history.append(row)
@@ -104,6 +104,21 @@ def fit(training: Training, state: State) -> None:
         state.totals, state.epoch_seconds = [0.0, 0.0], 0.0
         state.generators = generator_states(step.device)
         training.epoch_done(state)
+
+
+def _end_epoch(training: Training, state: State) -> None:
+    """Step a schedule that is one of epochs.
+
+    After the evaluation, as one that is interrupted leaves the epoch to be ended once more. Earlier
+    versions stepped before it: a checkpoint of theirs may say that this epoch's step is done.
+    """
+    schedule = training.schedule
+    if schedule is None or training.config.optimizer.is_per_step:
+        return
+    if getattr(schedule, "last_epoch", None) != state.epoch:  # which counts the steps
+        with warnings.catch_warnings():  # of no optimizer's step in this process, where it resumed
+            warnings.filterwarnings("ignore", "Detected call of")
+            schedule.step()
 
 
 def is_exhausted(trainer: Trainer, state: State) -> bool:

@@ -10,12 +10,13 @@ from helpers import history, tiny
 from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.data.splits import load
 from resnests.environment import DRY_RUN
-from resnests.errors import UserError
+from resnests.errors import Interrupted, UserError
 from resnests.models.weights import read_torch, save_weights
 from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
 from resnests.tasks import preflight
 from resnests.tasks.experiment import run_experiment
+from resnests.training import loop
 from resnests.training.loop import State, is_exhausted
 from resnests.training.optim import build_optimizer, parameter_groups, set_learning_rate
 from resnests.training.warm_start import warm_start
@@ -253,3 +254,23 @@ def test_a_schedule_of_ones_own_is_stepped_saved_and_resumed(tmp_path, schedule)
     assert run_experiment(mine) == "complete"
     assert history(RunDirectory.of(mine).path) == history(whole.path)
     assert recipe_values(mine)["optimizer.schedule"]["per"] in ("step", "epoch")
+
+
+@pytest.mark.parametrize("is_of_before", [False, True])
+def test_a_schedule_of_epochs_is_stepped_once_where_an_evaluation_is_interrupted(
+    tmp_path, monkeypatch, is_of_before
+):
+    options = (*SCHEDULE, "optimizer.milestones=[]", "optimizer.lr=0.1", "trainer.epochs=3")
+    mine = tiny(*options, f"runs_dir={tmp_path}")
+
+    def interrupt(training, whole, state, progress):
+        if is_of_before:  # which stepped first
+            training.schedule.step()
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_evaluate_all", interrupt)
+        assert run_experiment(mine) == "interrupted"
+    assert run_experiment(mine) == "complete"
+    rates = [float(row["lr"]) for row in history(RunDirectory.of(mine).path)]
+    assert rates == [0.1, 0.05, 0.025]
