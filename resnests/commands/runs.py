@@ -18,6 +18,7 @@ from resnests.errors import UserError
 from resnests.results.cells import describe
 from resnests.results.measured import measured
 from resnests.runs.directory import RunDirectory, find_runs
+from resnests.runs.lock import flocked, is_flocked
 from resnests.runs.record import METRICS
 from resnests.text import as_typed, duration
 
@@ -119,8 +120,9 @@ def delete_runs(runs: pd.DataFrame, sure: bool) -> int:
     left, else 0.
     """
     left, done = 0, "deleted" if sure else "would delete"
-    for path in runs["path"]:
-        reason = _delete(RunDirectory(path), sure)
+    for _, run in runs.iterrows():
+        path = run["path"]
+        reason = _delete(run, sure)
         left += reason is not None
         print(f"left {path}, {reason}" if reason else f"{done} {path}")
     if not sure:
@@ -128,37 +130,65 @@ def delete_runs(runs: pd.DataFrame, sure: bool) -> int:
     return int(sure and left > 0)
 
 
-def _delete(run: RunDirectory, sure: bool) -> str | None:
-    """Delete a run if `sure`; return why it cannot be deleted, None where it can.
+def _delete(row: pd.Series, sure: bool) -> str | None:
+    """Delete the run of `row` if `sure`; return why it cannot be deleted, None where it can.
 
     Its locks are held meanwhile, so that nobody works on it and a sweep that waits for it sees that
-    it is gone. First it is moved aside, whole: if this process is killed then, nothing is lost.
-    Without its record it is no run any more, whatever of it is still to be removed.
+    it is gone. Only under the lock is it certain that the run is still what the row says: a sweep
+    may have tried it again since it was read. First it is moved aside, whole: if this process is
+    killed then, nothing is lost. Without its record it is no run any more, whatever of it is still
+    to be removed.
     """
+    run = RunDirectory(row["path"])
     if run.path.is_symlink():
         return "a link, which rm removes"
     if len(list(find_runs(run.path))) > 1:
         return "which has other runs below it"
+    aside = run.path.with_name(f".deleted.{run.path.name}.{os.getpid()}")
     try:
         if not sure:
-            held = run.is_locked() or run.analysis.is_locked()
+            held = run.is_locked() or run.analysis.is_locked() or any(map(is_flocked, _syncs(run)))
             return "on which a process works" if held else None
         with ExitStack() as locks:
             for directory in (run, run.analysis):
                 if directory.path.is_dir():
                     locks.enter_context(directory.lock().acquire(blocking=False))
-            aside = run.path.with_name(f".deleted.{run.path.name}.{os.getpid()}")
+            for file in _syncs(run):
+                locks.enter_context(flocked(file))
+            if not _is_as_read(run, row):
+                return "which has changed since it was chosen"
             run.path.rename(aside)
             RunDirectory(aside).record_file.unlink()
             shutil.rmtree(aside)
     except Timeout:
         return "on which a process works"
     except (OSError, UserError) as error:
+        if aside.is_dir():
+            return f"of which {aside} is left, which cannot be removed ({error})"
         return f"which cannot be removed ({error})"
     with suppress(OSError):  # other runs are in them
         for parent in list(run.path.parents)[:4]:
             parent.rmdir()
     return None
+
+
+def _syncs(run: RunDirectory) -> list[Path]:
+    """Return the files that processes lock which send the run to trackers."""
+    return sorted(run.path.glob(run.sync_file().name))
+
+
+def _is_as_read(run: RunDirectory, row: pd.Series) -> bool:
+    """Return whether the record of `run` is still the one that `row` was made of."""
+    record = run.record_or_none()
+    if record is None:
+        return False
+    status = "running" if row["status"] == "killed" else row["status"]
+    now = [record.provenance.pid, record.provenance.started, record.provenance.ended]
+    read = [row[f"provenance.{name}"] for name in ("pid", "started", "ended")]
+    same = all(
+        new == old or (new is None and pd.isna(old)) for new, old in zip(now, read, strict=True)
+    )
+    return same and record.status in (status, row["status"])
 
 
 def _differences(directory: RunDirectory, recipe: dict[str, object]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -98,10 +100,25 @@ def is_flocked(path: Path) -> bool:
     import fcntl
 
     try:
-        with open(path, "rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:
         return True
     return False
+
+
+@contextmanager
+def flocked(path: Path) -> Iterator[None]:
+    """Hold a lock on a file; raise filelock's Timeout where another process has it."""
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Timeout(str(path)) from None
+    finally:
+        os.close(descriptor)

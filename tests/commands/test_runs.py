@@ -10,6 +10,7 @@ from resnests import load_runs
 from resnests.commands.runs import delete_runs, print_best, print_run
 from resnests.errors import UserError
 from resnests.results.select import select, split_values
+from resnests.runs.lock import flocked
 from resnests.sharing.card import card
 
 
@@ -174,6 +175,46 @@ def test_a_run_that_somebody_holds_is_never_deleted(tmp_path, capsys):
     assert delete_runs(runs[runs["seed"] < 2], True) == 0
     assert not held.path.exists()
     assert [path.name for path in tmp_path.rglob("*.deleted*")] == []
+
+
+def test_a_run_that_was_tried_again_meanwhile_is_left(tmp_path, capsys):
+    trees.add_run(tmp_path, status="failed")
+    trees.add_run(tmp_path, status="failed", seed=1)
+    killed = trees.add_run(tmp_path, status="running", seed=2)
+    runs = load_runs(tmp_path)
+    done = trees.add_run(tmp_path)
+    again = trees.add_run(tmp_path, status="failed", seed=1, provenance={"started": 1.8e9})
+    assert delete_runs(runs, True) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"left {done.path}, which has changed since it was chosen",
+        f"left {again.path}, which has changed since it was chosen",
+        f"deleted {killed.path}",
+    ]
+    assert done.status() == "complete"
+
+
+def test_a_run_that_a_tracker_is_sent_is_left(tmp_path, capsys):
+    run = trees.add_run(tmp_path)
+    run.sync_file("mlflow").touch()
+    runs = load_runs(tmp_path)
+    with flocked(run.sync_file("mlflow")):
+        for sure in (False, True):
+            delete_runs(runs, sure)
+            assert f"left {run.path}, on which a process works" in capsys.readouterr().out
+    assert delete_runs(runs, True) == 0
+
+
+def test_what_cannot_be_removed_of_a_run_is_named(tmp_path, capsys, monkeypatch):
+    run = trees.add_run(tmp_path)
+    aside = run.path.with_name(f".deleted.seed=0.{os.getpid()}")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", f"{path}/analysis")
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    assert delete_runs(load_runs(tmp_path), True) == 1
+    assert f"left {run.path}, of which {aside} is left, which" in capsys.readouterr().out
 
 
 def test_a_link_is_not_followed_to_what_it_leads_to(tmp_path, capsys):
