@@ -81,7 +81,7 @@ def run_progress(run: dict[str, Any]) -> list[str]:
     if "epoch" in progress:
         parts.append(f"epoch {progress['epoch']}/{progress['epochs']}, loss {progress['loss']:.4f}")
         parts.append(f"{progress['images_per_second']:.0f} images/s")
-        if progress["seconds_left"] is not None:
+        if progress.get("seconds_left") is not None:
             parts.append(f"{duration(progress['seconds_left'])} left")
     if "time" in progress:
         parts.append(f"last heartbeat {duration(max(0.0, time.time() - progress['time']))} ago")

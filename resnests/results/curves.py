@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 360, 170
 LEFT, RIGHT, TOP, BOTTOM = 44, 350, 10, 146  # of the axes
+MOST = 1e100  # beyond it differences of two values are no numbers
 POINTS = 60  # of a line, at most: more is not seen
 Place = Callable[[float, float], tuple[float, float]]
 COLORS = 8  # classes c0 to c7 of the page's style
@@ -30,7 +31,7 @@ class Line:
     def points(self) -> list[tuple[float, float]]:
         """Return what can be drawn, thinned out but for its ends."""
         pairs = zip(self.epochs, self.values, strict=True)
-        known = [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
+        known = [(x, y) for x, y in pairs if abs(x) < MOST and abs(y) < MOST]  # nan is neither
         step = math.ceil(len(known) / POINTS) or 1
         thin = known[::-1][::step][::-1]
         return thin if thin[:1] == known[:1] else [known[0], *thin]

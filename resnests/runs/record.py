@@ -22,6 +22,7 @@ from resnests.errors import UserError
 SCHEMA = 1
 STATUSES = ("running", "complete", "diverged", "failed", "killed", "interrupted")
 FINAL = ("complete", "diverged")  # the same command would only compute the same again
+LATEST = 253_000_000_000  # Unix seconds, of the year 9987: later times have no date
 METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")  # accuracies in percent
 
 T = TypeVar("T")
@@ -194,11 +195,17 @@ def is_process(pid: int | None, started: float | None) -> bool:
 
 
 def require_sound(record: Any) -> None:
-    """Raise BrokenRecord unless what has the fields of Record has a known status, and a complete
-    run its numbers.
+    """Raise BrokenRecord unless what has the fields of Record has a known status, times that have a
+    date, and, of a complete run, its numbers.
     """
     if record.status not in STATUSES:
         raise BrokenRecord(f"unknown status {record.status!r}")
+    for name in ("process_started", "started", "ended"):
+        when = getattr(record.provenance, name)
+        if when is not None and not 0 <= when <= LATEST:
+            raise BrokenRecord(f"provenance.{name} is {when!r}, no time in Unix seconds")
+    if not 0 <= record.seconds <= LATEST:
+        raise BrokenRecord(f"seconds is {record.seconds!r}, no duration")
     if record.status == "complete":
         given = record.task == "evaluate"  # given weights have no training of ours
         for name in (*(METRICS[2:] if given else METRICS), "parameters"):
@@ -217,7 +224,8 @@ def is_heartbeat(progress: dict[str, Any]) -> bool:
     """
     names = ("epoch", "epochs", "step", "steps", "accuracy", "images_per_second")
     values = [progress.get(name) for name in names if "epoch" in progress]
-    values += [progress.get("seconds_left") or 0, progress.get("time", 0)]
+    left = progress.get("seconds_left")
+    values += [0 if left is None else left, progress.get("time", 0)]
     numbers = all(isinstance(value, int | float) and abs(value) < 1e15 for value in values)
     texts = [progress.get(name) for name in ("state", "device", "host", "job")]
     if not numbers or not all(text is None or isinstance(text, str) for text in texts):
@@ -225,7 +233,7 @@ def is_heartbeat(progress: dict[str, Any]) -> bool:
     if "epoch" not in progress:
         return True
     return (
-        isinstance(progress.get("loss"), float) and min(progress["epochs"], progress["steps"]) > 0
+        isinstance(progress.get("loss"), float) and min(progress["epochs"], progress["steps"]) >= 1
     )
 
 

@@ -30,7 +30,7 @@ from resnests.config.schema import Config, config_dict
 from resnests.environment import shell_line
 from resnests.runs.directory import RunDirectory
 from resnests.runs.files import write_atomic
-from resnests.runs.record import FINAL, is_process
+from resnests.runs.record import FINAL, LATEST, is_process
 from resnests.runs.weights import weights_file
 from resnests.text import as_typed, flat
 
@@ -39,6 +39,8 @@ SCHEMA = 1
 MAX_BYTES, MAX_RUNS = 64_000_000, 1_000_000  # more is nobody's sweep
 _PLACE = re.compile(r"([A-Za-z0-9][\w.-]*/){3}[0-9a-f]{8}")  # dataset/arch/variant/recipe
 
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=LATEST)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Value = str | int | float | None
 
 
@@ -61,16 +63,16 @@ class Asked(msgspec.Struct):
     folder: str
     host: str
     pid: int
-    process_started: float
-    started: float  # Unix seconds, as all times
+    process_started: Seconds
+    started: Seconds  # Unix seconds, as all times
     waits_for: str | None = None  # what its runs wait for, but where a queue tells that
     config: dict[str, Value] = {}  # what all cells share
     recipe: dict[str, Any] = {}
     cells: list[Cell] = []
     study: str | None = None
-    trials: int = 0
-    ended: int = 0  # of the trials
-    pace: float | None = None  # seconds a trial, as measured
+    trials: Count = 0
+    ended: Count = 0  # of the trials
+    pace: Seconds | None = None  # seconds a trial, as measured
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:

@@ -162,6 +162,7 @@ def test_every_cell_can_be_read_on_a_narrow_terminal_too(tmp_path, width):
     "change",
     [
         {"loss": "<b>"}, {"epochs": 0}, {"steps": 0}, {"seconds_left": 1e400}, {"time": "now"},
+        {"seconds_left": []}, {"seconds_left": ""}, {"steps": 5e-324},
         {"images_per_second": None}, {"device": {}}, {"epoch": 10**400}, {"accuracy": float("nan")},
     ],
 )  # fmt: skip
@@ -172,3 +173,10 @@ def test_a_heartbeat_that_somebody_made_up_is_not_shown(tmp_path, change):
     first, *_, line = Status(str(tmp_path)).poll().renderables
     assert first == "0 of 1 done, 1 running"
     assert line == "running: cifar10/resnet20/standard seed=0 on cpu"
+
+
+def test_a_heartbeat_need_not_know_how_long_it_takes(tmp_path):
+    run = add_run(tmp_path, status="running", provenance=ME)
+    run.write_progress({name: PROGRESS[name] for name in PROGRESS if name != "seconds_left"})
+    *_, line = Status(str(tmp_path)).poll().renderables
+    assert "1234 images/s, last heartbeat" in line

@@ -43,6 +43,10 @@ def test_the_place_of_a_run_follows_from_its_configuration_alone(tmp_path):
     assert longer.path.parent != one.parent
 
 
+def changed(text, **values):
+    return json.dumps(json.loads(text) | values).encode()
+
+
 def measured(text: bytes, value: bytes) -> bytes:
     """Return a complete record in which everything was measured, as `value`."""
     for name in (b"train_loss", b"train_accuracy", b"test_loss", b"test_accuracy"):
@@ -68,6 +72,11 @@ def test_a_complete_record_has_all_that_was_measured(directory):
         lambda text: text.replace(b'"running"', b'"complete"'),
         lambda text: text.replace(b'"seed": 0', b'"seed": "zero"'),
         lambda text: measured(text, b"NaN"),
+        lambda text: changed(text, seconds=1e300),
+        lambda text: changed(text, seconds=-1),
+        lambda text: changed(text, provenance={"started": 1e300}),
+        lambda text: changed(text, provenance={"ended": math.nan}),
+        lambda text: changed(text, provenance={"process_started": -(10**400)}),
     ],
 )
 def test_a_broken_record_is_never_taken_for_a_sound_one(directory, damage):

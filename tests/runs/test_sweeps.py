@@ -199,6 +199,8 @@ def test_deleted_runs_are_planned_again_and_removed_files_forget_them(tmp_path):
 
 HOSTILE = [
     "", "{", "[]", "null", "[" * 100_000, '{"schema": 2}', '{"schema": 1}',
+    {"started": 1e300}, {"started": -1}, {"process_started": 1e12}, {"pace": 1e308},
+    {"trials": -1}, {"trials": 10**400}, {"ended": 10**400},
     {"schema": 9}, {"cells": 3}, {"pid": "x"},
     {"cells": [{"place": "../../etc/passwd/00000000", "seeds": [0]}]},
     {"cells": [{"place": "/a/b/c/00000000", "seeds": [0]}]},
