@@ -24,6 +24,7 @@ from resnests.results.curves import Line, chart
 from resnests.results.output import Plan
 from resnests.results.report import cell_of, render, title
 from resnests.runs.directory import RunDirectory
+from resnests.runs.files import only_below
 from resnests.runs.sweeps import epochs_left
 from resnests.text import as_typed, printable
 
@@ -57,7 +58,8 @@ class Live:
         if not self.lock.acquire(timeout=60 if self.ready else 0.3):
             return render(**self._empty("reading the runs ...")), ""
         try:
-            return self._page(Address(query), tag)
+            with only_below(self.root):
+                return self._page(Address(query), tag)
         finally:
             self.ready = True
             self.lock.release()
@@ -179,8 +181,6 @@ class Live:
         }
 
     def _log(self, path: str) -> list[str]:
-        if not self.reader.is_inside(path):
-            return []
         return [*map(printable, log_end(RunDirectory(path).log_file))]
 
     def _charts(self, runs: list[tuple[str, str]]) -> list[Any]:
@@ -189,7 +189,7 @@ class Live:
         for what, metrics, unit in _CHARTS:
             lines = []
             for name, path in runs:
-                rows = RunDirectory(path).history_rows() if self.reader.is_inside(path) else []
+                rows = RunDirectory(path).history_rows()
                 for metric, label in metrics.items():
                     values = [row[metric] for row in rows]
                     one = Line(f"{name} {label}".strip(), [row["epoch"] for row in rows], values)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from resnests.errors import UserError
 from resnests.results.cells import describe
 from resnests.results.measured import measured
 from resnests.runs.directory import RunDirectory, find_runs
+from resnests.runs.files import opened
 from resnests.runs.lock import flocked, is_flocked
 from resnests.runs.record import METRICS
 from resnests.text import as_typed, duration
@@ -73,9 +73,9 @@ def run_facts(run: pd.Series) -> dict[str, object]:
 def log_end(log: Path) -> list[str]:
     """Return the last lines of a run's log, [] where there is none; a link is not followed."""
     try:
-        with open(os.open(log, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return []
+        if log.is_symlink():
+            return []
+        with opened(log) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_BYTES))
             return file.read().decode(errors="replace").splitlines()[-LOG:]
     except OSError:

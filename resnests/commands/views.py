@@ -19,7 +19,8 @@ from resnests.results.output import Plan, Results
 from resnests.results.report import cell_key
 from resnests.results.stats import at_best_epoch
 from resnests.results.tables import Table
-from resnests.runs.directory import RunDirectory
+from resnests.runs.directory import ANALYSIS, RunDirectory
+from resnests.runs.files import only_below
 from resnests.runs.record import BrokenRecord
 
 SHARE = 0.04  # of the time that reading may take
@@ -42,7 +43,8 @@ class InsideReader(Reader):
         if self.last is None or time.monotonic() >= self.due:
             is_first, started = self.last is None, time.thread_time()
             try:
-                self.last = super().read()
+                with only_below(self.root):
+                    self.last = super().read()
             except UserError as error:
                 self.last = error
             cost = 0.0 if is_first else time.thread_time() - started  # the next one costs less
@@ -52,12 +54,13 @@ class InsideReader(Reader):
         return self.last
 
     def _read(self, run: RunDirectory, path: str, analysed: bool) -> Row:
-        with os.scandir(path) as entries:
-            leading_out = [e.name for e in entries if e.is_symlink() and not self.is_inside(e.path)]
-        if leading_out:
-            raise BrokenRecord(f"{leading_out[0]} is a link to what is not below {self.root}")
         if not self.is_inside(path):
             raise BrokenRecord(f"a link leads to it, which is not below {self.root}")
+        for folder in (path, *[f"{path}/{ANALYSIS}"] * analysed):
+            with os.scandir(folder) as entries:
+                links = [e for e in entries if e.is_symlink() and not self.is_inside(e.path)]
+            if links:
+                raise BrokenRecord(f"{links[0].name} is a link to what is not below {self.root}")
         return super()._read(run, path, analysed)
 
     def is_inside(self, path: str) -> bool:

@@ -18,6 +18,7 @@ from resnests.results.columns import COLUMNS as COLUMNS
 from resnests.results.columns import Columns, Row, decode
 from resnests.results.select import select
 from resnests.runs.directory import ANALYSIS, RunDirectory, find_runs
+from resnests.runs.files import leads_out, read_file
 from resnests.runs.record import BrokenRecord, Record
 from resnests.runs.sweeps import Asked, find_asked, read_asked
 
@@ -131,7 +132,8 @@ class Reader:
         runs_dir is, which may be above the root, too.
         """
         homes = {str(Path(self.root))}
-        homes |= {p.rsplit("/", 5)[0] or "/" if p.count("/") >= 5 else "." for p in there}
+        above = {p.rsplit("/", 5)[0] or "/" if p.count("/") >= 5 else "." for p in there}
+        homes |= {home for home in above if not leads_out(home)}
         before, self.sweeps = self.sweeps, {}
         for file in [file for home in sorted(homes) for file in find_asked(home)]:
             try:
@@ -181,8 +183,7 @@ class Reader:
 
     def _read(self, run: RunDirectory, path: str, analysed: bool) -> Row:
         """Return the row of `run` as its files have it; raise BrokenRecord."""
-        with open(f"{path}/record.json", "rb") as file:
-            text = file.read()
+        text = read_file(f"{path}/record.json")
         record = decode(text)
         status = record.status
         if status == "running":

@@ -9,6 +9,9 @@ import numpy as np
 
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
+from resnests.runs.files import read_file
+
+MAX_BYTES = 4_000_000_000  # of predictions: a number for each image and class
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ def read_predictions(path: str) -> Predictions | None:
     if not file.is_file():
         return None
     try:
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
+        with np.load(io.BytesIO(read_file(file, MAX_BYTES)), allow_pickle=False) as found:
             labels, predicted, logits = found["label"], found["prediction"], found["logits"]
             count = logits.shape[1]
             names = found["classes"].tolist() if "classes" in found else range(count)

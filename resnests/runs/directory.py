@@ -47,6 +47,7 @@ from resnests.config.schema import Config, config_dict, config_from
 from resnests.errors import UserError
 from resnests.runs import history
 from resnests.runs.analysis import Analysis
+from resnests.runs.files import leads_out, read_file
 from resnests.runs.files import write_atomic as write_atomic
 from resnests.runs.lock import RunLock, is_flocked
 from resnests.runs.record import (
@@ -144,7 +145,7 @@ class RunDirectory:
         """
         try:
             with self._readable():
-                text = self.record_file.read_bytes()
+                text = read_file(self.record_file)
         except FileNotFoundError:
             return None
         return Record.from_json(text)
@@ -152,7 +153,7 @@ class RunDirectory:
     def record_digest(self) -> str:
         """Return what tells this record from any other of the run, "" where there is none."""
         try:
-            return hashlib.sha256(self.record_file.read_bytes()).hexdigest()
+            return hashlib.sha256(read_file(self.record_file)).hexdigest()
         except FileNotFoundError:
             return ""
 
@@ -189,7 +190,7 @@ class RunDirectory:
     def read_analysis(self) -> Analysis | None:
         """Return the analysis so far, None where there is no sound one."""
         try:
-            return Analysis.from_json(self.analysis_file.read_bytes())
+            return Analysis.from_json(read_file(self.analysis_file))
         except (OSError, BrokenRecord):
             return None
 
@@ -226,7 +227,7 @@ class RunDirectory:
         time (Unix seconds), host.
         """
         try:
-            progress = json.loads(self.progress_file.read_bytes())
+            progress = json.loads(read_file(self.progress_file))
         except (OSError, ValueError, RecursionError):
             return {}
         return progress if isinstance(progress, dict) else {}
@@ -363,7 +364,8 @@ def find_runs(root: Path | str, trials: bool = False) -> Iterator[RunDirectory]:
     """Yield every directory below `root` that holds a record, in the order of its path; those of
     the `trials` of a search only where asked for, or where `root` is inside of their study.
 
-    Symbolic links are followed where they lead out of `root`, and no folder is visited twice.
+    Symbolic links are followed where they lead out of `root`, and no folder is visited twice. Where
+    they must not be (files.only_below), the link itself is yielded, to be named as left out.
     """
     top, visited = os.path.realpath(root), set()
     for folder, children, files in os.walk(root, onerror=_warn_of_unreadable, followlinks=True):
@@ -373,6 +375,9 @@ def find_runs(root: Path | str, trials: bool = False) -> Iterator[RunDirectory]:
             continue
         visited.add((place.st_dev, place.st_ino))
         children[:] = sorted(name for name in children if not _leads_back(folder, name, top))
+        for name in [name for name in children if _is_out(folder, name)]:
+            children.remove(name)
+            yield RunDirectory(os.path.join(folder, name))
         if STUDY in files and not trials and folder != str(root):
             children.clear()
         elif "record.json" in files and os.path.basename(folder) != ANALYSIS:
@@ -383,6 +388,12 @@ def _leads_back(folder: str, name: str, top: str) -> bool:
     """Return whether `name` is a link to what is below `top`, which is found there anyway."""
     path = os.path.join(folder, name)
     return os.path.islink(path) and os.path.realpath(path).startswith(top + os.sep)
+
+
+def _is_out(folder: str, name: str) -> bool:
+    """Return whether `name` is a link to where files must not be opened."""
+    path = os.path.join(folder, name)
+    return os.path.islink(path) and leads_out(path)
 
 
 def _warn_of_unreadable(error: OSError) -> None:

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from resnests.runs.files import read_file
 from resnests.runs.record import BrokenRecord
 
 HISTORY = (
@@ -29,8 +30,7 @@ def to_csv(rows: list[dict[str, Any]]) -> bytes:
 def read(path: Path, columns: tuple[str, ...] | None) -> dict[str, list[float]]:
     """Return the named columns, None for all; nan where a value is empty. Raise BrokenRecord."""
     try:
-        with open(path, newline="") as file:
-            header, *rows = csv.reader(file)
+        header, *rows = csv.reader(io.StringIO(read_file(path).decode(), newline=""))
         cells = zip(*rows, strict=True) if rows else ([] for _ in header)
         table = dict(zip(header, cells, strict=True))
         return {

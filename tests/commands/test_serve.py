@@ -12,7 +12,9 @@ import time
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import quote
 
+import psutil
 import pytest
 import trees
 from helpers import REPOSITORY, run_command
@@ -205,9 +207,65 @@ def test_links_that_lead_out_are_not_followed(tmp_path):
             .replace("left out, a link leads to it", "")
             .split('id="running"')[1]
         )
-    os.mkfifo(trees.add_run(root, seed=2, status="failed", record={"error": "no"}).log_file)
-    with served(root) as ask:
-        assert ask().status == 200
+
+
+@pytest.mark.parametrize("name", ["run.log", "history.csv", "progress.json", "record.json"])
+def test_what_is_no_plain_file_stops_nobody(tmp_path, name):
+    me = {"host": socket.gethostname(), "pid": os.getpid()}
+    me["process_started"] = psutil.Process().create_time()
+    run = trees.add_run(tmp_path, status="running", provenance=me)
+    trees.add_run(tmp_path, seed=1, status="failed", record={"error": "no"})
+    file = run.path / name
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    with served(tmp_path) as ask:
+        page = ask("/?run=" + quote(str(run.path)))
+        assert page.status == 200
+        assert ("record.json: left out, [Errno 22] no plain file" in page.text) == (
+            name == "record.json"
+        )
+        file.unlink()
+        file.symlink_to("/dev/zero")
+        ask.server.live.reader.last = None
+        assert ask("/?run=" + quote(str(run.path))).status == 200
+
+
+def test_files_that_become_links_while_they_are_served_are_not_followed(tmp_path):
+    secret = trees.add_run(tmp_path / "outside", history=trees.history_rows(77, 3, val=True))
+    run = trees.add_run(tmp_path / "runs", history=trees.history_rows(90, 3))
+    with served(tmp_path / "runs") as ask:
+        address = "/?run=" + quote(str(run.path))
+        assert "test, epoch 3: 90%" in ask(address).text
+        run.history_file.unlink()
+        run.history_file.symlink_to(secret.history_file)
+        page = ask(address).text
+        assert "differs" in page
+        assert "epoch 3" not in page
+    run.history_file.unlink()
+    run.analysis.path.mkdir()
+    run.analysis.analysis_file.symlink_to(tmp_path / "outside")
+    with served(tmp_path / "runs") as ask:
+        assert "analysis.json is a link to what is not below" in ask().text
+
+
+def test_what_is_above_the_folder_or_behind_a_link_is_not_looked_at(tmp_path):
+    root, far = tmp_path / "runs", tmp_path / "far" / "away"
+    trees.add_run(root)
+    write_asked([trees.make_config(root, seed=n) for n in range(2)])
+    far.mkdir(parents=True)
+    (root / "cifar10" / "resnet8").symlink_to(tmp_path / "far")
+    seen = []
+
+    class Watched(InsideReader):
+        def _row(self, run):
+            seen.append(run.path.name)
+            return super()._row(run)
+
+    frame, said = Watched(str(root / "cifar10")).read()
+    assert len(frame) == 1
+    assert seen == ["resnet8", "seed=0"]
+    assert "resnet8/record.json: left out, a link leads to it" in said[0]
+    assert len(InsideReader(str(root)).read()[0]) == 2
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from filelock import Timeout
 from helpers import make_config, tiny
 
 from resnests.errors import UserError
+from resnests.runs import files
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.files import require_locks
 from resnests.runs.record import BrokenRecord, Provenance, Record
@@ -229,3 +230,17 @@ def test_a_file_system_that_makes_no_files_is_named(tmp_path, monkeypatch):
     expected = r"runs_dir=.*/there: expected a directory that can be written \(Read-only"
     with pytest.raises(UserError, match=expected):
         require_locks(tmp_path / "there")
+
+
+def test_what_is_too_large_or_no_plain_file_is_not_read(directory, monkeypatch):
+    directory.write_history([{"epoch": 1}])
+    monkeypatch.setattr(files.read_file, "__defaults__", (20,))
+    with pytest.raises(BrokenRecord, match=r"cannot be read \(larger than 20 bytes"):
+        directory.read_record()
+    with pytest.raises(BrokenRecord, match=r"history.csv: larger than 20 bytes"):
+        directory.read_history()
+    monkeypatch.undo()
+    directory.history_file.unlink()
+    os.mkfifo(directory.history_file)
+    with pytest.raises(BrokenRecord, match=r"history.csv: no plain file"):
+        directory.read_history()

@@ -28,8 +28,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
+import msgspec
+
 from resnests.errors import UserError
-from resnests.runs.files import write_atomic
+from resnests.runs.files import read_file, write_atomic
 from resnests.runs.record import owner
 from resnests.sweep.plan import Run
 from resnests.sweep.protocol import SweepFolder
@@ -124,8 +126,9 @@ def find_submissions(runs_dir: Path | str) -> list[Submission]:
         batches, is_foreign = [], False
         try:
             is_foreign = folder.stat().st_uid != os.geteuid()
-            batches = json.loads((folder / "batches.json").read_bytes())
-        except (FileNotFoundError, ValueError):
+            text = read_file(folder / "batches.json")
+            batches = msgspec.json.decode(text, type=list[list[str]])
+        except (FileNotFoundError, ValueError, RecursionError, msgspec.MsgspecError):
             pass
         except OSError:
             continue
