@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
 from resnests.errors import UserError
+from resnests.runs.files import only_below
 from resnests.sweep.executors.slurm_commands import REST, Seen, query_queue
 from resnests.sweep.executors.submission import find_submissions
 from resnests.sweep.scheduler import State
 
 MOST = 20  # lines
+PATIENCE = 15.0  # seconds in which squeue must answer: Slurm's own limits are minutes
+ASK_SECONDS = 10.0  # between two questions of the page
 
 
 def queued_runs(runs_dir: str) -> dict[str, Seen]:
@@ -19,7 +24,7 @@ def queued_runs(runs_dir: str) -> dict[str, Seen]:
     these; raise a UserError where the queue does not answer.
     """
     submissions = find_submissions(runs_dir)
-    queue = query_queue([submission.name for submission in submissions])
+    queue = query_queue([submission.name for submission in submissions], PATIENCE)
     seen = {
         os.path.join(runs_dir, path): job
         for submission in submissions
@@ -28,6 +33,36 @@ def queued_runs(runs_dir: str) -> dict[str, Seen]:
         for path in batch
     }
     return {path: job for path, job in seen.items() if _is_yet_to_begin(path, job)}
+
+
+class QueueWatch:
+    """Asks the queue in a thread, at most once in some seconds: nobody waits for its answer."""
+
+    def __init__(self, runs_dir: str) -> None:
+        self.runs_dir = runs_dir
+        self.due = 0.0
+        self.thread: threading.Thread | None = None
+        self.known: dict[str, Seen] | UserError = {}
+
+    def queued_runs(self) -> dict[str, Seen]:
+        """Return what queued_runs found last, nothing before its first answer; raise its
+        UserError.
+        """
+        is_asked = self.thread is not None and self.thread.is_alive()
+        if not is_asked and time.monotonic() >= self.due:
+            self.due = time.monotonic() + ASK_SECONDS
+            self.thread = threading.Thread(target=self._ask, daemon=True)
+            self.thread.start()
+        if isinstance(self.known, UserError):
+            raise self.known
+        return self.known
+
+    def _ask(self) -> None:
+        try:
+            with only_below(self.runs_dir):
+                self.known = queued_runs(self.runs_dir)
+        except UserError as error:
+            self.known = error
 
 
 def is_queued(runs_dir: str) -> bool:

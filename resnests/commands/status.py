@@ -8,7 +8,7 @@ import os
 import shlex
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from resnests.results.select import select
 from resnests.runs.directory import ANALYSIS, RunDirectory
 from resnests.runs.record import FINAL
 from resnests.runs.sweeps import Asked, epochs_left, seconds_left
+from resnests.sweep.executors.slurm_commands import Seen
 from resnests.sweep.scheduler import State
 from resnests.text import duration, printable
 
@@ -105,9 +106,11 @@ class Status:
         trials: bool = False,
         query: Sequence[str] = (),
         reader: Reader | None = None,
+        queued: Callable[[], dict[str, Seen]] | None = None,
     ) -> None:
         self.root, self.query = str(Path(root)), query
         self.reader = reader or Reader(root, trials, planned=True)
+        self.queued = queued or (lambda: queued_runs(self.root))
         self.seen: tuple[Any, ...] = ()
         self.queue: list[str] = []  # lines
         self.sweeps: list[Sweep] = []
@@ -146,7 +149,7 @@ class Status:
     def read(self) -> None:
         """Bring all that is shown up to date; raise a UserError where there is no run."""
         try:
-            queue = queued_runs(self.root)
+            queue = self.queued()
             self.queue = queue_lines(queue)
         except UserError as error:
             queue, self.queue = {}, [str(error)]

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pandas as pd
 
+from resnests.commands.queue import QueueWatch
 from resnests.commands.status import Status
 from resnests.errors import UserError
 from resnests.results.cells import CELL, Cell
@@ -35,6 +37,7 @@ class InsideReader(Reader):
     def __init__(self, root: str) -> None:
         super().__init__(root, planned=True)
         self.real = os.path.realpath(root)
+        self.queue = QueueWatch(str(Path(root)))
         self.due = 0.0
         self.last: tuple[pd.DataFrame, list[str]] | UserError | None = None
 
@@ -71,8 +74,11 @@ class InsideReader(Reader):
 class View:
     """Holds the runs that some words choose, and their tables."""
 
-    def __init__(self, reader: Reader, root: str, words: list[str], plan: Plan) -> None:
-        self.status, self.plan = Status(root, query=words, reader=reader), plan
+    def __init__(self, reader: InsideReader, root: str, words: list[str], plan: Plan) -> None:
+        self.status, self.plan = (
+            Status(root, query=words, reader=reader, queued=reader.queue.queued_runs),
+            plan,
+        )
         self.seen: pd.DataFrame | None = None
         self.version = 0  # another one whenever anything of it is
         self.tables: list[Table] = []

@@ -7,7 +7,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 
@@ -15,14 +17,16 @@ import pytest
 from helpers import REPOSITORY, tiny
 from queues import StandIn
 
-from resnests.commands.queue import queue_lines, queued_runs
+from resnests.commands.queue import PATIENCE, queue_lines, queued_runs
+from resnests.commands.views import InsideReader, View
 from resnests.errors import UserError
+from resnests.results.output import plan
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import METRICS, Provenance, Record
 from resnests.sweep.drive import run_sweep
 from resnests.sweep.executors import submission
 from resnests.sweep.executors.slurm import SLOWEST_SECONDS, SlurmExecutor
-from resnests.sweep.executors.slurm_commands import Seen
+from resnests.sweep.executors.slurm_commands import Seen, ask
 from resnests.sweep.executors.slurm_script import LACKS, job_script
 from resnests.sweep.executors.slurm_task import UNLISTED, SlurmJob
 from resnests.sweep.executors.submission import Submission
@@ -513,3 +517,50 @@ def test_a_node_whose_python_lacks_a_package_says_so(runs, tmp_path, monkeypatch
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"{LACKS}cannot train: ")
     assert lacking in last
+
+
+def test_the_page_asks_seldom_and_waits_for_no_answer(slurm, runs, monkeypatch):
+    executor(runs)[0].submit(runs[:1], [], 0)
+    asked, began, answer = [], threading.Event(), threading.Event()
+
+    def hang(names, timeout):
+        asked.append(timeout)
+        began.set()
+        answer.wait(20)
+        raise UserError("cluster=slurm: squeue: no answer")
+
+    monkeypatch.setattr("resnests.commands.queue.query_queue", hang)
+    reader = InsideReader(runs[0].config.runs_dir)
+    view = View(reader, reader.root, [], plan(None, "html", None, None))
+    for _ in range(3):
+        with pytest.raises(UserError, match="no run in it"):
+            view.poll()
+    assert began.wait(20)
+    assert asked == [PATIENCE]
+    answer.set()
+    reader.queue.thread.join(20)
+    for _ in range(2):
+        with suppress(UserError):
+            view.poll()
+    assert view.status.queue == ["cluster=slurm: squeue: no answer"]
+    assert len(asked) == 1
+    reader.queue.due = 0.0
+    with suppress(UserError):
+        view.poll()
+    reader.queue.thread.join(20)
+    assert len(asked) == 2
+
+
+def test_a_command_of_slurms_that_hangs_is_given_up(slurm, tmp_path):
+    command = tmp_path / "hangs"
+    command.write_text("#!/bin/sh\nexec sleep 30\n")
+    command.chmod(0o755)
+    with pytest.raises(UserError, match="hangs: no answer in 0 s"):
+        ask(str(command), timeout=0.1)
+
+
+@pytest.mark.parametrize("content", ["{}", "3", '{"a": 1}', "[1]", '[["a"], [3]]', "[" * 100_000])
+def test_a_made_up_list_of_jobs_has_none(slurm, runs, content):
+    (job,) = executor(runs)[0].submit(runs[:1], [], 0)
+    (job.submission.folder / "batches.json").write_text(content)
+    assert queued_runs(runs[0].config.runs_dir) == {}

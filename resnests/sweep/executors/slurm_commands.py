@@ -55,14 +55,16 @@ class Seen:
 Queue = dict[str, dict[str, Seen]]  # name of the array -> task -> what is seen of it
 
 
-def query_queue(names: Sequence[str]) -> Queue:
+def query_queue(names: Sequence[str], timeout: float | None = None) -> Queue:
     """Return what squeue shows of the arrays of these names, each of which has an entry."""
     queue: Queue = {name: {} for name in names}
     if not names:
         return queue
     form = "%j|%F|%K|%T|%N|%r"
     which = ("--all", "--states=all", "--array", f"--name={','.join(names)}")
-    for line in ask("squeue", "--noheader", *which, f"--format={form}").splitlines():
+    for line in ask(
+        "squeue", "--noheader", *which, f"--format={form}", timeout=timeout
+    ).splitlines():
         name, array, task, word, node, reason = line.strip().split("|", 5)
         state = _STATES.get(word, State.OVER)
         why = reason if state is State.QUEUED else word
@@ -83,12 +85,21 @@ def site_limits() -> tuple[int, int]:
     return int(size[1]) if size else 1000, (int(age[1]) if age else 0) or _MIN_JOB_AGE
 
 
-def ask(*command: str, given: str | None = None) -> str:
-    """Return the output of a command of Slurm's; raises a UserError with its complaint."""
+def ask(*command: str, given: str | None = None, timeout: float | None = None) -> str:
+    """Return the output of a command of Slurm's; raises a UserError with its complaint, or where
+    it takes more than `timeout` seconds.
+    """
     try:
         done = subprocess.run(
-            command, input=given, capture_output=True, text=True, env=environment()
+            command,
+            input=given,
+            capture_output=True,
+            text=True,
+            env=environment(),
+            timeout=timeout,
         )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"cluster=slurm: {command[0]}: no answer in {timeout:.0f} s") from None
     except OSError as error:
         raise UserError(f"cluster=slurm: {command[0]}: {error.strerror}") from None
     if done.returncode:
