@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib.util
 import zlib
 from pathlib import Path
@@ -134,8 +135,6 @@ class Torchvision:
             images, labels = images.numpy(), labels.numpy()
         if images.shape[1] == 3:  # channels first
             images = images.transpose(0, 2, 3, 1)
-        elif images.ndim == 3:
-            images = padded(images)
         return Split(np.ascontiguousarray(images), np.array(labels, dtype=np.int64))
 
 
@@ -157,12 +156,20 @@ class Cifar(Torchvision):
         return "; ".join(problems[:2]) or None
 
 
-class FashionMNIST(Torchvision):
-    """Reads the four IDX files, also where torchvision or Debian put them, without torchvision."""
+class Idx(Torchvision):
+    """Reads the four gzipped IDX files of a relative of MNIST, without torchvision, and compares
+    each with its MD5: all relatives name their files alike, and torchvision does not look.
+    """
+
+    def __init__(self, class_name: str, md5s: tuple[str, ...], is_debians: bool = False) -> None:
+        super().__init__(class_name)
+        self.md5s = md5s  # of the files in the order of IDX_FILES, zipped or not
+        self.is_debians = is_debians  # whether Debian has a package of it
 
     def folder(self, dataset: Dataset) -> Path | None:
         root = Path(dataset.root)
-        for folder in (root, root / "FashionMNIST" / "raw", DEBIAN_FASHION_MNIST):
+        debian = [DEBIAN_FASHION_MNIST] if self.is_debians else []
+        for folder in (root, root / self.class_name / "raw", *debian):
             if all((folder / name).is_file() for name in IDX_FILES):
                 return folder
         return None
@@ -173,16 +180,22 @@ class FashionMNIST(Torchvision):
     def problem(self, dataset: Dataset) -> str | None:
         return None if self.is_ready(dataset) else f"no {', '.join(IDX_FILES)}"
 
+    def download(self, dataset: Dataset) -> None:
+        """Fetch the zipped files, which torchvision would not where there are unzipped ones."""
+        from torchvision.datasets.utils import download_url
+
+        source = self._class()
+        for name, md5 in source.resources:
+            folder = Path(dataset.root, self.class_name, "raw")
+            download_url(source.mirrors[0] + name, str(folder), name, md5)
+
     def read(self, dataset: Dataset) -> Loaded:
         folder = self.folder(dataset) or Path(dataset.root)
-        splits = []
-        for image_file, label_file in (IDX_FILES[:2], IDX_FILES[2:]):
-            images, labels = read_idx(folder / image_file), read_idx(folder / label_file)
-            if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
-                expected = "28x28 images, as many as there are labels"
-                raise UserError(f"{folder / image_file}: expected {expected}")
-            splits.append(Split(padded(images), labels.astype(np.int64)))
-        return Loaded(splits[0], splits[1])
+        files = zip(IDX_FILES, self.md5s, strict=True)
+        arrays = [read_idx(folder / name, md5) for name, md5 in files]
+        images, labels = map(padded, arrays[::2]), [x.astype(np.int64) for x in arrays[1::2]]
+        train, test = map(Split, images, labels)
+        return Loaded(train, test)
 
 
 def padded(images: np.ndarray) -> np.ndarray:
@@ -190,27 +203,40 @@ def padded(images: np.ndarray) -> np.ndarray:
     return grey_to_rgb(np.pad(images, ((0, 0), (2, 2), (2, 2))))
 
 
-def read_idx(path: Path) -> np.ndarray:
-    """Return the uint8 array of a gzipped IDX file, whose CRC and sizes tell when it was cut."""
+def read_idx(path: Path, md5: str) -> np.ndarray:
+    """Return the uint8 array of a gzipped IDX file, which has this MD5 as it is or unzipped."""
     try:
-        with gzip.open(path) as file:
-            data = file.read()
-        if len(data) < 4 or data[:3] != b"\0\0\x08":
-            raise ValueError("no IDX file of bytes")
+        zipped = path.read_bytes()
+        data = gzip.decompress(zipped)
+        found = [hashlib.md5(d, usedforsecurity=False).hexdigest() for d in (zipped, data)]
+        if md5 not in found:
+            raise ValueError(f"its MD5 is {found[0]}, unzipped {found[1]}; expected {md5}")
         dimensions = data[3]
         shape = np.frombuffer(data, ">i4", count=dimensions, offset=4)
         return np.frombuffer(data, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        reason = f"cut short or corrupt ({error}): delete or replace it"
+        reason = f"cut short, corrupt or another file ({error}): delete or replace it"
         raise UserError(f"{path} is {reason}") from error
 
 
+FASHION_MD5S = (  # of the unzipped files, as Debian has zipped them anew
+    "f4a8712d7a061bf5bd6d2ca38dc4d50a",
+    "9018921c3c673c538a1fc5bad174d6f9",
+    "8181f5470baa50b63fa0f6fddb340f0a",
+    "15d484375f8d13e6eb1aabb0c3f46965",
+)
+KMNIST_MD5S = (  # of the zipped files
+    "bdb82020997e1d708af4cf47b453dcf7",
+    "e144d726b3acfaa3e44228e80efcd344",
+    "5c965bf0a639b31b8f53240b1b52f4d7",
+    "7320c461ea6c1c855c0b718fb2a4b134",
+)
 # source -> who prepares and reads it; the keys are those of config.parts.SOURCES
 SOURCES: dict[str | None, Source] = {
     "cifar10": Cifar("CIFAR10"),
     "cifar100": Cifar("CIFAR100"),
-    "fashion_mnist": FashionMNIST("FashionMNIST"),
-    "kmnist": Torchvision("KMNIST"),
+    "fashion_mnist": Idx("FashionMNIST", FASHION_MD5S, is_debians=True),
+    "kmnist": Idx("KMNIST", KMNIST_MD5S),
     "svhn": Torchvision("SVHN", split=True),
     "digits": Digits(),
     "images": Folder(),

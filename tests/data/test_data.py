@@ -2,6 +2,7 @@ import dataclasses
 import gzip
 import hashlib
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -66,38 +67,44 @@ def test_labels_beyond_num_classes_are_refused():
         load(dataset("digits", "dataset.num_classes=5"))
 
 
-def write_idx(path, array: np.ndarray) -> None:
+def write_idx(path, array: np.ndarray) -> str:
+    """Write a gzipped IDX file; return its MD5."""
     header = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
     path.write_bytes(gzip.compress(header + array.tobytes()))
+    return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-@pytest.fixture
-def fashion_root(tmp_path):
+def write_idx_files(folder) -> list[str]:
+    """Write small files of the names that MNIST and its relatives share; return their MD5s."""
     rng = np.random.default_rng(0)
-    for prefix, count in (("train", 30), ("t10k", 20)):
-        write_idx(
-            tmp_path / f"{prefix}-images-idx3-ubyte.gz",
-            rng.integers(0, 256, (count, 28, 28), dtype=np.uint8),
-        )
-        write_idx(
-            tmp_path / f"{prefix}-labels-idx1-ubyte.gz", (np.arange(count) % 10).astype(np.uint8)
-        )
-    return tmp_path
+    arrays = []
+    for count in (30, 20):
+        arrays.append(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8))
+        arrays.append((np.arange(count) % 10).astype(np.uint8))
+    pairs = zip(IDX_FILES, arrays, strict=True)
+    return [write_idx(folder / name, array) for name, array in pairs]
 
 
-def test_fashion_mnist_is_padded_and_grey(fashion_root):
-    splits = load(dataset("fashion_mnist", f"dataset.root={fashion_root}"))
+@pytest.fixture(params=["fashion_mnist", "kmnist"])
+def idx(request, tmp_path, monkeypatch) -> Dataset:
+    """Return a relative of MNIST whose published files are small."""
+    monkeypatch.setattr(data.SOURCES[request.param], "md5s", write_idx_files(tmp_path))
+    return dataset(request.param, f"dataset.root={tmp_path}")
+
+
+def test_relatives_of_mnist_are_padded_and_grey(idx, tmp_path):
+    splits = load(idx)
     assert splits.train.images.shape == (30, 32, 32, 3)
     assert splits.test.labels.tolist() == [n % 10 for n in range(20)]
-    with gzip.open(fashion_root / IDX_FILES[0]) as file:
+    with gzip.open(tmp_path / IDX_FILES[0]) as file:
         raw = np.frombuffer(file.read()[16:], np.uint8).reshape(-1, 28, 28)
     assert np.array_equal(splits.train.images[:, 2:30, 2:30, 1], raw)
     assert splits.train.images[:, :2].max() == 0
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "foreign"])
-def test_damaged_fashion_mnist_is_named_and_not_used(fashion_root, damage):
-    path = fashion_root / IDX_FILES[0]
+def test_damaged_files_of_them_are_named_and_not_used(idx, tmp_path, damage):
+    path = tmp_path / IDX_FILES[0]
     content = bytearray(path.read_bytes())
     if damage == "cut":
         content = content[: len(content) // 2]
@@ -106,8 +113,38 @@ def test_damaged_fashion_mnist_is_named_and_not_used(fashion_root, damage):
     else:
         content = gzip.compress(b"no images")
     path.write_bytes(bytes(content))
-    with pytest.raises(UserError, match=rf"{path.name} is cut short or corrupt"):
-        load(dataset("fashion_mnist", f"dataset.root={fashion_root}"))
+    with pytest.raises(UserError, match=rf"{path.name} is cut short, corrupt or another file"):
+        load(idx)
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
+def test_files_of_another_relative_of_mnist_are_refused(tmp_path, name):
+    write_idx_files(tmp_path)
+    with pytest.raises(UserError, match=rf"{IDX_FILES[0]} is .*another file \(its MD5 is"):
+        load(dataset(name, f"dataset.root={tmp_path}"))
+
+
+def test_zipped_files_are_fetched_although_unzipped_ones_are_there(tmp_path, monkeypatch):
+    from torchvision.datasets import KMNIST, utils
+
+    raw, there = tmp_path / "KMNIST" / "raw", tmp_path / "there"
+    for folder in (raw, there):
+        folder.mkdir(parents=True)
+    for name in IDX_FILES:
+        (raw / name.removesuffix(".gz")).write_bytes(b"of whatever set")
+    md5s = write_idx_files(there)
+    monkeypatch.setattr(data.SOURCES["kmnist"], "md5s", md5s)
+    monkeypatch.setattr(KMNIST, "mirrors", [f"{there}/"])
+
+    def fetch(url, folder, name, md5):
+        shutil.copyfile(url, f"{folder}/{name}")
+
+    monkeypatch.setattr(utils, "download_url", fetch)
+    assert load(dataset("kmnist", f"dataset.root={tmp_path}")).train.images.shape[0] == 30
+    for path in raw.glob("*.gz"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"dataset=kmnist: no complete copy .*MD5"):
+        load(dataset("kmnist", f"dataset.root={tmp_path}", "dataset.download=false"))
 
 
 @pytest.mark.slow

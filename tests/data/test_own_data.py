@@ -205,23 +205,3 @@ def test_svhn_is_read_from_its_own_format(tmp_path, monkeypatch):
     config = make_config("dataset=svhn", f"dataset.root={tmp_path}", "dataset.download=false")
     with pytest.raises(UserError, match=r"dataset=svhn: no complete copy .*train_32x32.mat \(MD5"):
         load(config.dataset)
-
-
-def test_kmnist_is_read_from_its_own_format(tmp_path):
-    folder = tmp_path / "KMNIST" / "raw"
-    folder.mkdir(parents=True)
-    raw = {"train": pictures(10, 28, 28), "t10k": pictures(4, 28, 28)}
-    for part, array in raw.items():
-        for name, values in (("images-idx3", array), ("labels-idx1", np.arange(len(array)) % 10)):
-            values = values.astype(np.uint8)
-            sizes = b"".join(int(n).to_bytes(4, "big") for n in values.shape)
-            header = bytes([0, 0, 8, values.ndim]) + sizes
-            (folder / f"{part}-{name}-ubyte").write_bytes(header + values.tobytes())
-    splits = load(make_config("dataset=kmnist", f"dataset.root={tmp_path}").dataset)
-    assert splits.train.images.shape == (10, 32, 32, 3)
-    assert np.array_equal(splits.test.images[:, 2:30, 2:30, 1], raw["t10k"])
-    config = make_config(
-        "dataset=kmnist", f"dataset.root={tmp_path / 'no'}", "dataset.download=false"
-    )
-    with pytest.raises(UserError, match=r"dataset=kmnist: no complete copy .*MD5"):
-        load(config.dataset)
