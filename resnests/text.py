@@ -24,6 +24,12 @@ def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
+def what_goes_on(overwrites: bool) -> str:
+    """Return which command goes on: with trainer.overwrite=true it would start all afresh again."""
+    command = "the same command" + (" without trainer.overwrite=true" if overwrites else "")
+    return f"{command} goes on"
+
+
 def as_typed(value: Any) -> Any:
     """Return a configured value as one types it on the command line; numbers stay numbers."""
     if isinstance(value, list):

@@ -9,6 +9,7 @@ from resnests.runs.sweeps import remove_done
 from resnests.sweep.plan import Run
 from resnests.sweep.process import last_log_line
 from resnests.sweep.protocol import INTERRUPTED
+from resnests.text import what_goes_on
 
 
 def print_skipped(runs: Sequence[Run], todo: Sequence[Run]) -> None:
@@ -45,11 +46,12 @@ def print_summary(runs: Sequence[Run], interrupted: bool, barred: int = 0) -> in
 
 
 def _what_goes_on(incomplete: Sequence[Run]) -> str:
-    """Return which command goes on: trainer.overwrite=true would start all afresh once more."""
+    """Return which command goes on with these runs, and how many of them are as they were."""
     untouched = sum(run.replaces not in (None, "") and run.status() is None for run in incomplete)
-    if untouched == len(incomplete) or not incomplete[0].config.trainer.overwrite:
-        return "the same command goes on"
-    command = "the same command without trainer.overwrite=true goes on"
+    overwrites = incomplete[0].config.trainer.overwrite and untouched < len(incomplete)
+    command = what_goes_on(overwrites)
+    if not overwrites:
+        return command
     return f"{command}; {untouched} have their earlier results yet" if untouched else command
 
 

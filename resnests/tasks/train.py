@@ -12,6 +12,7 @@ from resnests.models.weights import save_weights
 from resnests.tasks.keeper import Keeper
 from resnests.tasks.measure import is_only_measured, measure, write_predictions
 from resnests.tasks.run import Run
+from resnests.text import what_goes_on
 from resnests.training.loop import Training, fit
 from resnests.training.numerics import move
 from resnests.training.objectives import build_loss
@@ -54,7 +55,7 @@ def train(run: Run) -> None:
     except Interrupted:
         keeper.save(state)
         place = f"in epoch {state.epoch} after step {state.step}"
-        log.info("interrupted %s: the same command goes on from there", place)
+        log.info("interrupted %s: %s from there", place, what_goes_on(config.trainer.overwrite))
         raise
     finally:
         run.note_memory()

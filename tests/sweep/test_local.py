@@ -91,6 +91,10 @@ def test_who_takes_the_specs_away_ends_a_sweep_which_says_so(runs):
     assert len(printed) == 1
     assert "jobs.jsonl, which stops the jobs of a sweep; the same command goes on" in printed[0]
     assert all(REFUSED in job.outcomes.values() for job in jobs)
+    for run in runs:
+        run.config.trainer.overwrite = True
+    printed, _ = swept(runs, lambda folder: folder.stop())
+    assert "; the same command without trainer.overwrite=true goes on" in printed[0]
 
 
 def test_the_folder_of_a_long_sweep_is_kept_fresh(runs, monkeypatch):

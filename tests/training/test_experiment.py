@@ -108,9 +108,11 @@ def test_an_interrupted_run_says_where_it_is_and_goes_on_from_there(tmp_path, ca
     config = tiny(f"runs_dir={tmp_path}")
     with caplog.at_level("INFO"):
         run_experiment(config, should_stop=stop_after(2))
-        run_experiment(config)
-    assert "interrupted in epoch 1 after step 2" in caplog.text
+        config.trainer.overwrite = True  # which the command that began the run may say
+        run_experiment(config, should_stop=stop_after(1))
+    assert "interrupted in epoch 1 after step 2: the same command goes on from" in caplog.text
     assert "resuming in epoch 1 after step 2" in caplog.text
+    assert "step 3: the same command without trainer.overwrite=true goes on from" in caplog.text
 
 
 def test_a_damaged_checkpoint_costs_epochs_but_not_the_result(tmp_path):

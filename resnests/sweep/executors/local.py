@@ -23,9 +23,10 @@ from resnests.sweep.process import run_on_host
 from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.scheduler import REFUSED, Job, State
 from resnests.sweep.stop import Stop, lock_until_exit
+from resnests.text import what_goes_on
 
 POLL_SECONDS = 0.2
-PREFIX = "resnests-"
+PREFIX = "resnests-sweep-"  # of no other temporary folder, as those are not locked
 CRASHES = 5  # of the launcher, one after the other, with no run reaching its end
 FRESHEN_SECONDS = 3600.0  # cleaners of temporary folders spare what was used in the last days
 
@@ -122,7 +123,7 @@ class LauncherExecutor:
             return
         if self.error is None:
             reason = f"somebody removed {self.folder.specs}, which stops the jobs of a sweep"
-            self.report(f"{reason}; the same command goes on")
+            self.report(f"{reason}; {what_goes_on(lost[0].runs[0].config.trainer.overwrite)}")
             self.crashes = CRASHES
         else:
             reason = f"{type(self.error).__name__}: {self.error}".splitlines()[0]
