@@ -664,16 +664,26 @@ def test_folders_that_killed_sweeps_left_are_removed_and_those_at_work_are_not(
     runs, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    places = {name: tmp_path / f"resnests-{name}" for name in ("killed", "locked", "young")}
+    names = (
+        "sweep-killed",
+        "sweep-locked",
+        "sweep-young",
+        "mps-1",
+        "sync-1",
+        "job-1",
+        "slots-0",
+        "x",
+    )
+    places = {name: tmp_path / f"resnests-{name}" for name in names}  # the last is a search's
     for name, place in places.items():
         place.mkdir()
         (place / "jobs.jsonl").touch()
-        if name != "young":
+        if name != "sweep-young":
             os.utime(place, (0, 0))
-    with open(places["locked"] / "jobs.jsonl") as held:
+    with open(places["sweep-locked"] / "jobs.jsonl") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with local_sweep(runs, allocate(runs[0].config, 1)):
-            assert [name for name in places if places[name].exists()] == ["locked", "young"]
+            assert [name for name in places if not places[name].exists()] == ["sweep-killed"]
 
 
 def test_what_another_sweep_finishes_while_ours_is_planned_is_not_started_afresh(runs):
