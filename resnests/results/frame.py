@@ -104,9 +104,13 @@ class Reader:
         if not Path(root).is_dir():
             expected = "expected one with runs, which run.py makes (default: runs)"
             raise UserError(f"{root}: no such directory; {expected}")
+        if not _is_text(root):
+            raise UserError(f"{root}: expected a directory whose name is text in UTF-8")
         rows, broken = [], []
         for run in find_runs(root, self.trials):
             try:
+                if not _is_text(run.path):  # columns hold text alone
+                    raise BrokenRecord("as the name of its folder is no text in UTF-8")
                 rows.append(self._row(run))
             except FileNotFoundError:  # it was removed meanwhile
                 continue
@@ -203,6 +207,14 @@ class Reader:
         if metrics:
             row = row._replace(more=row.more | metrics)
         return row
+
+
+def _is_text(path: Path | str) -> bool:
+    """Return whether a path is text: names of files are bytes, whatever they are."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _stamp(file: str) -> tuple[int, ...] | None:

@@ -23,6 +23,7 @@ from resnests.commands.live import Live
 from resnests.commands.serve import Handler, Server, serve
 from resnests.commands.views import InsideReader
 from resnests.errors import UserError
+from resnests.results.frame import read_runs
 from resnests.results.output import plan
 from resnests.runs.sweeps import write_asked
 
@@ -246,6 +247,28 @@ def test_files_that_become_links_while_they_are_served_are_not_followed(tmp_path
     run.analysis.analysis_file.symlink_to(tmp_path / "outside")
     with served(tmp_path / "runs") as ask:
         assert "analysis.json is a link to what is not below" in ask().text
+
+
+def test_a_folder_whose_name_is_no_text_is_left_out(tmp_path):
+    trees.add_run(tmp_path)
+    trees.add_run(tmp_path, dataset="cifar100")
+    name = os.fsdecode(b"\xff\xfe <b>")
+    (tmp_path / "cifar100").rename(tmp_path / name)
+    with served(tmp_path) as ask:
+        page = ask("/?w=%ff&run=%ff%fe")
+        assert page.status == 200
+        page = ask()
+        assert page.status == 200
+        assert "1 of 1 done" in page.text
+        assert "left out, as the name of its folder is no text in UTF-8" in page.text
+    with pytest.raises(
+        UserError, match="expected a directory whose name is text"
+    ):
+        read_runs(tmp_path / name)
+    (tmp_path / "only").mkdir()
+    (tmp_path / name).rename(tmp_path / "only" / name)
+    with pytest.raises(UserError, match="none of 1 records can be read"):
+        read_runs(tmp_path / "only")
 
 
 def test_what_is_above_the_folder_or_behind_a_link_is_not_looked_at(tmp_path):
