@@ -47,25 +47,45 @@ def show(root: str, watch: bool = False, trials: bool = False, query: Sequence[s
     if not console.is_terminal:
         console.width = 10_000  # whatever reads it wants whole lines
     status = Status(root, trials, query)
+    shown = status.poll()
     if not watch:
-        for part in status.poll().renderables:
-            console.print(part, soft_wrap=isinstance(part, Text) and bool(part.no_wrap))
-        return
-    with Live(status.poll(), console=console, auto_refresh=False) as live:
-        try:
-            while True:
-                time.sleep(POLL_SECONDS)
-                live.update(_when_there_are_runs(status), refresh=can_draw)
-        except KeyboardInterrupt:
-            pass
+        return _print(console, shown)
+    try:
+        if can_draw:
+            with Live(_table_last(shown), console=console, auto_refresh=False) as live:
+                while True:
+                    time.sleep(POLL_SECONDS)
+                    live.update(_table_last(_when_there_are_runs(status)), refresh=True)
+        before = None
+        while True:  # nothing can be drawn over: whatever is new is printed below
+            now = status.seen, len(status.sweeps), len(shown.renderables)
+            if now != before:
+                _print(console, shown)
+            before = now
+            time.sleep(POLL_SECONDS)
+            shown = _when_there_are_runs(status)
+    except KeyboardInterrupt:
+        pass
 
 
-def _when_there_are_runs(status: Status) -> Group | str:
+def _print(console: Console, shown: Group) -> None:
+    for part in shown.renderables:
+        console.print(part, soft_wrap=isinstance(part, Text) and bool(part.no_wrap))
+
+
+def _table_last(shown: Group) -> Group:
+    """Return what is drawn on a terminal, which is cut off at its lower end: the table of cells
+    stands there, as it may be long and changes least.
+    """
+    return Group(*sorted(shown.renderables, key=lambda part: isinstance(part, CellTable)))
+
+
+def _when_there_are_runs(status: Status) -> Group:
     """Return what there is to show, or, where there are no runs yet, a line that says so."""
     try:
         return status.poll()
     except UserError as error:  # a sweep may just be starting
-        return str(error)
+        return Group(str(error))
 
 
 @dataclass

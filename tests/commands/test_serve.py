@@ -261,9 +261,7 @@ def test_a_folder_whose_name_is_no_text_is_left_out(tmp_path):
         assert page.status == 200
         assert "1 of 1 done" in page.text
         assert "left out, as the name of its folder is no text in UTF-8" in page.text
-    with pytest.raises(
-        UserError, match="expected a directory whose name is text"
-    ):
+    with pytest.raises(UserError, match="expected a directory whose name is text"):
         read_runs(tmp_path / name)
     (tmp_path / "only").mkdir()
     (tmp_path / name).rename(tmp_path / "only" / name)

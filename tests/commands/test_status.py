@@ -13,7 +13,7 @@ from helpers import run_command
 from rich.console import Console
 from trees import add_run
 
-from resnests.commands.status import Status
+from resnests.commands.status import Status, show
 from resnests.results import frame
 from resnests.runs.analysis import Analysis
 
@@ -180,3 +180,55 @@ def test_a_heartbeat_need_not_know_how_long_it_takes(tmp_path):
     run.write_progress({name: PROGRESS[name] for name in PROGRESS if name != "seconds_left"})
     *_, line = Status(str(tmp_path)).poll().renderables
     assert "1234 images/s, last heartbeat" in line
+
+
+def watch(root, monkeypatch, steps):
+    """Watch the status of `root`, in which each of `steps` changes something between two polls."""
+    left = [*steps]
+
+    def sleep(seconds):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop(0)()
+
+    monkeypatch.setattr("time.sleep", sleep)
+    show(str(root), watch=True)
+
+
+@pytest.mark.parametrize("terminal", ["", "dumb"])
+def test_what_cannot_be_drawn_is_printed_when_it_changes(tmp_path, monkeypatch, capsys, terminal):
+    monkeypatch.setenv("TERM", terminal)
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal as rich sees it
+    run = add_run(tmp_path, status="running", provenance=ME)
+    steps = [
+        lambda: run.write_progress(PROGRESS),
+        lambda: add_run(tmp_path, seed=1),
+        lambda: None,
+        lambda: add_run(tmp_path),
+    ]
+    watch(tmp_path, monkeypatch, steps)
+    shown = [line for line in capsys.readouterr().out.splitlines() if " done" in line]
+    heads = [line for line in shown if " of " in line]
+    assert heads == [
+        "0 of 1 done, 1 running",
+        "1 of 2 done, 1 running; about 1:30 min left",
+        "2 of 2 done",
+    ]
+
+
+def test_a_low_terminal_shows_what_runs_before_the_table(tmp_path, monkeypatch, capsys):
+    for name, value in {
+        "TERM": "xterm",
+        "FORCE_COLOR": "1",
+        "COLUMNS": "80",
+        "LINES": "24",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for variant in ("standard", "resnest", "bn_resnest", "a_resnest"):
+        for epochs in range(10, 18):
+            add_run(tmp_path, variant=variant, status="complete", trainer__epochs=epochs)
+    run = add_run(tmp_path, seed=1, status="running", provenance=ME)
+    run.write_progress(PROGRESS)
+    watch(tmp_path, monkeypatch, [lambda: None])
+    assert "epoch 3/10" in capsys.readouterr().out
