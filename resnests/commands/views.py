@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,7 @@ from resnests.errors import UserError
 from resnests.results.cells import CELL, Cell
 from resnests.results.columns import Row
 from resnests.results.frame import Reader
-from resnests.results.output import Plan, Results
+from resnests.results.output import COMPARISONS, Plan, Results
 from resnests.results.report import cell_key
 from resnests.results.stats import at_best_epoch
 from resnests.results.tables import Table
@@ -91,11 +92,27 @@ class View:
         runs = self.status.runs
         if runs is self.seen:
             return
-        shown = at_best_epoch(runs) if self.plan.what.epoch == "best" else runs
-        results = Results(shown, [], self.plan)
-        self.tables, self.problems = results.tables(), results.problems
+        self.tables, self.problems = self._tables(runs)
         self.cells = {
             cell_key(Cell(*key)): (Cell(*key), mine)
             for key, mine in runs.groupby(CELL, observed=True)
         }
         self.seen, self.version = runs, time.time_ns()
+
+    def _tables(self, runs: pd.DataFrame) -> tuple[list[Table], list[str]]:
+        """Return the tables of `runs`, and a line for what cannot be shown of them.
+
+        When a sweep begins no run may have what --compare or --epoch best need: that must not hide
+        the rest of the page.
+        """
+        try:
+            shown = at_best_epoch(runs) if self.plan.what.epoch == "best" else runs
+        except UserError as error:
+            return [], [str(error)]
+        results = Results(shown, [], self.plan)
+        try:
+            return results.tables(), results.problems
+        except UserError as error:
+            compare = [one for one in self.plan.compare if one in COMPARISONS]
+            results = Results(shown, [str(error)], replace(self.plan, compare=compare))
+            return results.tables(), results.problems

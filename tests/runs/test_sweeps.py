@@ -16,6 +16,7 @@ from trees import add_run, make_config
 from resnests import load_runs
 from resnests.commands.status import Status, show
 from resnests.errors import UserError
+from resnests.results import frame
 from resnests.results.cells import label_rows
 from resnests.results.frame import Reader, read_runs
 from resnests.results.tables import accuracy_tables
@@ -181,6 +182,17 @@ def test_two_users_have_a_file_each_and_one_that_is_closed_is_named(tmp_path, mo
     theirs = ask(root, grid(root), dead=True)
     assert mine != theirs
     assert lines(root)[0] == "0 of 6 done, 6 planned"
+
+    def read(path):
+        if path == theirs:  # as its mode would have it for anybody but root
+            raise PermissionError(13, "Permission denied")
+        return read_asked(path)
+
+    monkeypatch.setattr(frame, "read_asked", read)
+    first, *rest = lines(root)
+    assert first.startswith("0 of 6 done, 6 planned")
+    assert f"{theirs}: passed over, [Errno 13] Permission denied" in rest
+    assert not [line for line in rest if f"{mine}: passed over" in line]
 
 
 def test_deleted_runs_are_planned_again_and_removed_files_forget_them(tmp_path):
