@@ -27,7 +27,7 @@ def _aggregate() -> None:
         from resnests.commands.queue import is_queued
         from resnests.commands.track import export
 
-        export(root, arguments.to, arguments.watch, lambda: is_queued(root), query)
+        export(root, arguments.to, arguments.watch, lambda: is_queued(root, query), query)
     elif mode == "status":
         from resnests.commands.status import show
 

@@ -6,9 +6,12 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from resnests.errors import UserError
+from resnests.results.frame import read_runs
+from resnests.results.select import select
 from resnests.runs.files import only_below
 from resnests.sweep.executors.slurm_commands import REST, Seen, query_queue
 from resnests.sweep.executors.submission import find_submissions
@@ -65,12 +68,17 @@ class QueueWatch:
             self.known = error
 
 
-def is_queued(runs_dir: str) -> bool:
-    """Return whether runs below `runs_dir` may start yet: of a queue that does not answer, too."""
+def is_queued(runs_dir: str, query: Sequence[str] = ()) -> bool:
+    """Return whether runs below `runs_dir` that `query` chooses may start yet: also where the queue
+    does not answer, or what it has was planned by nobody.
+    """
+    root = str(Path(runs_dir))
     try:
-        return bool(queued_runs(runs_dir))
+        queued = queued_runs(root).keys()
+        meant = set(select(read_runs(root, planned=True)[0], query)["path"]) if query else queued
     except UserError:
         return True
+    return not queued.isdisjoint(meant)
 
 
 def queue_lines(queued: dict[str, Seen]) -> list[str]:

@@ -40,7 +40,7 @@ def export(
     query: Sequence[str] = (),
 ) -> None:
     """Send to each tracker what it lacks of the runs below `root` that `query` chooses, then the
-    figures over all.
+    figures over all of these.
 
     Without `watch` these are the runs that are over. With it those that are trained are sent as
     they go, until all are over and `is_queued` says that no more will start, or until Ctrl-C.
@@ -112,15 +112,15 @@ class Export:
         return bool(self.runs) and all(sync.is_done for sync in self.runs.values())
 
     def finish(self) -> None:
-        """Send the figures over all runs, and print what the tracker has."""
+        """Send the figures over all runs that are meant, and print what the tracker has."""
         if errors := [sync.error for sync in self.runs.values() if sync.error]:
             raise UserError(f"--to {self.name}: {errors[0]}")
         if not self.settings:
             return
         try:
             tracker = build_tracker(self.name, self.settings)
-            tracker.start(figures_of(Path(self.root)))
-            pictures = {d.key: d.render("png") for d in drawings(Path(self.root))}
+            tracker.start(figures_of(Path(self.root), self.query))
+            pictures = {d.key: d.render("png") for d in drawings(Path(self.root), self.query)}
             tracker.end("complete", {}, pictures)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -119,20 +120,24 @@ def final_metrics(record: Record) -> Row:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def figures_of(root: Path) -> TrackedRun:
-    """Describe the run as which the figures over all runs below `root` are sent."""
-    name = root.resolve().name
-    mark = hashlib.sha256(f"figures {name}".encode()).hexdigest()[:16]
-    return TrackedRun(mark, "figures", "figures", name, {}, {}, time.time())
+def figures_of(root: Path, query: Sequence[str] = ()) -> TrackedRun:
+    """Describe the run as which the figures over the runs below `root` are sent that `query`
+    chooses: those of all are another one.
+    """
+    folder = root.resolve().name
+    name = "_".join(["figures", *(re.sub(r"[^\w.,=-]", "_", word) for word in query)])[:100]
+    mark = hashlib.sha256(" ".join(["figures", folder, *query]).encode()).hexdigest()[:16]
+    return TrackedRun(mark, name, "figures", folder, {}, {}, time.time())
 
 
-def drawings(root: Path) -> Iterator[Any]:
-    """Yield the figures that aggregate.py makes of the runs below `root`."""
+def drawings(root: Path, query: Sequence[str] = ()) -> Iterator[Any]:
+    """Yield the figures that aggregate.py makes of the runs below `root` that `query` chooses."""
     from resnests.results import plots
     from resnests.results.cells import drop_copies, label_rows
     from resnests.results.frame import read_runs
+    from resnests.results.select import select
 
-    runs, _ = drop_copies(label_rows(read_runs(root)[0]))
+    runs, _ = drop_copies(label_rows(select(read_runs(root)[0], query)))
     return plots.drawings(runs, [])
 
 

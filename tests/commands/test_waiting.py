@@ -6,11 +6,11 @@ import pytest
 from cluster.queues import StandIn
 from helpers import TINY, run_command, tiny
 
-from resnests.commands.queue import queue_lines, queued_runs
+from resnests.commands.queue import is_queued, queue_lines, queued_runs
 from resnests.commands.status import Status
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
-from resnests.runs.sweeps import find_asked, read_asked
+from resnests.runs.sweeps import find_asked, read_asked, write_asked
 from resnests.sweep.executors.submission import Submission, find_submissions
 from resnests.sweep.plan import Run
 
@@ -41,6 +41,13 @@ def test_jobs_and_why_they_wait_are_listed_before_any_run_is_on_record(tmp_path,
         *lines,
         f"no run in {root} yet",
     ]
+    assert is_queued(str(root), ["seed=1"]), "as nobody planned it, it may be any run"
+    write_asked(configs)
+    assert is_queued(f"{root}/", ["seed=24"])
+    slurm.show(first, f"{submission.name}|17|1|PENDING||Resources")
+    assert is_queued(str(root), ["seed=1"])
+    assert not is_queued(str(root), ["seed=24"])
+    slurm.show(first, *(f"{submission.name}|17|{i}|PENDING||Resources" for i in range(1, 25)))
     runs[0].directory.path.mkdir(parents=True)
     runs[0].directory.record_file.touch()
     assert queue_lines(queued_runs(str(root))) == lines[:-1]

@@ -23,7 +23,13 @@ from resnests.runs.directory import find_runs
 from resnests.trackers import sync as sync_module
 from resnests.trackers.run_sync import RunSync
 from resnests.trackers.sync import TrackerThread, syncing
-from resnests.trackers.tracker import final_metrics, first_epoch_id, require_installed
+from resnests.trackers.tracker import (
+    drawings,
+    figures_of,
+    final_metrics,
+    first_epoch_id,
+    require_installed,
+)
 
 MINE = """
 import json
@@ -316,6 +322,18 @@ def test_ctrl_c_ends_a_watch_with_what_is_there(tmp_path, mine, monkeypatch, cap
     trees.add_run(tmp_path / "runs", logger={"n": mine("Notes")})
     export("runs", ["n"], True, lambda: True)
     assert "n has 1 runs and 2 figures" in capsys.readouterr().out
+
+
+def test_figures_of_chosen_runs_are_theirs_and_beside_those_of_all(tmp_path):
+    root = tmp_path / "runs"
+    for arch in ("resnet20", "resnet8"):
+        trees.add_run(root, arch=arch, history=trees.history_rows(90, 3), trainer__epochs=3)
+    keys = {q: {d.key for d in drawings(root, q)} for q in [(), ("arch=resnet20",)]}
+    assert {key for key in keys[()] if "resnet8" in key}
+    assert not {key for key in keys[("arch=resnet20",)] if "resnet8" in key}
+    every, some = figures_of(root), figures_of(root, ["arch=resnet*", "weights=../x"])
+    assert (every.name, some.name) == ("figures", "figures_arch=resnet__weights=.._x")
+    assert every.id != some.id
 
 
 def test_trackers_are_no_part_of_a_recipe():
