@@ -20,8 +20,9 @@ from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.files import opened
 from resnests.runs.lock import flocked, is_flocked
 from resnests.runs.record import METRICS
-from resnests.text import as_typed, duration
+from resnests.text import as_typed, duration, short
 
+_OF_ANALYSIS = "analysis."  # columns of what task=analyze measured
 LOG, LOG_BYTES = 10, 20_000  # lines of it that are shown, and where in it they are looked for
 
 
@@ -62,12 +63,17 @@ def run_facts(run: pd.Series) -> dict[str, object]:
         "parameters": run["parameters"],
         **{f"{name} parameters": int(count) for name, count in frozen.items()},
         **{name: f"{value:.4f}" for name, value in measured.items() if pd.notna(value)},
+        **{
+            name: short(run[name])
+            for name in run.index[run.notna()]
+            if name.startswith(_OF_ANALYSIS)
+        },
         "took": duration(run["seconds"]),
         "differs": _differences(directory, recipe) or "in nothing from the recipes beside it",
     }
     lines |= {key: as_typed(value) for key, value in sorted(without_implied(recipe).items())}
     shown = run[[name for name in run.index if name.startswith("provenance.")]].dropna()
-    return lines | shown.to_dict()
+    return lines | {"all values": directory.config_file} | shown.to_dict()
 
 
 def log_end(log: Path) -> list[str]:

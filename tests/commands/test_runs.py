@@ -10,6 +10,7 @@ from resnests import load_runs
 from resnests.commands.runs import delete_runs, print_best, print_run
 from resnests.errors import UserError
 from resnests.results.select import select, split_values
+from resnests.runs.analysis import Analysis, Solve
 from resnests.runs.lock import flocked
 from resnests.sharing.card import card
 
@@ -115,6 +116,19 @@ def test_a_run_is_shown_with_metrics_of_its_own(tmp_path, capsys):
     ]  # fmt: skip
     assert found["test_accuracy"] == "90.0000"
     assert "val_ema_accuracy" not in found
+
+
+def test_a_run_that_was_analysed_is_shown_with_what_that_found(tmp_path, capsys):
+    run = trees.add_run(tmp_path)
+    run.analysis.path.mkdir()
+    solve = Solve("trained", "exact", "last", 8, value=0.123456, train_loss=0.1)
+    run.analysis.write_analysis(Analysis(5e-4, 5e-4, "0" * 64, solves=[solve]))
+    print_run(load_runs(tmp_path))
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown["analysis.status"] == "killed"
+    assert shown["analysis.trained"] == "0.1235"
+    assert "analysis.bound" not in shown
+    assert shown["all"].endswith(str(run.config_file))
 
 
 def test_what_follows_from_the_epochs_is_not_shown_as_a_key(tmp_path, capsys):
