@@ -22,7 +22,6 @@ from resnests.runs.lock import flocked, is_flocked
 from resnests.runs.record import METRICS
 from resnests.text import as_typed, duration, short
 
-_OF_ANALYSIS = "analysis."  # columns of what task=analyze measured
 LOG, LOG_BYTES = 10, 20_000  # lines of it that are shown, and where in it they are looked for
 
 
@@ -54,6 +53,7 @@ def run_facts(run: pd.Series) -> dict[str, object]:
     recipe = json.loads(run["recipe_values"])
     own = [name for name in run.index if name.startswith(("val_", "test_"))]
     measured = {name: run[name] for name in dict.fromkeys((*METRICS, *own))}
+    analysed = [name for name in run.index if name.startswith("analysis.")]
     count = run.get("frozen_parameters")
     frozen = {} if pd.isna(count) else {"frozen": count}
     lines: dict[str, object] = {
@@ -63,11 +63,7 @@ def run_facts(run: pd.Series) -> dict[str, object]:
         "parameters": run["parameters"],
         **{f"{name} parameters": int(count) for name, count in frozen.items()},
         **{name: f"{value:.4f}" for name, value in measured.items() if pd.notna(value)},
-        **{
-            name: short(run[name])
-            for name in run.index[run.notna()]
-            if name.startswith(_OF_ANALYSIS)
-        },
+        **{name: short(run[name]) for name in analysed if pd.notna(run[name])},
         "took": duration(run["seconds"]),
         "differs": _differences(directory, recipe) or "in nothing from the recipes beside it",
     }

@@ -1,4 +1,5 @@
-"""Serve the page alive: python aggregate.py --serve. It reads, and does nothing else.
+"""Serve the page alive: python aggregate.py --serve. It reads, asks squeue where sweeps left jobs
+with Slurm, and does nothing else.
 
 Whoever can reach the port may be anybody, and so may who wrote names, logs and records:
 - There is one address, "/", and GET and HEAD alone. What it names, a run or a cell, must be one
