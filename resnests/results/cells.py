@@ -241,7 +241,8 @@ def describe(key: str, value: Any) -> str:
     if key == IMAGES:
         return NO_DIGEST if value == "default" else f"images {value[:8]}"
     piece, _, name = key.rpartition(".")
-    return f"source of {piece} changed ({value})" if name == "code" else f"{key}={value}"
+    is_source = name == "code" and not piece.endswith(".args")  # as an argument named so is
+    return f"source of {piece} changed ({value})" if is_source else f"{key}={value}"
 
 
 def _as_published(recipe: dict[str, Any]) -> bool:

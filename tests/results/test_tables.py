@@ -566,6 +566,16 @@ def test_a_source_that_was_edited_is_a_row_of_its_own_and_says_so(tmp_path):
     ]
 
 
+def test_an_argument_that_is_named_code_is_no_source(tmp_path):
+    for code, accuracy in (("hamming", 80.0), ("gray", 90.0)):
+        run = trees.add_run(tmp_path / code, accuracy)
+        record = run.read_record()
+        values = record.recipe_values | {"arch.args.code": code}
+        run.write_record(dataclasses.replace(record, recipe=code, recipe_values=values))
+    rows = [row[0] for row in table(tmp_path).rows]
+    assert rows == ["ResNet-20, arch.args.code=gray", "ResNet-20, arch.args.code=hamming"]
+
+
 def test_what_follows_from_the_epochs_is_no_key_of_a_table(tmp_path):
     trees.add_run(tmp_path, 80.0, trainer__epochs=1)
     made = table(tmp_path)
