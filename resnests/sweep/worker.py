@@ -13,6 +13,7 @@ import dataclasses
 import errno
 import logging
 import os
+import socket
 import sys
 import threading
 from typing import Any, NoReturn
@@ -84,7 +85,8 @@ class Worker:
         finally:
             self._over.set()
             heart.join()
-            self.directory.progress_file.unlink(missing_ok=True)  # other hosts would wait for it
+            if self._has_heartbeat():  # other hosts would wait for it
+                self.directory.progress_file.unlink(missing_ok=True)
 
     def _is_done(self) -> bool:
         """Return whether somebody has finished the run, unless that is what it starts afresh over.
@@ -210,11 +212,22 @@ class Worker:
     def _heartbeat(self) -> None:
         while not self._over.wait(HEARTBEAT):
             self._show_progress()
-            if not self.directory.path.is_dir():
+            if not self.directory.path.is_dir() or not self._has_heartbeat():
                 log.warning("%s was removed: this training ends", self.directory.path)
                 self.stop.ask()
 
+    def _has_heartbeat(self) -> bool:
+        """Return whether the heartbeat is this process's: where the directory was removed, another
+        process may have begun its run anew. Without the lock file alone, it still keeps others off.
+        """
+        if self.lock.is_held():
+            return True
+        own = {"pid": os.getpid(), "host": socket.gethostname()}
+        return all(self.directory.read_progress().get(k, v) == v for k, v in own.items())
+
     def _show_progress(self) -> None:
+        if not self._has_heartbeat():
+            return
         try:
             with self._writing:
                 self.directory.write_progress(self.progress)

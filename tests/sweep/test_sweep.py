@@ -18,7 +18,7 @@ import psutil
 import pytest
 from faults import FAULTS, campaign
 from filelock import FileLock
-from helpers import REPOSITORY, TINY, run_command, statuses, tiny, write_run
+from helpers import REPOSITORY, TINY, run_command, statuses, tiny, until, write_run
 from sweeps import Sweep
 
 from resnests.config.parts import Arch
@@ -621,6 +621,29 @@ def test_a_directory_that_is_removed_while_its_run_waits_is_not_trained(runs, mo
     with pytest.raises(UserError, match="was removed while this run waited"):
         one.work()
     one.held.release()
+
+
+def test_a_run_that_was_removed_and_begun_anew_keeps_the_heartbeat_of_who_has_it(runs, monkeypatch):
+    config = runs[0].config
+    one = worker.Worker(config, allocate(config, 1), Stop())
+    others = {"pid": os.getppid(), "state": "waiting"}
+    seen = []
+
+    def wait(*_):
+        shutil.rmtree(one.directory.path)
+        other = one.directory.lock().acquire(blocking=False)
+        one.directory.write_progress(others)
+        one._show_progress()
+        seen.append((one.directory.read_progress(), other))
+        until(one.stop.requested)
+
+    monkeypatch.setattr(worker, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(worker, "lease", wait)
+    assert one.work() == INTERRUPTED
+    ((found, other),) = seen
+    assert others.items() <= found.items()
+    assert one.directory.read_progress() == found
+    other.release()
 
 
 @pytest.mark.slow
