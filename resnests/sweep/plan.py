@@ -19,7 +19,7 @@ from resnests.config.schema import Config, config_dict
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.metrics import is_unmeasured
-from resnests.runs.record import FINAL
+from resnests.runs.record import FINAL, UnreadableRun
 from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.precision import warn_of_emulation
@@ -95,8 +95,9 @@ def plan_runs(configs: Sequence[Config]) -> list[Run]:
     for config in configs:
         if config.task == "evaluate":
             weights_file(config)
-        if config.task == "analyze" and not _is_trained_first(config):
-            require_analysable(config)
+        with suppress(UnreadableRun):  # another user's: usable_runs() passes over it
+            if config.task == "analyze" and not _is_trained_first(config):
+                require_analysable(config)
     demands = {(c.trainer.precision, c.trainer.cuda_graph): c for c in configs}
     for config in () if configs[0].cluster else demands.values():
         allocate(config, 1)
