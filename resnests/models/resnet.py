@@ -216,7 +216,7 @@ def build_model(
         variant = Variant(name=variant, head=variant)
     network = build_network(arch, variant, num_classes)
     if weights is not None:
-        load_weights(Path(weights), network)
+        load_weights(Path(weights).expanduser(), network)
     return network
 
 

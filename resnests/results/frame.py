@@ -71,7 +71,7 @@ def load_runs(
         analysis.status, analysis.bound, analysis.eps, ...
                           where runs were analysed: see runs.analysis.Analysis.summary
     """
-    frame, broken = read_runs(root, trials)
+    frame, broken = read_runs(os.path.expanduser(root), trials)
     for line in broken:
         warnings.warn(line, stacklevel=2)
     return select(frame, query.split() if isinstance(query, str) else query)

@@ -36,7 +36,7 @@ def load_model(folder: Path | str, trust: bool = False) -> nn.Module:
     """
     from resnests.models.weights import load_weights
 
-    place = Path(folder)
+    place = Path(folder).expanduser()
     try:
         about = json.loads((place / "config.json").read_text())
         # As it was read: in the file itself each character may be escaped

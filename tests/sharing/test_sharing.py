@@ -18,6 +18,7 @@ from resnests.config.schema import config_dict, config_from
 from resnests.errors import UserError
 from resnests.models.resnet import count_parameters, load_arch
 from resnests.models.weights import read_torch, save_weights
+from resnests.results.frame import load_runs
 from resnests.runs.directory import RunDirectory
 from resnests.sharing import export as writers
 from resnests.sharing.card import card
@@ -42,6 +43,17 @@ def finished(root: Path, variant: str, form: str):
         save_weights(run.weights_file, model)
     wanted = {"task": "export", "weights": str(root / "out"), "format": form}
     return trees.make_config(root / "runs", **chosen, **wanted), model.eval()
+
+
+def test_a_home_is_expanded_where_python_calls(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors", reason="needs resnests[hub]")
+    config, model = finished(tmp_path, "standard", "safetensors")
+    place = export(config).relative_to(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert torch.equal(load_model(f"~/{place}")(IMAGES), model(IMAGES))
+    given = build_model("resnet8", weights=f"~/{place}/model.safetensors")
+    assert torch.equal(given.eval()(IMAGES), model(IMAGES))
+    assert len(load_runs("~/runs")) == 2
 
 
 @pytest.mark.parametrize("variant", ["standard", "a_resnest"])
