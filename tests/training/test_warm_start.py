@@ -10,7 +10,7 @@ from helpers import history, tiny
 from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.data.splits import load
 from resnests.environment import DRY_RUN
-from resnests.errors import Interrupted, UserError
+from resnests.errors import UserError
 from resnests.models.weights import read_torch, save_weights
 from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
@@ -266,7 +266,7 @@ def test_a_schedule_of_epochs_is_stepped_once_where_an_evaluation_is_interrupted
     def interrupt(training, whole, state, progress):
         if is_of_before:  # which stepped first
             training.schedule.step()
-        raise Interrupted
+        raise loop.Interrupted
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_evaluate_all", interrupt)
