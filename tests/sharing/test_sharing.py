@@ -13,12 +13,11 @@ import trees
 from data_images import write_classes
 from helpers import REPOSITORY, TINY, run_command, tiny
 
-from resnests import build_model, load_model
+from resnests import build_model, load_model, load_runs
 from resnests.config.schema import config_dict, config_from
 from resnests.errors import UserError
 from resnests.models.resnet import count_parameters, load_arch
 from resnests.models.weights import read_torch, save_weights
-from resnests.results.frame import load_runs
 from resnests.runs.directory import RunDirectory
 from resnests.sharing import export as writers
 from resnests.sharing.card import card
