@@ -218,8 +218,10 @@ if os.getuid() != 0 or not shutil.which("chattr"):
 
 def hurt_until(folder: Path, faults: list[str]) -> None:
     """Sweep again and again, with one of `faults` at a random instant of each sweep, on a cluster
-    with as many as it lives to see, until all were injected.
+    with as many as it lives to see, until all were injected. Raise an error for one that hurt
+    nothing in two sweeps, as the second one began anew.
     """
+    misses = 0
     while faults:
         sweep = Sweep(folder)
         time.sleep(random.uniform(1.5, 9))
@@ -231,6 +233,9 @@ def hurt_until(folder: Path, faults: list[str]) -> None:
                 break
             time.sleep(random.uniform(1, 6))
         sweep.wait()
+        misses = 0 if hurt else misses + 1
+        if misses == 2:
+            raise RuntimeError(f"{faults[0]}: two sweeps had nothing that it hurts")
         (folder / "dying").unlink(missing_ok=True)
         for run in [] if hurt else find_runs(folder / "runs"):  # all done before: it starts anew
             if not run.is_locked():

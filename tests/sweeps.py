@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from resnests.runs.directory import RunDirectory
+from resnests.sweep.executors.ray_node import node_task
 
 GRID = ("variant=standard,a_resnest", "seed=0,1")
 OWN = (  # a network that draws random numbers, and images, both below the folder of the sweep
@@ -42,6 +43,9 @@ def write_digits(root: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             pixels = (image * 15).astype("uint8")
             Image.fromarray(pixels).convert("RGB").save(folder / f"{place:03}.png")
+
+
+RAYS = f"ray::{node_task().__name__}"  # how Ray names a process of its while it does a task
 
 
 class Sweep:
@@ -106,7 +110,7 @@ def _role(process: psutil.Process) -> str | None:
         parent = process.parent()
         return "training" if parent and parent.cmdline() == process.cmdline() else "server"
     marks: dict[str, str | None] = {"resnests.sweep.worker": "training", "resource_tracker": None}
-    marks |= dict.fromkeys(("loky", "resnests.sweep.executors.slurm_job", "ray::_train"), "worker")
+    marks |= dict.fromkeys(("loky", "resnests.sweep.executors.slurm_job", RAYS), "worker")
     return next((role for mark, role in marks.items() if mark in line), None)
 
 
