@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -49,14 +50,14 @@ def is_unmeasured(directory: RunDirectory, record: Record, config: Config) -> bo
     return lacks_predictions or lacks_metrics(record, config)
 
 
-def note_metrics(record: Record, row: dict[str, Any], config: Config) -> None:
-    """Put on record what a row of the history has beside HISTORY's columns.
+def note_metrics(record: Record, row: dict[str, Any], definitions: Mapping[str, str]) -> None:
+    """Put on record what a row of the history has beside HISTORY's columns; `definitions` are those
+    of the source that measured it.
 
     JSON has no nan: what is none of the numbers, such as an AUROC of one class, is None.
     """
-    known = definitions(config)
     for column in row.keys() - {*HISTORY}:
         split, _, name = column.partition("_")
         value = row[column] if math.isfinite(row[column]) else None
         entry = record.metrics.setdefault(name, {})
-        entry |= {split: value} | ({"definition": known[name]} if name in known else {})
+        entry |= {split: value} | ({"definition": definitions[name]} if name in definitions else {})

@@ -42,7 +42,7 @@ def evaluate(run: Run) -> None:
     if config.predictions:
         write_predictions(run, model, test, splits.test)
     record.test_loss, record.test_accuracy = loss, accuracy
-    note_metrics(record, {f"test_{name}": value for name, value in found.items()}, config)
+    note_metrics(record, {f"test_{name}": value for name, value in found.items()}, run.definitions)
     record.seconds = round(seconds, 3)
     record.images_per_second = round(len(test) / seconds, 2)
     run.note_memory()

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 from resnests.config.recipe import recipe_hash
-from resnests.config.schema import Config
 from resnests.models.weights import save_weights
 from resnests.runs.metrics import note_metrics
 from resnests.runs.record import METRICS, Record
@@ -51,7 +50,7 @@ class Keeper:
         elif 0 in self.config.trainer.keep_epochs:
             save_weights(self.directory.kept_weights_file(0), self.parts["model"])
         self._warn_of_past_epochs(state)
-        note_epochs(self.run.record, state, self.config)
+        note_epochs(self.run.record, state, self.run.definitions)
         self._write_history(state)
         # after it, as its parameters say whose history that is
         self.directory.write_record(self.run.record)
@@ -66,7 +65,7 @@ class Keeper:
         """Keep an epoch; `state` is that before the next one."""
         trainer, done = self.config.trainer, state.epoch - 1
         require_numerics(trainer)
-        note_epochs(self.run.record, state, self.config)
+        note_epochs(self.run.record, state, self.run.definitions)
         is_due = self.checkpoints.is_due(done) or done == trainer.epochs
         # On a fast GPU each epoch would be too often; but always before a checkpoint
         if is_due or time.perf_counter() - self.history_written > HISTORY_SECONDS:
@@ -94,11 +93,11 @@ class Keeper:
                 log.warning("the weights of epoch %d are not kept: %s", epoch, reason)
 
 
-def note_epochs(record: Record, state: State, config: Config) -> None:
+def note_epochs(record: Record, state: State, definitions: Mapping[str, str]) -> None:
     """Bring the record up to the epochs that are done."""
     record.epochs = state.epoch - 1
     if state.history:
-        note_metrics(record, state.history[-1], config)
+        note_metrics(record, state.history[-1], definitions)
         for name in METRICS:
             setattr(record, name, state.history[-1].get(name))
         record.seconds = round(sum(row["seconds"] for row in state.history), 3)

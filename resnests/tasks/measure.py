@@ -54,7 +54,7 @@ def measure(run: Run) -> None:
         for split, images in evaluations.items() if metrics else ():
             found = loop.evaluate(model, images, precision, run.should_stop, metrics)
             measured |= {f"{split}_{kind}{name}": found[name] for name in metrics}
-    note_metrics(record, measured, config)
+    note_metrics(record, measured, run.definitions)
     record.config |= {"metrics": config.metrics, "predictions": config.predictions}
     record.measured = time.time()
     if rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from resnests.data.splits import Splits, load_for, with_statistics
 from resnests.models.resnet import count_parameters, initial_model
 from resnests.runs.digests import require_unchanged
 from resnests.runs.directory import RunDirectory
+from resnests.runs.metrics import definitions
 from resnests.runs.record import Record
 from resnests.training.numerics import arithmetic, set_numerics
 from resnests.training.objectives import Measure, build_metrics
@@ -39,6 +40,8 @@ class Run:
     # Clears what the run starts afresh over, and records that it runs. A task calls it when nothing
     # is left that could refuse, just before it writes the first of its own files.
     begin: Callable[[], None]
+    # How each metric is measured: what tells the source that was imported for it
+    definitions: dict[str, str] = field(default_factory=dict)
 
     def prepare(self) -> tuple[Splits, Dataset, nn.Module]:
         """Return the images, their data set with the mean and std to normalise with, and the
@@ -89,7 +92,11 @@ class Run:
         return {name: self.images(part, dataset) for name, part in parts.items() if part}
 
     def metrics(self, dataset: Dataset) -> dict[str, Measure]:
-        """Return what the run measures beside loss and accuracy; raise a UserError."""
+        """Return what the run measures beside loss and accuracy; raise a UserError.
+
+        How, is asked before the source is imported: it may be edited while the run goes on.
+        """
+        self.definitions.update(definitions(self.config))
         return build_metrics(replace(self.config, dataset=dataset), self.device)
 
     def note_memory(self) -> None:

@@ -238,7 +238,7 @@ def test_the_speed_on_record_is_that_of_all_epochs_together():
         for speed in (100.0, 300.0)
     ]
     record = Record.of(tiny(), Provenance())
-    keeper.note_epochs(record, State(epoch=3, history=rows), tiny())
+    keeper.note_epochs(record, State(epoch=3, history=rows), {})
     assert (record.epochs, record.images_per_second, record.seconds) == (2, 150.0, 2.0)
 
 

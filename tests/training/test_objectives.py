@@ -17,7 +17,7 @@ from resnests.data.arrays import in_turn
 from resnests.data.splits import load
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
-from resnests.runs.metrics import is_unmeasured, lacks_metrics
+from resnests.runs.metrics import definitions, is_unmeasured, lacks_metrics
 from resnests.sweep.plan import Run
 from resnests.tasks import preflight
 from resnests.tasks.experiment import run_experiment
@@ -188,6 +188,16 @@ def test_a_finished_run_is_measured_by_what_it_lacks_and_not_trained_again(tmp_p
     directory.weights_file.unlink()
     with pytest.raises(UserError, match=r"model.pt: expected the weights to measure"):
         run_experiment(asked, clear=lambda: None)
+
+
+@pytest.mark.slow
+def test_a_metric_that_is_edited_while_it_measures_is_on_record_as_it_was(tmp_path, mine):
+    asked = config(f"runs_dir={tmp_path}", metrics={"zeros": {"_target_": "mine.zeros"}})
+    before = definitions(asked)
+    assert run_experiment(asked, clear=lambda: mine.write_text(MINE + "# edited\n")) == "complete"
+    record = RunDirectory.of(asked).read_record()
+    assert record.metrics["zeros"]["definition"] == before["zeros"]
+    assert lacks_metrics(record, asked), "the same command measures it again"
 
 
 def test_ready_metrics_are_those_of_torchmetrics():
