@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import pandas as pd
 
 from resnests.commands.runs import log_end, run_facts
+from resnests.commands.status import Status
 from resnests.commands.status_lines import run_progress
 from resnests.commands.views import InsideReader, View
 from resnests.config.recipe import distinguishing_keys
@@ -63,13 +64,17 @@ class Live:
             self.lock.release()
 
     def _page(self, address: Address, tag: str) -> tuple[str | None, str]:
+        view = self._view(address.words)
         try:
-            view = self._view(address.words)
             view.poll()
-        except UserError as error:
+        except UserError as error:  # no run yet: sweeps and the queue may be there all the same
+            waiting = _waiting(view.status)
             text = printable(str(error))
-            now = f'"{hashlib.sha256(text.encode()).hexdigest()[:20]}"'
-            return (None if tag == now else render(**self._empty(text, address))), now
+            state = json.dumps([text, waiting, address.query])
+            now = f'"{hashlib.sha256(state.encode()).hexdigest()[:20]}"'
+            if tag == now:
+                return None, now
+            return render(**self._empty(text, address, waiting)), now
         running = [run for run in view.status.unfinished if run["status"] == "running"]
         progress = [run_progress(run) for run in running[:MOST_RUNNING]]
         sweeps = [sweep.lines() for sweep in view.status.sweeps]
@@ -88,7 +93,9 @@ class Live:
             del self.views[next(iter(self.views))]
         return view
 
-    def _empty(self, line: str, address: Address | None = None) -> dict[str, Any]:
+    def _empty(
+        self, line: str, address: Address | None = None, waiting: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         address = address or Address({})
         live = {
             "axes": {},
@@ -96,6 +103,7 @@ class Live:
             "words": address.words,
             "free": address.words,
             "sort": "",
+            **(waiting or {}),
         }
         return {"live": live, "here": address.link, "summary": line, "tables": [], "cells": []}
 
@@ -115,7 +123,7 @@ class Live:
             "sort": address.sort,
             "total": len(runs),
             "done": int((runs["status"] == "complete").sum()),
-            "sweeps": [[printable(x.strip()) for x in one.lines()[:2]] for one in status.sweeps],
+            **_waiting(status),
             "running": [
                 self._running(run) for run in status.unfinished if run["status"] == "running"
             ][:MOST_RUNNING],
@@ -127,7 +135,7 @@ class Live:
             "more": more,
             "cells_more": max(0, len(view.cells) - MOST_CELLS),
         }
-        warnings = [*status.warnings, *status.queue, *status.copies, *view.problems]
+        warnings = [*status.warnings, *status.copies, *view.problems]
         return {
             "live": live,
             "here": address.link,
@@ -232,6 +240,14 @@ class Address:
         now = {"w": " ".join(self.words), "sort": self.sort, "cell": self.cell, "run": self.run}
         now |= {"rows": self.rows if self.rows != ROWS else ""} | changes
         return "?" + urlencode({key: value for key, value in now.items() if value})
+
+
+def _waiting(status: Status) -> dict[str, Any]:
+    """Return of each sweep that is not done what it is, and the command that goes on with it; and
+    what is in the queue.
+    """
+    sweeps = [[printable(line.strip()) for line in one.lines()[:2]] for one in status.sweeps]
+    return {"sweeps": sweeps, "queue": [*map(printable, status.queue)]}
 
 
 def _named(run: dict[str, Any]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class Reader:
         if not rows:
             found = f"none of {len(broken)} records can be read" if broken else "no run in it"
             if not broken and next(find_runs(root, trials=True), None):
-                found = "only trials of a search in it, which --trials shows"
+                found = "only trials of a search in it, which aggregate.py --trials shows"
             expected = f"{root}: {found}; expected a directory that run.py trained runs in"
             raise UserError("\n".join([*broken, expected]))
         if rows != self.rows:

@@ -22,7 +22,7 @@ from resnests.commands.serve import Handler, Server, serve
 from resnests.commands.views import InsideReader
 from resnests.errors import UserError
 from resnests.results.output import plan
-from resnests.runs.sweeps import write_asked
+from resnests.runs.sweeps import write_asked, write_search
 
 PLAN = plan(None, "html", None, None)
 NASTY = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>\x1b[2J"
@@ -109,6 +109,22 @@ def test_it_shows_progress_tables_failures_runs_and_what_is_planned(ask):
     ):  # fmt: skip
         assert text in answer.text
     assert answer.text.count("first\n") == 9  # the end of the log
+
+
+def test_a_search_and_a_sweep_without_any_run_yet_are_shown(tmp_path):
+    write_search(trees.make_config(tmp_path), ended=3, pace=60.0)
+    with served(tmp_path) as ask:
+        page = ask()
+        assert "17 of 20 trials of study-tune" in page.text
+        assert "no run in it" in page.text
+        tag = page.getheader("ETag")
+        assert ask(If_None_Match=tag).status == 304
+        write_asked([trees.make_config(tmp_path)], "a device")
+        ask.server.live.reader.due = 0.0
+        page = ask("/?w=arch%3Dno", If_None_Match=tag).text
+        assert "arch=no: no run has it" in page
+        assert "1 of 1 runs left, at work on" in page
+        assert "17 of 20 trials of study-tune" in page
 
 
 def test_a_run_that_is_opened_shows_its_curves_values_and_log(ask, root):
