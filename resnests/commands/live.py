@@ -70,8 +70,8 @@ class Live:
         except UserError as error:  # no run yet: sweeps and the queue may be there all the same
             waiting = _waiting(view.status)
             text = printable(str(error))
-            state = json.dumps([text, waiting, address.query])
-            now = f'"{hashlib.sha256(state.encode()).hexdigest()[:20]}"'
+            shown = json.dumps([text, waiting, address.query])
+            now = f'"{hashlib.sha256(shown.encode()).hexdigest()[:20]}"'
             if tag == now:
                 return None, now
             return render(**self._empty(text, address, waiting)), now
