@@ -150,11 +150,17 @@ def remove_asked(configs: Sequence[Config]) -> None:
 
 
 def write_search(config: Config, ended: int, pace: float | None) -> None:
-    """Leave how far a search is beside its runs; where all trials have ended, nothing."""
+    """Leave how far a search is beside its runs; where all trials have ended, nothing, of others
+    who worked at the same study, either.
+    """
     study, trials = config.tune.study, config.tune.trials
     asked = _asked(config.task, study=study, trials=trials, ended=ended, pace=pace)
     _write(Path(config.runs_dir), ["tune", study], asked)
-    remove_done(config.runs_dir)
+    for path in find_asked(config.runs_dir):
+        with suppress(OSError, ValueError):
+            other = read_asked(path)
+            if other.study == study and other.trials <= ended:
+                path.unlink()
 
 
 def remove_done(runs_dir: str) -> None:

@@ -399,6 +399,19 @@ def test_a_search_says_how_many_trials_are_left(tmp_path):
     assert not find_asked(tmp_path)
 
 
+def test_the_last_of_a_study_s_users_forgets_it_for_all(tmp_path, monkeypatch):
+    config = make_config(tmp_path)
+    longer = replace(config, tune=replace(config.tune, trials=30))
+    write_search(config, ended=3, pace=60.0)
+    for user in (4711, 4712):
+        monkeypatch.setattr(os, "getuid", lambda user=user: user)
+        write_search(longer if user == 4711 else config, ended=4, pace=60.0)
+    assert len(find_asked(tmp_path)) == 3
+    write_search(config, ended=20, pace=60.0)
+    (left,) = find_asked(tmp_path)
+    assert read_asked(left).trials == 30
+
+
 def test_ten_thousand_runs_are_a_small_file(tmp_path):
     config = make_config(tmp_path)
     write_asked([replace(config, seed=seed) for seed in range(1000)])
