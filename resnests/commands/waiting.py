@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +100,9 @@ def time_left(
     by = [*(complete[name] for name in _KIND), started >= since]
     means = seconds.groupby(by, observed=True).mean()
     rates += [(_kinds(kind, is_fresh), rate) for (*kind, is_fresh), rate in means.items()]
-    total: Counter[Any] = Counter()
-    for *kind, epochs in _epochs(runs[runs["path"].isin(ours)], sweeps).itertuples(index=False):
-        total[_kinds(kind, True)] += epochs
+    epochs = _epochs(runs[runs["path"].isin(ours)], sweeps)
+    waiting = epochs.groupby(_KIND, observed=True)["epochs"].sum()
+    total = {_kinds(kind, True): count for kind, count in waiting.items()}
     return seconds_left(rates, running, total)
 
 

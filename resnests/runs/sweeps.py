@@ -3,9 +3,11 @@
     <runs_dir>/.grid-<digest>.json    which runs a command was to train, and the command
 
 Run directories know nothing of runs that have not begun. A sweep writes its file before its first
-run, whole, and removes it when all of its runs are at their end. The same command writes the same
-file, so that nothing piles up; another user's is another file. It is a note for those who look, and
-decides nothing: the plan of a sweep never reads it, and deleting it loses nothing but the view.
+run, or on a cluster once the queue took its first jobs; whole, and removes it when all of its runs
+are at their end. Finished runs that it makes again are not, until their record is another one. The
+same command writes the same file, so that nothing piles up; another user's is another file. It is a
+note for those who look, and decides nothing: the plan of a sweep never reads it, and deleting it
+loses nothing but the view.
 """
 
 from __future__ import annotations
