@@ -31,7 +31,7 @@ from resnests.text import as_typed, printable
 
 VIEWS = 8  # choices of runs that are remembered
 MOST_RUNNING, MOST_FAILED, MOST_CELLS, MOST_CURVES, ROWS = 12, 20, 300, 8, 50
-MOST_LETTERS = 500  # of words that choose runs
+MOST_LETTERS = 2000  # of words that choose runs
 COLUMNS = {
     "Data set": "dataset", "Architecture": "arch", "Variant": "variant", "Recipe": "row",
     "Seed": "seed", "Status": "status", "Validation, %": "val_accuracy",
@@ -66,14 +66,17 @@ class Live:
             self.lock.release()
 
     def _page(self, address: Address, tag: str) -> tuple[str | None, str]:
+        if (letters := sum(map(len, address.words))) > MOST_LETTERS:
+            line = f"expected at most {MOST_LETTERS} letters that choose runs, not {letters}"
+            return render(**self._empty(line)), f'"{letters}"'
         view = self._view(address.words)
         try:
             view.poll()
         except UserError as error:  # no run yet: sweeps and the queue may be there all the same
             waiting = _waiting(view.status)
             text = printable(str(error))
-            seen = json.dumps([text, waiting, address.query])
-            now = f'"{hashlib.sha256(seen.encode()).hexdigest()[:20]}"'
+            shown = json.dumps([text, waiting, address.query])
+            now = f'"{hashlib.sha256(shown.encode()).hexdigest()[:20]}"'
             if tag == now:
                 return None, now
             return render(**self._empty(text, address, waiting)), now
@@ -227,7 +230,7 @@ class Address:
     """Holds what an address asks for."""
 
     def __init__(self, query: dict[str, list[str]]) -> None:
-        self.words = " ".join(query.get("w", []))[:MOST_LETTERS].split()
+        self.words = " ".join(query.get("w", [])).split()
         self.sort = query.get("sort", [""])[0]
         self.cell = query.get("cell", [""])[0]
         self.run = query.get("run", [""])[0]

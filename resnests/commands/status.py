@@ -4,13 +4,10 @@ aggregate.py --status.
 
 from __future__ import annotations
 
-import os
-import shlex
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from rich.text import Text
 
 from resnests.commands.queue import queue_lines, queued_runs
 from resnests.commands.status_lines import CellTable, cell_table, run_line
+from resnests.commands.waiting import Sweep, time_left, with_queue
 from resnests.errors import UserError
 from resnests.results import notes
 from resnests.results.cells import drop_copies, label_rows
@@ -29,13 +27,12 @@ from resnests.results.frame import Reader
 from resnests.results.select import select
 from resnests.runs.directory import ANALYSIS, RunDirectory
 from resnests.runs.record import FINAL
-from resnests.runs.sweeps import Asked, epochs_left, seconds_left
+from resnests.runs.sweeps import Asked
 from resnests.sweep.executors.slurm_commands import Seen
 from resnests.sweep.scheduler import State
 from resnests.text import duration, printable
 
 POLL_SECONDS = 2.0  # seconds between two polls of --watch
-MOST = 1e9  # epochs or seconds that anything takes: files may say what they like
 
 
 def show(root: str, watch: bool = False, trials: bool = False, query: Sequence[str] = ()) -> None:
@@ -88,35 +85,6 @@ def _when_there_are_runs(status: Status) -> Group:
         return Group(str(error))
 
 
-@dataclass
-class Sweep:
-    """Holds a sweep that is not done, and what is left of it."""
-
-    file: Path  # which says what it was asked for
-    asked: Asked
-    count: int  # of runs or trials that are not at their end
-    left: set[str]  # the directories of the runs
-    alive: bool
-
-    def lines(self) -> list[str]:
-        """Return what it is, and the command that goes on with it."""
-        asked = self.asked
-        elsewhere = asked.folder != os.getcwd()
-        command = f"cd {shlex.quote(asked.folder)} && " * elsewhere + asked.command
-        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(asked.started))
-        what = f"{self.count} of {asked.count()} runs" + " to analyse" * (asked.task == "analyze")
-        if asked.study is not None:
-            what = f"{self.count} of {asked.trials} trials of study-{asked.study}"
-            if asked.pace:
-                what += f", about {duration(asked.pace * self.count)}"
-        at_work = f"at work on {asked.host}" if self.alive else "no process of it on this host"
-        return [
-            f"sweep since {since}: {what} left, {at_work}; this goes on with it:",
-            f"  {command}",
-            *([] if self.alive else [f"  (to forget what it was asked for: rm {self.file})"]),
-        ]
-
-
 class Status:
     """Reads how far the runs below `root` are, again and again."""
 
@@ -137,6 +105,7 @@ class Status:
         self.warnings: list[str] = []
         self.frame: pd.DataFrame | None = None  # as it was read, and the statuses by path in it:
         self.statuses: dict[str, str] = {}
+        self.digests: dict[str, tuple[Any, str]] = {}  # of records, as they were read
         self.runs = pd.DataFrame()  # labelled, each seed once; of which there are:
         self.counts: list[str] = []
         self.table: CellTable | None = None
@@ -181,15 +150,22 @@ class Status:
         if frame is not self.frame:
             self.frame, self.statuses = frame, _statuses(frame)
         self.sweeps = self._unfinished_sweeps(self.statuses, queue.keys())
-        waits = {path: j.reason for path, j in queue.items() if j.state is State.QUEUED}
-        waiting = [(str(sweep.file), sweep.asked.waits_for) for sweep in self.sweeps if sweep.alive]
+        waits = {  # a run that its analysis trains waits with it
+            path.removesuffix(f"/{ANALYSIS}"): job.reason
+            for path, job in queue.items()
+            if job.state is State.QUEUED
+        }
+        waiting = [
+            (str(sweep.file), sweep.asked.started, sweep.asked.waits_for, sweep.alive, sweep.old)
+            for sweep in self.sweeps
+        ]
         if self.seen != (now := (id(frame), waits, waiting)):
-            self._summarize(_with_queue(frame, waits, self.sweeps))
+            self._summarize(with_queue(frame, waits, self.sweeps))
             self.seen = now
 
     def headline(self) -> str:
         """Return the counts of all runs, and how long those take yet that sweeps go on with."""
-        left = self._seconds_left()
+        left = time_left(self.runs, self.unfinished, self.sweeps)
         running = any(run["status"] == "running" for run in self.unfinished)
         one_by_one = "" if running else ", one at a time"
         return ", ".join(self.counts) + (
@@ -220,45 +196,34 @@ class Status:
         """Return the sweeps of which runs, with these statuses by path, are not at their end."""
         sweeps = []
         for file, (_, asked, _) in self.reader.sweeps.items():
-            below = f"/{ANALYSIS}" if asked.task == "analyze" else ""
-            paths = [path for _, _, path in asked.directories(str(file.parent))]
+            home, below = str(file.parent), f"/{ANALYSIS}" if asked.task == "analyze" else ""
+            paths = [path for _, _, path in asked.directories(home)]
             ended = [statuses.get(path + below) for path in paths]
             left = {path for path, status in zip(paths, ended, strict=True) if status not in FINAL}
-            count = asked.trials - asked.ended + len(left)
+            old = self._old(asked, home)
+            begun = asked.is_alive() or "running" in ended
+            alive = begun or not queue.isdisjoint(path + below for path in left | old)
+            if asked.overwrite and not alive:  # its command would leave them as they are
+                old = set()
+            count = asked.trials - asked.ended + len(left | old)
             if count > 0:
-                alive = asked.is_alive() or "running" in ended or not left.isdisjoint(queue)
-                sweeps.append(Sweep(file, asked, count, left, alive))
+                redone = old if asked.task != "analyze" else set()
+                sweeps.append(Sweep(file, asked, count, left | old, redone, alive))
         return sweeps
 
-    def _seconds_left(self) -> float | None:
-        """Return how long the runs at work and those that sweeps go on with take, as measured."""
-        rates, running = [], []
-        for run in self.unfinished:
-            beat = RunDirectory(run["path"]).shown_progress() if run["status"] == "running" else {}
-            if beat.get("seconds_left") is not None:
-                running.append(beat["seconds_left"])
-                rate = running[-1] / max(epochs_left(beat), 1e-6)
-                rates.append(((run["dataset"], run["arch"]), rate))
-        runs, ours = self.runs, set().union(*(sweep.left for sweep in self.sweeps))
-        if not running and not ours:
-            return None
-        complete = runs[runs["status"] == "complete"]
-        seconds = complete["seconds"].clip(0, MOST) / complete["epochs"].clip(1, MOST)
-        rates += zip(_kinds(complete), seconds, strict=True)
-        states = (notes.QUEUED, PLANNED, "interrupted", "killed")
-        waiting = runs[runs["status"].isin(states) & runs["path"].isin(ours)]
-        asked = waiting.reindex(columns=["trainer.epochs"])["trainer.epochs"]
-        epochs = pd.to_numeric(asked, errors="coerce").fillna(0) - waiting["epochs"]
-        epochs = epochs.clip(0, MOST).where(~waiting["given"], 1)
-        total: Counter[Any] = Counter()
-        for kind, count in zip(_kinds(waiting), epochs, strict=True):
-            total[kind] += count
-        return seconds_left(rates, running, total)
-
-
-def _kinds(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Yield what tells how long an epoch takes."""
-    return zip(runs["dataset"], runs["arch"], strict=True)
+    def _old(self, asked: Asked, home: str) -> set[str]:
+        """Return the runs that are on record as they were when the sweep began, which makes them
+        again.
+        """
+        found = set()
+        for cell, seed, path in asked.directories(home):
+            if cell.replaces.get(seed):
+                stamp, _ = self.reader.known.get(path, (None, None))
+                if self.digests.get(path, (None,))[0] != stamp or stamp is None:
+                    self.digests[path] = stamp, _digest(asked.run(path))
+                if self.digests[path][1] == cell.replaces[seed]:
+                    found.add(path)
+        return found
 
 
 def _statuses(frame: pd.DataFrame) -> dict[str, str]:
@@ -271,23 +236,11 @@ def _statuses(frame: pd.DataFrame) -> dict[str, str]:
     return statuses
 
 
-def _with_queue(frame: pd.DataFrame, queue: dict[str, str], sweeps: list[Sweep]) -> pd.DataFrame:
-    """Return `frame`, in which runs that wait are queued, and their error says what for.
-
-    Those are the runs in the `queue`, and where the process of a sweep knows what its runs wait
-    for, those that it has not begun.
-    """
-    begun = frame.loc[frame["status"] != PLANNED, "path"]
-    waits = {
-        path: sweep.asked.waits_for
-        for sweep in sweeps
-        if sweep.alive and sweep.asked.waits_for
-        for path in sweep.left.difference(begun)
-    }
-    is_open = frame["status"].isin((PLANNED, "interrupted", "killed", "failed"))
-    reasons = frame["path"].where(is_open).map(waits | queue)
-    status = frame["status"].where(reasons.isna(), notes.QUEUED)
-    return frame.assign(status=status, error=frame["error"].where(reasons.isna(), reasons))
+def _digest(run: RunDirectory) -> str:
+    try:
+        return run.record_digest()
+    except OSError:  # another user's
+        return ""
 
 
 def _unfinished_analyses(runs: pd.DataFrame) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,13 +16,16 @@ from resnests.text import as_typed
 def select(runs: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
     """Return the rows of `runs` that fit every one of `words`; raise a UserError where none does.
 
-    A word is key=value. The key is a column of load_runs; the value is written as on the command
-    line of run.py: several with commas, and * ? [ab] for what may stand there, as in arch=resnet*.
+    A word is key=value. The key is a column of load_runs, or a group that has names, as in
+    optimizer=adamw; the value is written as on the command line of run.py: several with commas, and
+    * ? [ab] for what may stand there, as in arch=resnet*.
     """
     for word in words:
-        key, equals, value = word.partition("=")
+        typed, equals, value = word.partition("=")
         if not equals or not value:
             raise UserError(f"{word}: expected key=value, such as arch=resnet20 or status=failed")
+        names = (typed, f"{typed}.name", typed.removesuffix(".name"))
+        key = next((name for name in names if name in runs), typed)
         if key not in runs:
             near = difflib.get_close_matches(key, runs.columns, 1)
             meant = f"; did you mean {near[0]}?" if near else ", such as arch or optimizer.lr"
@@ -40,7 +42,14 @@ def select(runs: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
 
 def split_values(text: str) -> list[str]:
     """Return the values between the commas of `text`, but for those within brackets."""
-    return re.findall(r"(?:[^,\[{]|\[[^\]]*\]|\{[^}]*\}|[\[{])+", text)
+    values, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            values.append("")
+        else:
+            values[-1] += letter
+    return [value for value in (values if depth == 0 else text.split(",")) if value]
 
 
 def _fits(value: Any, patterns: Sequence[str]) -> bool:

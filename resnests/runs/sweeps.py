@@ -3,9 +3,11 @@
     <runs_dir>/.grid-<digest>.json    which runs a command was to train, and the command
 
 Run directories know nothing of runs that have not begun. A sweep writes its file before its first
-run, whole, and removes it when all of its runs are at their end. The same command writes the same
-file, so that nothing piles up; another user's is another file. It is a note for those who look, and
-decides nothing: the plan of a sweep never reads it, and deleting it loses nothing but the view.
+run, or on a cluster once the queue took its first jobs; whole, and removes it when all of its runs
+are at their end. Finished runs that it makes again are not, until their record is another one. The
+same command writes the same file, so that nothing piles up; another user's is another file. It is a
+note for those who look, and decides nothing: the plan of a sweep never reads it, and deleting it
+loses nothing but the view.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +55,8 @@ class Cell(msgspec.Struct):
     weights: str | None = None  # the file that is evaluated
     config: dict[str, Value] = {}
     recipe: dict[str, Any] = {}
+    # seed -> digest of the record of a finished run that is made again: until it begins
+    replaces: dict[int, str] = {}
 
 
 class Asked(msgspec.Struct):
@@ -65,6 +70,7 @@ class Asked(msgspec.Struct):
     pid: int
     process_started: Seconds
     started: Seconds  # Unix seconds, as all times
+    overwrite: bool = False  # finished runs are made again, which `command` alone would not do
     waits_for: str | None = None  # what its runs wait for, but where a queue tells that
     config: dict[str, Value] = {}  # what all cells share
     recipe: dict[str, Any] = {}
@@ -102,31 +108,63 @@ class Asked(msgspec.Struct):
         """Return whether all of it is at its end: the same command would have nothing to do."""
         if self.study is not None:
             return self.ended >= self.trials
-        for _, _, path in self.directories(runs_dir):
-            run = RunDirectory(path)
-            record = (run.analysis if self.task == "analyze" else run).record_or_none()
+        for cell, seed, path in self.directories(runs_dir):
+            run = self.run(path)
+            record = run.record_or_none()
             if record is None or record.status not in FINAL:
+                return False
+            if seed in cell.replaces and run.record_digest() == cell.replaces[seed]:
                 return False
         return True
 
+    def run(self, path: str) -> RunDirectory:
+        """Return where the record of the run at `path` is: an analysis has its own."""
+        run = RunDirectory(path)
+        return run.analysis if self.task == "analyze" else run
 
-def write_asked(configs: Sequence[Config], waits_for: str | None = None) -> None:
-    """Leave what a sweep of `configs` is asked for beside its runs."""
+
+def write_asked(
+    configs: Sequence[Config], waits_for: str | None = None, replaces: Sequence[str | None] = ()
+) -> None:
+    """Leave what a sweep of `configs` is asked for beside its runs; `replaces` has the digest of
+    the record that each of them starts afresh over.
+    """
+    given = [*zip_longest(configs, replaces)]
     for runs_dir in {config.runs_dir for config in configs}:
-        mine = [config for config in configs if config.runs_dir == runs_dir]
-        cells = _cells(mine)
+        mine = [pair for pair in given if pair[0].runs_dir == runs_dir]
+        cells, first = _cells(mine), mine[0][0]
+        identity = _identity(first.task, cells)
         shared, recipe = _shared([c.config for c in cells]), _shared([c.recipe for c in cells])
-        identity = [mine[0].task, [(cell.place, sorted(cell.seeds)) for cell in cells]]
-        asked = _asked(mine[0].task, waits_for=waits_for, config=shared, recipe=recipe, cells=cells)
+        more = {"waits_for": waits_for, "overwrite": first.trainer.overwrite}
+        asked = _asked(first.task, config=shared, recipe=recipe, cells=cells, **more)
         _write(Path(runs_dir), identity, asked)
 
 
+def remove_asked(configs: Sequence[Config]) -> None:
+    """Remove what an earlier process left that was asked for the same, as nothing of it is to do.
+
+    It may have been asked to make finished runs again, which nobody does any more.
+    """
+    for runs_dir in {config.runs_dir for config in configs}:
+        cells = _cells([(config, None) for config in configs if config.runs_dir == runs_dir])
+        file = _file(Path(runs_dir), _identity(configs[0].task, cells))
+        with suppress(OSError, ValueError):
+            if not read_asked(file).is_alive():
+                file.unlink()
+
+
 def write_search(config: Config, ended: int, pace: float | None) -> None:
-    """Leave how far a search is beside its runs; where all trials have ended, nothing."""
+    """Leave how far a search is beside its runs; where all trials have ended, nothing, of others
+    who worked at the same study, either.
+    """
     study, trials = config.tune.study, config.tune.trials
     asked = _asked(config.task, study=study, trials=trials, ended=ended, pace=pace)
     _write(Path(config.runs_dir), ["tune", study], asked)
-    remove_done(config.runs_dir)
+    for path in find_asked(config.runs_dir):
+        with suppress(OSError, ValueError):
+            other = read_asked(path)
+            if other.study == study and other.trials <= ended:
+                path.unlink()
 
 
 def remove_done(runs_dir: str) -> None:
@@ -165,7 +203,8 @@ def read_asked(path: Path) -> Asked:
 def _asked(task: str, **more: Any) -> Asked:
     import psutil
 
-    words = [word for word in sys.argv[1:] if not word.startswith("trainer.overwrite=")]
+    overwrite = "trainer.overwrite="
+    words = [word for word in sys.argv[1:] if not word.lstrip("+").startswith(overwrite)]
     return Asked(
         schema=SCHEMA,
         task=task,
@@ -181,17 +220,26 @@ def _asked(task: str, **more: Any) -> Asked:
 
 def _write(runs_dir: Path, identity: list[Any], asked: Asked) -> None:
     """Write the file, or a warning: no run depends on it."""
-    digest = hashlib.sha256(json.dumps([os.getuid(), *identity]).encode()).hexdigest()[:12]
     try:
-        write_atomic(runs_dir / f"{PREFIX}{digest}.json", msgspec.json.encode(asked))
+        write_atomic(_file(runs_dir, identity), msgspec.json.encode(asked))
     except OSError as error:
         unknown = f"--status does not know what this sweep is to do ({error.strerror})"
         print(f"warning: {runs_dir}: {unknown}", file=sys.stderr)
 
 
-def _cells(configs: Sequence[Config]) -> list[Cell]:
+def _file(runs_dir: Path, identity: list[Any]) -> Path:
+    digest = hashlib.sha256(json.dumps([os.getuid(), *identity]).encode()).hexdigest()[:12]
+    return runs_dir / f"{PREFIX}{digest}.json"
+
+
+def _identity(task: str, cells: Sequence[Cell]) -> list[Any]:
+    return [task, [(cell.place, sorted(cell.seeds)) for cell in cells]]
+
+
+def _cells(configs: Sequence[tuple[Config, str | None]]) -> list[Cell]:
+    """Return the cells of `configs`, each with the digest of what it replaces."""
     cells: dict[tuple[str, str | None], Cell] = {}
-    for config in configs:
+    for config, replaced in configs:
         run = RunDirectory.of(config)
         path = run.analysed.path if config.task == "analyze" else run.path
         weights = str(weights_file(config)) if config.task == "evaluate" else None
@@ -199,8 +247,10 @@ def _cells(configs: Sequence[Config]) -> list[Cell]:
         if key not in cells:
             values = {name: as_typed(value) for name, value in flat(config_dict(config))}
             del values["seed"]
-            cells[key] = Cell(key[0], [], weights, values, recipe_values(config))
+            cells[key] = Cell(key[0], [], weights, values, recipe_values(config), {})
         cells[key].seeds.append(config.seed)
+        if replaced:
+            cells[key].replaces[config.seed] = replaced
     return list(cells.values())
 
 
@@ -220,22 +270,24 @@ def epochs_left(progress: Mapping[str, Any]) -> float:
 
 
 def seconds_left(
-    known: Sequence[tuple[Any, float]], running: Sequence[float], waiting: Mapping[Any, float]
+    known: Sequence[tuple[Sequence[Any], float]],
+    running: Sequence[float],
+    waiting: Mapping[tuple[Any, ...], float],
 ) -> float | None:
-    """Return how long a grid takes yet, from what was measured; None where nothing was.
+    """Return how long a grid takes yet, from what was measured; None where that says nothing.
 
     `known` has kinds of runs with seconds an epoch, `running` the seconds that runs at work take
-    yet, and `waiting` how many epochs of each kind have not begun. A kind of which nothing is known
-    takes as long as those known.
+    yet, and `waiting` how many epochs of each kind have not begun. Each run is of several kinds,
+    the most telling first: it takes as long as those of the first kind of which any is known.
     """
     by_kind: dict[Any, list[float]] = {}
-    for kind, seconds in known:
-        by_kind.setdefault(kind, []).append(seconds)
-    everything = [seconds for some in by_kind.values() for seconds in some]
-    if not everything and waiting:
-        return None
+    for kinds, seconds in known:
+        for kind in kinds:
+            by_kind.setdefault(kind, []).append(seconds)
     left = sum(running)
-    for kind, epochs in waiting.items():
-        some = by_kind.get(kind, everything)
+    for kinds, epochs in waiting.items():
+        some = next((by_kind[kind] for kind in kinds if kind in by_kind), None)
+        if some is None:
+            return None
         left += epochs * sum(some) / len(some)
     return left / max(1, len(running))

@@ -107,6 +107,7 @@ class Search:
                     if not self._is_closing() and self._has_room() and (trial := self._take()):
                         self.active[trial] = trials.submit(self._bring_to_end, trial, pool)
                     elif not self.active and (self._is_closing() or self.study.is_over()):
+                        self._note()  # others may have ended the last trials
                         return
                     else:
                         time.sleep(POLL_SECONDS)
@@ -137,6 +138,7 @@ class Search:
                 trial.set_user_attr("reason", str(error))
                 self.study.tell(trial, TrialState.PRUNED)
                 print(f"trial {trial.number}: {error}", flush=True)
+                self._note()
                 continue
             self.runs += runs
             self.add_to_trackers(run.directory for run in runs)

@@ -15,7 +15,7 @@ from resnests.environment import DRY_RUN, python_path
 from resnests.errors import USER_ERROR, UserError, print_each, require
 from resnests.runs.digests import with_digests
 from resnests.runs.files import require_locks
-from resnests.runs.sweeps import write_asked
+from resnests.runs.sweeps import remove_asked, write_asked
 from resnests.runs.weights import export, export_target
 from resnests.sweep.aside import Aside, News
 from resnests.sweep.devices import Allocation, allocate
@@ -87,6 +87,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     print_skipped(runs, todo)
     if not todo:
         _tidy(configs[0])
+        remove_asked([run.config for run in runs])
         return print_summary(runs, interrupted=False, barred=len(barred))
     # One run alone tries its device itself
     with trying(allocation.gpus if allocation and len(todo) > 1 else []) as trials:
@@ -104,7 +105,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
                 launch(numbers, allocation, folder)
 
             executor = LauncherExecutor(start, folder, print)
-            write_asked([run.config for run in runs], executor.waits_for)
+            _note(runs, executor)
             return _train_here(runs, todo, executor, allocation, len(barred))
 
 
@@ -176,9 +177,9 @@ def _train_on_cluster(runs: Sequence[Run], todo: list[Run], barred: int) -> int:
     """Bring `todo`, of a sweep's `runs`, to its end in jobs of a queue; return the exit status."""
     config = todo[0].config
     executor = _cluster_executor(config)  # first, as Ray would take the signals from us
-    write_asked([run.config for run in runs], executor.waits_for)
     if config.cluster and config.cluster.detach:
         jobs = Scheduler(todo, executor, lambda: False, print).submit()
+        _note(runs, executor)
         print(f"{len(jobs)} job(s) go on by themselves", end="; ")
         print(f"python aggregate.py --status {config.runs_dir} tells how far they are")
         for name in config.logger:
@@ -191,9 +192,16 @@ def _train_on_cluster(runs: Sequence[Run], todo: list[Run], barred: int) -> int:
         suppress(KeyboardInterrupt),
     ):
         executor.report = display.print
-        for _ in _rounds(todo, executor, stop, display):
-            pass
+        for number, _ in enumerate(_rounds(todo, executor, stop, display)):
+            if number == 0:  # the queue took the first jobs: it may refuse all of them
+                _note(runs, executor)
     return print_summary(runs, interrupted=stop.signals > 0, barred=barred)
+
+
+def _note(runs: Sequence[Run], executor: Executor) -> None:
+    """Leave what the sweep is asked for beside its runs, for those who look."""
+    configs, replaces = [run.config for run in runs], [run.replaces for run in runs]
+    write_asked(configs, executor.waits_for, replaces)
 
 
 def _tidy(config: Config) -> None:

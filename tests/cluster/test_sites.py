@@ -31,6 +31,8 @@ from faults import AS_OTHER_USER
 from helpers import REPOSITORY, TINY
 from slurm import ACCOUNTANTS, MARKS, Slurm, missing
 
+from resnests.runs.sweeps import find_asked
+
 pytestmark = MARKS
 
 
@@ -259,6 +261,7 @@ def test_what_sbatch_refuses_clears_nothing_that_was_to_start_afresh(tmp_path):
         assert before == {run.path: run.record_file.read_bytes() for run in runs(tmp_path).values()}
         assert all(run.weights_file.exists() for run in runs(tmp_path).values())
         assert not left_over(tmp_path)
+        assert not find_asked(tmp_path / "runs")
 
 
 PREEMPTING = """\

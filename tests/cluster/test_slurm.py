@@ -28,6 +28,8 @@ from clusters import (
 from helpers import REPOSITORY, run_command
 from slurm import ACCOUNTANTS, MARKS, Slurm, missing
 
+from resnests.runs.sweeps import find_asked
+
 pytestmark = MARKS
 
 
@@ -324,6 +326,7 @@ def test_a_line_of_setup_that_fails_is_named_once_for_each_run(tmp_path, slurm):
 def test_what_slurm_refuses_is_one_line_and_leaves_nothing(tmp_path, slurm, override, said):
     assert_refused(tmp_path, said, *SLURM, override)
     assert not left_over(tmp_path)
+    assert not find_asked(tmp_path / "runs")
 
 
 def test_what_a_node_lacks_is_one_line_of_each_run(tmp_path, slurm):

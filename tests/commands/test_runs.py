@@ -50,6 +50,8 @@ def root(tmp_path_factory):
         ("trainer.label_smoothing=0", 9),
         ("optimizer.nesterov=true", 9),
         ("status=failed", 1),
+        ("optimizer=sgd", 9),
+        ("optimizer=adamw,sgd pipeline=tensor arch.name=resnet8", 4),
     ],
 )
 def test_words_choose_runs_as_they_are_typed(root, query, count):
@@ -74,6 +76,18 @@ def test_a_word_that_fits_nothing_says_what_would(root, word, message):
 
 def test_commas_within_brackets_are_part_of_a_value():
     assert split_values("a,[1,2],{x:1,y:2},b*") == ["a", "[1,2]", "{x:1,y:2}", "b*"]
+    nested = "[{_target_:crop,size:[1,2]},{_target_:flip}]"
+    assert split_values(f"[],{nested},[[1,2],[3,4]]") == ["[]", nested, "[[1,2],[3,4]]"]
+    assert split_values("a[,b,") == ["a[", "b"]
+
+
+def test_a_list_of_parts_chooses_the_runs_that_have_it(tmp_path):
+    parts = [{"_target_": "x.Crop", "size": [1, 2]}, {"_target_": "x.Flip"}]
+    trees.add_run(tmp_path, pipeline__augment=parts)
+    trees.add_run(tmp_path)
+    word = "pipeline.augment=[{_target_:x.Crop,size:[1,2]},{_target_:x.Flip}]"
+    assert len(load_runs(tmp_path)) == 2
+    assert len(load_runs(tmp_path, query=word)) == 1
 
 
 def aggregate(root, *arguments):

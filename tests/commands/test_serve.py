@@ -132,6 +132,13 @@ def test_a_search_and_a_sweep_without_any_run_yet_are_shown(tmp_path):
         assert "17 of 20 trials of study-tune" in page
 
 
+def test_words_that_are_too_many_are_refused_and_none_is_cut(ask):
+    many = ",".join(["resnet20"] * 100)
+    assert ask(f"/?w=arch={many}").text.count("seed=7") > 0
+    page = ask(f"/?w=arch={many * 3}").text
+    assert "expected at most 2000 letters that choose runs, not 2702" in page
+
+
 def test_a_run_that_is_opened_shows_its_curves_values_and_log(ask, root):
     (address,) = [link for link in links(ask().text) if "run=" in link and "seed%3D7" in link][:1]
     page = ask("/" + address).text

@@ -11,6 +11,7 @@ from resnests.commands.status import Status
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.sweeps import find_asked, read_asked, write_asked
+from resnests.sweep.drive import run_sweep
 from resnests.sweep.executors.submission import Submission, find_submissions
 from resnests.sweep.plan import Run
 
@@ -51,6 +52,24 @@ def test_jobs_and_why_they_wait_are_listed_before_any_run_is_on_record(tmp_path,
     runs[0].directory.path.mkdir(parents=True)
     runs[0].directory.record_file.touch()
     assert queue_lines(queued_runs(str(root))) == lines[:-1]
+
+
+@pytest.mark.parametrize("detach", ["true", "false"])
+def test_what_the_queue_refuses_is_planned_nowhere(tmp_path, monkeypatch, detach):
+    slurm = StandIn(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", slurm.path)
+    monkeypatch.setattr("resnests.sweep.drive.prepare", lambda runs: None)
+    root = tmp_path / "runs"
+    words = [f"runs_dir={root}", "cluster=slurm", f"cluster.detach={detach}"]
+    configs = [tiny(*words, f"seed={seed}") for seed in (0, 1)]
+    (slurm.folder / "room").write_text("0")
+    with pytest.raises(UserError, match="QOSMaxSubmit"):
+        run_sweep(configs, lambda *_: None)
+    assert not find_asked(root) + find_submissions(root)
+    (slurm.folder / "room").write_text("9")
+    if detach == "true":
+        assert run_sweep(configs, lambda *_: None) == 0
+        assert (len(find_asked(root)), len(find_submissions(root))) == (1, 1)
 
 
 @pytest.mark.slow

@@ -24,11 +24,14 @@ from resnests.runs.directory import RunDirectory
 from resnests.runs.sweeps import (
     find_asked,
     read_asked,
+    remove_asked,
     remove_done,
     seconds_left,
     write_asked,
     write_search,
 )
+from resnests.sweep.executors.slurm_commands import Seen
+from resnests.sweep.scheduler import State
 
 
 def grid(root, seeds=3, variants=("standard", "resnest"), **more):
@@ -39,10 +42,10 @@ def grid(root, seeds=3, variants=("standard", "resnest"), **more):
     ]
 
 
-def ask(root, configs, dead=False, **change):
+def ask(root, configs, dead=False, replaces=(), **change):
     """Write what a sweep leaves, and change it as if another process had."""
     root.mkdir(exist_ok=True)
-    write_asked(configs, waits_for="waiting for a device")
+    write_asked(configs, "waiting for a device", replaces)
     file = max(find_asked(root), key=lambda path: path.stat().st_mtime_ns)
     if dead or change:
         asked = json.loads(file.read_text()) | ({"process_started": 1.0} if dead else {}) | change
@@ -138,7 +141,8 @@ def test_the_file_goes_when_all_is_done_and_not_before(tmp_path):
     configs = grid(root, seeds=1)
     file = ask(root, configs)
     add_run(root, variant="standard")
-    add_run(root, variant="resnest", status="failed", record={"error": "no"})
+    now = {"ended": time.time()}
+    add_run(root, variant="resnest", status="failed", record={"error": "no"}, provenance=now)
     remove_done(str(root))
     assert file.exists()
     assert lines(root)[0] == "1 of 2 done, 1 failed"
@@ -175,6 +179,91 @@ def test_overlapping_sweeps_are_counted_once_and_each_has_its_command(tmp_path):
     assert find_asked(root) == [other]
 
 
+@pytest.mark.parametrize("overwrite", [True, False], ids=["overwrite", "other weights"])
+def test_runs_that_are_made_again_are_not_done_until_they_are(tmp_path, overwrite):
+    root = tmp_path / "runs"
+    runs = [add_run(root, seed=seed) for seed in range(4)]
+    configs = grid(root, 4, ("standard",), trainer__overwrite=overwrite)
+    file = ask(root, configs, replaces=[run.record_digest() for run in runs])
+    left = "; about 2:13 h left" if overwrite else "; about 40.0 s left"
+    queued = "0 of 4 done, 4 queued (waiting for a device)"
+    assert lines(root)[0] == f"{queued}{left}, one at a time"
+    assert "4 of 4 runs left, at work on" in "".join(lines(root))
+    remove_done(str(root))
+    assert file.exists()
+    now = {"started": time.time(), "ended": time.time()}
+    add_run(root, seed=0, provenance=now, record={"seconds": 4000.0})
+    add_run(root, seed=1, status="running", provenance=now | {"host": "another"})
+    runs[1].progress_file.write_text(json.dumps({"time": time.time(), "state": "starting"}))
+    first = lines(root)[0]
+    assert first.startswith("1 of 4 done, 1 running, 2 queued (waiting for a device); about ")
+    for seed in range(4):
+        add_run(root, seed=seed, provenance=now)
+    remove_done(str(root))
+    assert not file.exists()
+
+
+def test_the_command_of_a_sweep_that_is_gone_leaves_finished_runs_as_they_are(
+    tmp_path, monkeypatch
+):
+    root = tmp_path / "runs"
+    monkeypatch.setattr(sys, "argv", ["run.py", "-m", "seed=0,1", "++trainer.overwrite=true"])
+    digests = [add_run(root, seed=seed).record_digest() for seed in range(2)]
+    configs = grid(root, 2, ("standard",), trainer__overwrite=True)
+    file = ask(root, configs, replaces=digests)
+    assert lines(root)[-1].endswith("run.py -m seed=0,1")
+    ask(root, configs, replaces=digests, dead=True)
+    assert lines(root)[0] == "2 of 2 done"
+    assert not any("sweep since" in line for line in lines(root))
+    remove_asked(configs)  # as that command does, which has nothing to do
+    assert not file.exists()
+
+
+def test_runs_that_go_on_wait_like_those_that_begin(tmp_path):
+    root = tmp_path / "runs"
+    before = {"ended": time.time() - 60}
+    for seed in range(3):
+        add_run(root, seed=seed, status="interrupted", provenance=before)
+    ask(root, grid(root, 4, ("standard",)))
+    assert lines(root)[0] == "0 of 4 done, 4 queued (waiting for a device)"
+    assert not any(line.startswith("interrupted: ") for line in lines(root))
+    add_run(root, seed=0, status="failed", provenance={"ended": time.time()})
+    assert lines(root)[0] == "0 of 4 done, 1 failed, 3 queued (waiting for a device)"
+
+
+def test_the_time_left_is_of_runs_of_its_kind_on_its_devices(tmp_path):
+    root = tmp_path / "runs"
+    started = time.time()
+    for seed in range(3):
+        add_run(root, seed=seed, record={"seconds": 300.0}, trainer__epochs=10)
+    for seed in range(28):
+        weights = {"weights": f"w{seed}.pt", "weights_sha256": f"{seed}", "task": "evaluate"}
+        weights |= {"seconds": 2.0, "epochs": 0}
+        add_run(root, seed=seed, record=weights, trainer__epochs=10, trainer__ema=0.9)
+    mine = {"trainer__epochs": 10, "trainer__batch_size": 64}
+    ask(root, grid(root, 3, ("standard",), **mine), started=started)
+    assert lines(root)[0].endswith("about 15:00 min left, one at a time")
+    add_run(root, seed=0, record={"seconds": 100.0}, **mine)
+    assert lines(root)[0].endswith("about 3:20 min left, one at a time")
+    on_the_device_of_now = {"started": started + 1}
+    add_run(root, seed=1, record={"seconds": 10.0}, provenance=on_the_device_of_now, **mine)
+    assert lines(root)[0].endswith("about 10.0 s left, one at a time")
+
+
+def test_an_analysis_that_waits_in_a_queue_is_at_work(tmp_path, monkeypatch):
+    root = tmp_path / "runs"
+    configs = [replace(config, task="analyze") for config in grid(root, 2, ("standard",))]
+    add_run(root)
+    ask(root, configs, dead=True, waits_for=None)
+    waits = Seen("17_0", State.QUEUED, "", "Resources")
+    queue = {str(RunDirectory.of(config).path): waits for config in configs}
+    monkeypatch.setattr("resnests.commands.status.queued_runs", lambda root: queue)
+    first, *rest = lines(root)
+    assert first.startswith("1 of 2 done, 1 queued (Resources)")
+    assert any("2 of 2 runs to analyse left, at work on" in line for line in rest)
+    assert not any("rm " in line for line in rest)
+
+
 def test_two_users_have_a_file_each_and_one_that_is_closed_is_named(tmp_path, monkeypatch):
     root = tmp_path / "runs"
     mine = ask(root, grid(root), dead=True)
@@ -209,6 +298,7 @@ def test_deleted_runs_are_planned_again_and_removed_files_forget_them(tmp_path):
         lines(root)
 
 
+A, B = ("a", "train"), ("b", "train")
 HOSTILE = [
     "", "{", "[]", "null", "[" * 100_000, '{"schema": 2}', '{"schema": 1}',
     {"started": 1e300}, {"started": -1}, {"process_started": 1e12}, {"pace": 1e308},
@@ -323,6 +413,19 @@ def test_a_search_says_how_many_trials_are_left(tmp_path):
     assert not find_asked(tmp_path)
 
 
+def test_the_last_of_a_study_s_users_forgets_it_for_all(tmp_path, monkeypatch):
+    config = make_config(tmp_path)
+    longer = replace(config, tune=replace(config.tune, trials=30))
+    write_search(config, ended=3, pace=60.0)
+    for user in (4711, 4712):
+        monkeypatch.setattr(os, "getuid", lambda user=user: user)
+        write_search(longer if user == 4711 else config, ended=4, pace=60.0)
+    assert len(find_asked(tmp_path)) == 3
+    write_search(config, ended=20, pace=60.0)
+    (left,) = find_asked(tmp_path)
+    assert read_asked(left).trials == 30
+
+
 def test_ten_thousand_runs_are_a_small_file(tmp_path):
     config = make_config(tmp_path)
     write_asked([replace(config, seed=seed) for seed in range(1000)])
@@ -344,11 +447,14 @@ def test_a_look_at_nothing_new_reads_no_file_again(tmp_path, monkeypatch):
     ("known", "running", "waiting", "left"),
     [
         ([], [], {}, 0),
-        ([], [], {"a": 3}, None),
-        ([("a", 2.0)], [], {"a": 3}, 6),
-        ([("a", 2.0), ("a", 4.0)], [], {"a": 3}, 9),
-        ([("a", 2.0)], [], {"b": 3}, 6),
-        ([("a", 2.0)], [10.0, 20.0], {"a": 5}, 20),
+        ([], [], {A: 3}, None),
+        ([(A, 2.0)], [], {A: 3}, 6),
+        ([(A, 2.0), (A, 4.0)], [], {A: 3}, 9),
+        ([(A, 2.0)], [], {B: 3}, 6),
+        ([(A, 2.0), (B, 50.0)], [], {A: 3, B: 1}, 56),
+        ([(A, 2.0), (B, 50.0)], [], {("c", "train"): 2}, 52),
+        ([(A, 2.0)], [], {("c", "evaluate"): 3}, None),
+        ([(A, 2.0)], [10.0, 20.0], {A: 5}, 20),
     ],
 )
 def test_the_time_left_is_from_what_was_measured(known, running, waiting, left):

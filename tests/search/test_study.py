@@ -18,6 +18,7 @@ from resnests.errors import UserError
 from resnests.results.frame import read_runs
 from resnests.runs.directory import find_runs
 from resnests.runs.record import Provenance, Record
+from resnests.runs.sweeps import find_asked
 from resnests.search import drive
 from resnests.search.plan import run_search
 from resnests.search.results import winner_line
@@ -368,6 +369,24 @@ def test_a_broken_study_is_one_line(tmp_path, trainings):
     (tmp_path / "study-tune" / "study.db").write_text("no database" * 1000)
     with pytest.raises(UserError, match=r"study\.db: file is not a database"):
         run_search(make_space(tmp_path, *BASE), [])
+
+
+def test_a_study_whose_last_trial_makes_no_configuration_is_over_for_those_who_look(
+    tmp_path, trainings, monkeypatch
+):
+    runs, taken = drive.trial_runs, []
+
+    def trial_runs(config):
+        taken.append(config)  # the first is none of a trial
+        if len(taken) == 2:
+            raise UserError("these values exclude each other")
+        return runs(config)
+
+    monkeypatch.setattr(drive, "trial_runs", trial_runs)
+    space = make_space(tmp_path, *BASE, "tune.trials=1")
+    run_search(space, [])
+    assert len(taken) == 2
+    assert not find_asked(tmp_path)
 
 
 @pytest.mark.slow
