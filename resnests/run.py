@@ -18,6 +18,7 @@ from resnests import __version__
 from resnests.config.compose import conf_dir, hydras_own, in_one_line, register, require_words
 from resnests.config.flags import in_hydras_order
 from resnests.config.schema import config_from
+from resnests.config.submitit import LAUNCHERS, LOCAL
 from resnests.environment import RUN
 from resnests.errors import USER_ERROR, UserError, exit_status_of, is_unread, run_command_line
 from resnests.runs.digests import with_digests
@@ -42,8 +43,9 @@ def app(tree: DictConfig) -> str | None:
             _refuse_sweeper("hydra.sweeper._target_", HydraConfig.get().sweeper["_target_"])
         return run_job(int(os.environ[RUN]))
     launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
-    if launcher == "submitit_slurm":
-        expected = "-m, as Hydra trains a single run on this host; or cluster=slurm"
+    if launcher not in LOCAL:  # a cluster's, under whatever name
+        instead = "-m" if launcher in LAUNCHERS else f"one of {', '.join(LOCAL)}"
+        expected = f"{instead}, as Hydra trains a single run on this host; or cluster=slurm"
         sys.exit(f"error: hydra/launcher={launcher}: expected {expected}")
     os.chdir(HydraConfig.get().runtime.cwd)  # whatever hydra.job.chdir says: see SpecLoader
     status = None

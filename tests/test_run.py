@@ -379,6 +379,11 @@ OPTUNA_CLASS = "hydra: {sweeper: {_target_: hydra_plugins.optuna.OptunaSweeper, 
     [
         (SLURM, ["-m"], "1 to run, 0 to resume, 0 to skip; in jobs of slurm"),
         (SLURM, [], "error: hydra/launcher=submitit_slurm: expected -m, "),
+        (
+            SLURM.replace("submitit_slurm", "my_slurm"),
+            [],
+            "error: hydra/launcher=my_slurm: expected one of basic, joblib, submitit_local, as ",
+        ),
         (OPTUNA, ["-m"], "error: hydra/sweeper=optuna: expected grid, "),
         (
             OPTUNA_CLASS,
@@ -388,8 +393,11 @@ OPTUNA_CLASS = "hydra: {sweeper: {_target_: hydra_plugins.optuna.OptunaSweeper, 
     ],
 )
 def test_a_launcher_or_sweeper_in_an_experiment_file_holds(tmp_path, content, multirun, said):
-    if content == SLURM:
+    if "launcher" in content:
         pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    (tmp_path / "hydra" / "launcher").mkdir(parents=True)
+    own = "# @package hydra.launcher\ndefaults: [submitit_slurm]\npartition: gpu\n"
+    (tmp_path / "hydra" / "launcher" / "my_slurm.yaml").write_text(own)
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n")
     words = (f"--config-dir={tmp_path}", *TINY, "experiment=mine", "sweep.dry_run=true")

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from resnests.sweep.devices import Allocation
     from resnests.sweep.protocol import SweepFolder
 
-# Whose jobs run on the host of the sweep, and those of Slurm, whose keys are understood.
-LAUNCHERS = ("basic", "joblib", "submitit_local", "submitit_slurm")
-
 
 class GridSweeper(BasicSweeper):
     """Leaves the exit status to resnests.run, as Hydra has no way to give one."""
@@ -56,7 +53,7 @@ class GridSweeper(BasicSweeper):
 
     def _on_cluster(self, configs: list[Config]) -> list[Config]:
         """Return `configs`, in which a launcher that hands runs to Slurm is a cluster."""
-        from resnests.config.submitit import from_submitit
+        from resnests.config.submitit import LAUNCHERS, from_submitit
         from resnests.errors import require
 
         assert self.config is not None

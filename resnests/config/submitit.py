@@ -8,6 +8,9 @@ from typing import Any
 from resnests.config.cluster import Cluster
 from resnests.errors import require
 
+# Launchers whose jobs run on the host of the sweep, and with those of Slurm, whose keys are known.
+LOCAL = ("basic", "joblib", "submitit_local")
+LAUNCHERS = (*LOCAL, "submitit_slurm")
 # What sbatch calls the same.
 SBATCH = ("comment", "constraint", "exclude", "gres", "cpus_per_gpu", "gpus_per_task")
 MEMORY = ("mem_per_gpu", "mem_per_cpu")
@@ -22,7 +25,8 @@ def from_submitit(params: Mapping[str, Any]) -> Cluster:
         require(given == value, f"hydra.launcher.{key}", given, f"{value}, or cluster=slurm")
     more = {key: params[key] for key in (*SBATCH, *MEMORY) if params.get(key) is not None}
     more |= params.get("additional_parameters") or {}
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in more.items()]
+    words = {f"--{key.replace('_', '-')}": value for key, value in more.items()}
+    options = [key if value is True else f"{key}={value}" for key, value in words.items()]
     memory = params.get("mem_gb")
     return Cluster(
         name="slurm",
