@@ -26,7 +26,10 @@ _RESERVED = {
     "error": ("e", "the sweep reads what jobs print"),
     "open-mode": ("", "the sweep reads what jobs print"),
     "signal": ("", "cluster.grace says when a job is signalled"),
+    "time": ("t", "cluster.time is the limit, of which cluster.grace is a part"),
+    "dependency": ("d", "an array depends on others, by which cluster.jobs holds"),
     "parsable": ("", "the sweep sets it"),
+    "quiet": ("Q", "the sweep reads the number of its jobs"),
     "wait": ("W", "cluster.detach says whether the sweep waits"),
     "wrap": ("", "cluster.setup has the commands that a job runs first"),
     "test-only": ("", "sweep.dry_run=true shows what would be trained"),
@@ -99,23 +102,27 @@ class Cluster:
 
     def _seconds(self) -> int | None:
         """Return `time` in seconds, None where there is no limit."""
-        time = self.slurm_time()
-        if time is None:
-            return None
-        days, dash, rest = time.rpartition("-")
-        parts = [int(part) for part in rest.split(":")]
-        if dash:  # days-hours:minutes:seconds, from the left
-            hours, minutes, seconds = (*parts, 0, 0)[:3]
-        elif len(parts) < 3:  # minutes:seconds
-            hours, (minutes, seconds) = 0, (*parts, 0)[:2]
-        else:
-            hours, minutes, seconds = parts
-        total = ((24 * int(days or 0) + hours) * 60 + minutes) * 60 + seconds
-        return total or None  # 0 is what Slurm has for no limit
+        return slurm_seconds(self.slurm_time() or "")
 
     def gpus_of_a_job(self, device: str) -> float:
         """Return cluster.gpus, or where it is null what trainer.device needs."""
         return (0.0 if device == "cpu" else 1.0) if self.gpus is None else self.gpus
+
+
+def slurm_seconds(time: str) -> int | None:
+    """Return a time of Slurm's in seconds, None where it is no limit or in none of its forms."""
+    if not _SLURMS_TIME.fullmatch(time):
+        return None
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:  # days-hours:minutes:seconds, from the left
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    elif len(parts) < 3:  # minutes:seconds
+        hours, (minutes, seconds) = 0, (*parts, 0)[:2]
+    else:
+        hours, minutes, seconds = parts
+    total = ((24 * int(days or 0) + hours) * 60 + minutes) * 60 + seconds
+    return total or None  # 0 is what Slurm has for no limit
 
 
 def _words(options: Any) -> list[str]:

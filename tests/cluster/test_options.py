@@ -30,6 +30,12 @@ def cluster(**values) -> Cluster:
         ("-W", "no --wait"),
         ("--signal=USR1", "no --signal, as cluster.grace"),
         ("-Mother", "no --clusters"),
+        ("--time=1", "no --time, as cluster.time is the limit"),
+        ("-t1", "no --time"),
+        ("--dependency=afterok:1", "no --dependency"),
+        ("-dsingleton", "no --dependency"),
+        ("--quiet", "no --quiet"),
+        ("-Q", "no --quiet"),
     ],
 )
 def test_options_on_which_a_sweep_relies_are_refused(option, said):
