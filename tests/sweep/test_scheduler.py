@@ -288,8 +288,16 @@ def test_a_job_queues_again_before_its_time_limit_if_it_got_on(
     put(runs[2], "interrupted")
     calls = []
     monkeypatch.setattr(slurm_job, "run_job", run_job)
-    monkeypatch.setattr(slurm_job.subprocess, "run", calls.append)
+    seen = set[str]()
+
+    def run(words: list[str], env: dict[str, str]) -> None:
+        calls.append(words)
+        seen.update(env)
+
+    monkeypatch.setattr(slurm_job.subprocess, "run", run)
+    monkeypatch.setenv("SCONTROL_ALL", "1")
     assert slurm_job.main() == 1
+    assert not any(name.startswith("SCONTROL_") for name in seen)
     assert calls == asked
 
 
@@ -358,11 +366,11 @@ def test_times_as_slurm_has_them(time, expected):
 def test_the_keys_of_hydras_launcher_mean_what_they_mean_there():
     params = {"timeout_min": 90, "signal_delay_s": 30, "cpus_per_task": 2, "gpus_per_node": 1}
     params |= {"mem_gb": 8, "array_parallelism": 5, "constraint": "a100", "setup": ["true"]}
-    params |= {"additional_parameters": {"mail-type": "END"}, "partition": "gpu"}
+    params |= {"additional_parameters": {"mail-type": "END", "exclusive": True}, "partition": "gpu"}
     cluster = from_submitit(params)
     assert (cluster.time, cluster.grace, cluster.cpus, cluster.gpus) == ("90", 30, 2, 1)
     assert (cluster.memory, cluster.jobs, cluster.partition) == ("8G", 5, "gpu")
-    assert cluster.options == ["--constraint=a100", "--mail-type=END"]
+    assert cluster.options == ["--constraint=a100", "--mail-type=END", "--exclusive"]
     with pytest.raises(UserError, match=r"hydra.launcher.nodes=2: expected 1"):
         from_submitit(params | {"nodes": 2})
 

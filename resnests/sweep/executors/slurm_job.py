@@ -21,6 +21,7 @@ from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
 from resnests.sweep.devices import allocate
+from resnests.sweep.executors.slurm_commands import environment
 from resnests.sweep.executors.submission import read_submission
 from resnests.sweep.job import run_job
 from resnests.sweep.plan import Run, known_memory
@@ -51,7 +52,7 @@ def main() -> int:
             print(last_log_line(RunDirectory.of(configs[number])), flush=True)
     if left and left != before and stop.last == signal.SIGUSR2:
         with suppress(OSError):  # a node without scontrol: the sweep submits again
-            subprocess.run(["scontrol", "requeue", job])
+            subprocess.run(["scontrol", "requeue", job], env=environment())
     return 1 if left else 0
 
 
