@@ -21,6 +21,7 @@ from resnests.sweep.aside import Aside, News
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.display import Display
 from resnests.sweep.executors.local import LauncherExecutor, local_sweep
+from resnests.sweep.executors.slurm import SlurmExecutor
 from resnests.sweep.forking import forking
 from resnests.sweep.job import run_job
 from resnests.sweep.leases import lease
@@ -178,8 +179,11 @@ def _train_on_cluster(runs: Sequence[Run], todo: list[Run], barred: int) -> int:
     config = todo[0].config
     executor = _cluster_executor(config)  # first, as Ray would take the signals from us
     if config.cluster and config.cluster.detach:
-        jobs = Scheduler(todo, executor, lambda: False, print).submit()
+        scheduler = Scheduler(todo, executor, lambda: False, print)
+        jobs = scheduler.submit()
         _note(runs, executor)
+        if left := sum(not run.directory.is_locked() for run in scheduler.idle):
+            print(f"{left} run(s) are in no job; the same command again submits them")
         print(f"{len(jobs)} job(s) go on by themselves", end="; ")
         print(f"python aggregate.py --status {config.runs_dir} tells how far they are")
         for name in config.logger:
@@ -192,6 +196,8 @@ def _train_on_cluster(runs: Sequence[Run], todo: list[Run], barred: int) -> int:
         suppress(KeyboardInterrupt),
     ):
         executor.report = display.print
+        if isinstance(executor, SlurmExecutor):
+            executor.is_drawn = display.live is not None
         for number, _ in enumerate(_rounds(todo, executor, stop, display)):
             if number == 0:  # the queue took the first jobs: it may refuse all of them
                 _note(runs, executor)
@@ -222,8 +228,6 @@ def _cluster_executor(config: Config) -> Executor:
         from resnests.sweep.executors.ray import RayExecutor
 
         return RayExecutor(config)
-    from resnests.sweep.executors.slurm import SlurmExecutor
-
     return SlurmExecutor(config)
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import chain
 
 import pytest
-from helpers import REPOSITORY, tiny
+from helpers import REPOSITORY, TINY, run_command, tiny
 from queues import StandIn
 
 from resnests.commands.queue import PATIENCE, queue_lines, queued_runs
@@ -27,6 +27,7 @@ from resnests.sweep.drive import run_sweep
 from resnests.sweep.executors import submission
 from resnests.sweep.executors.slurm import SLOWEST_SECONDS, SlurmExecutor
 from resnests.sweep.executors.slurm_commands import Seen, ask
+from resnests.sweep.executors.slurm_lanes import Lanes
 from resnests.sweep.executors.slurm_script import LACKS, job_script
 from resnests.sweep.executors.slurm_task import UNLISTED, SlurmJob
 from resnests.sweep.executors.submission import Submission
@@ -284,6 +285,132 @@ def test_what_no_node_trains_is_refused_at_once(slurm, runs):
     assert "which its node must reach" in runs[1].directory.log_file.read_text()
 
 
+@pytest.mark.parametrize("word", ["QOSMaxWallDurationPerJobLimit", "QOSMinGRES", "AssocMaxCpu"])
+def test_a_limit_of_another_kind_is_no_reason_to_submit_fewer_jobs(slurm, runs, word):
+    policy = "(job submit limit, user's size and/or time limits)"
+    said = f"error: {word}\nsbatch: error: Job violates accounting/QOS policy {policy}"
+    sbatch = slurm.folder / "bin" / "sbatch"
+    text = f'#!/bin/sh\ncd {slurm.folder}\necho "$@" >> sbatch.words\n'
+    sbatch.write_text(text + f'echo "sbatch: {said}" >&2\nexit 1\n')
+    with pytest.raises(UserError, match=word) as caught:
+        executor(runs)[0].submit(runs, [], 0)
+    assert "cluster.runs_per_job" not in str(caught.value)
+    assert len(slurm.words("sbatch").splitlines()) == 1
+    sbatch.write_text(sbatch.read_text().replace(f"error: {word}", ""))
+    with pytest.raises(UserError, match=r"cluster.runs_per_job packs more"):
+        executor(runs)[0].submit(runs, [], 0)
+
+
+def test_as_many_jobs_as_ended_are_tried_first_where_a_site_limits_them(slurm, runs):
+    (slurm.folder / "room").write_text("2")
+    mine, _ = executor(runs)
+    assert len(mine.submit(runs, [], 0)) == 2
+    (slurm.folder / "sbatch.words").unlink()
+    (slurm.folder / "room").write_text("1")
+    assert len(mine.submit(runs[2:], [], 1)) == 1
+    assert len(slurm.words("sbatch").splitlines()) == 2  # and one that is refused
+    (slurm.folder / "room").write_text("100")
+    assert len(mine.submit(runs[3:], [], 1)) == 3
+
+
+@pytest.mark.parametrize(
+    ("sizes", "room", "before"),
+    [
+        ((4, 2, 2), 32, [[], [], []]),
+        ((4, 2, 2), 6, [[], [], ["0"]]),
+        ((4, 2, 2, 2), 4, [[], ["0"], ["1"], ["2"]]),
+        ((1, 1, 2, 1, 1), 2, [[], [], ["0", "1"], ["2"], ["3"]]),
+        ((9, 9), None, [[], []]),
+        ((9, 9), 4, [[], ["0"]]),
+        ((2, 1, 2), 4, [[], [], ["0"]]),
+    ],
+)
+def test_an_array_waits_only_where_more_jobs_than_there_may_be_would_run(sizes, room, before):
+    lanes, found = Lanes(room), []
+    for number, size in enumerate(sizes):
+        found.append(lanes.before(size))
+        lanes.add(str(number), size)
+    assert found == before
+
+
+def test_a_stop_reaches_jobs_of_an_earlier_sweep_that_squeue_does_not_list(slurm, runs):
+    executor(runs)[0].submit(runs[:2], [], 0)
+    mine, _ = executor(runs)
+    jobs = mine.submit(runs[:2], [], 0)
+    assert [job.name for job in jobs] == ["", ""]
+    mine.cancel(jobs, kill=False)
+    assert not jobs[0].submission.specs.specs.exists()  # which also stops what runs
+    name = jobs[0].submission.name
+    slurm.show(f"{name}|17|0|RUNNING|n1|None", f"{name}|17|1|PENDING||Resources")
+    for _ in range(2):
+        mine.poll(jobs)
+    calls = slurm.words("scancel").splitlines()
+    assert "--quiet --batch --signal=TERM 17_1 17_0" in calls  # once there is a name
+    assert calls.count("--quiet --state=PENDING 17_1") == 1  # again while it waits
+
+
+def test_a_stop_leaves_the_other_runs_of_an_array_to_their_sweep(slurm, runs):
+    executor(runs)[0].submit(runs[:2], [], 0)
+    mine, _ = executor(runs)
+    jobs = mine.submit(runs[:1], [], 0)
+    mine.cancel(jobs, kill=False)
+    assert jobs[0].submission.specs.specs.exists()
+
+
+def test_a_folder_that_another_host_may_be_writing_is_left_for_minutes(slurm, runs):
+    made, _ = executor(runs)
+    folder = made.runs_dir / ".sweep-resnests-00000000"
+    folder.mkdir()
+    made.close([])
+    assert folder.is_dir()
+    os.utime(folder, (time.time() - 301,) * 2)
+    made.close([])
+    assert not folder.exists()
+
+
+def test_the_time_limit_of_the_users_shell_has_room_for_the_grace(slurm, runs, monkeypatch):
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
+    with pytest.raises(UserError, match=r"SBATCH_TIMELIMIT=1: expected more than cluster.grace=90"):
+        executor(runs)
+    runs[0].config.cluster.time = "4h"  # which overrides it
+    executor(runs)
+
+
+def test_a_terminal_on_which_no_table_is_drawn_is_told_why_jobs_wait(slurm, runs, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    mine, said = executor(runs)
+    jobs = mine.submit(runs[:1], [], 0)
+    slurm.show(f"{jobs[0].submission.name}|17|0|PENDING||PartitionTimeLimit")
+    mine.poll(jobs)
+    assert said[-1] == "jobs that wait: 1 (PartitionTimeLimit)"
+    mine.is_drawn, mine.reasons = True, set()
+    mine.poll(jobs)
+    assert len([line for line in said if "jobs that wait" in line]) == 1
+
+
+def test_detached_runs_that_are_in_no_job_are_counted(slurm, runs, capsys):
+    (slurm.folder / "room").write_text("4")
+    configs = [run.config for run in runs]
+    for config in configs:
+        config.cluster.detach = True
+    assert run_sweep(configs, pytest.fail) == 0
+    assert "2 run(s) are in no job; the same command again" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_keys_of_a_launcher_in_an_experiments_file_reach_sbatch(slurm, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    (slurm.folder / "room").write_text("0")  # it ends with what sbatch says
+    (tmp_path / "experiment").mkdir()
+    launcher = "hydra: {launcher: {partition: gpu, timeout_min: 90}}"
+    content = f"defaults: [override /hydra/launcher: submitit_slurm]\n{launcher}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}")
+    words = (f"--config-dir={tmp_path}", *TINY, "experiment=mine")
+    done = run_command("-m", *words, cwd=tmp_path)
+    assert (done.returncode, "QOSMaxSubmitJob" in done.stderr) == (2, True), done.stderr
+    assert {"--partition=gpu", "--time=90"} <= set(slurm.words("sbatch").split())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("most", "limit", "waits_for"),
@@ -424,6 +551,7 @@ def test_a_look_at_a_long_queue_asks_once_and_costs_in_proportion_to_its_jobs(sl
     squeue.write_text(squeue.read_text().replace("> squeue.words", ">> squeue.words"))
     (slurm.folder / "room").write_text("1000000")
     mine, _ = executor(runs)
+    mine.limits = (10001, 300)  # so that all are in one array
     queues = []
     for seeds in (range(FEW), range(FEW, 9 * FEW)):
         configs = (replace(runs[0].config, seed=seed) for seed in seeds)

@@ -346,6 +346,7 @@ def test_what_a_node_lacks_is_one_line_of_each_run(tmp_path, slurm):
     assert done.stderr.startswith(said)
     assert "No module named" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert done.stdout.count("submitted") == 1
 
 
 def test_a_node_without_the_data_set_says_so(tmp_path, slurm):
@@ -362,3 +363,4 @@ def test_a_node_without_the_data_set_says_so(tmp_path, slurm):
     assert done.returncode == 1
     assert f"dataset.root={images}: expected" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+    assert done.stdout.count("submitted") == 1

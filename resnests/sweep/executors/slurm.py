@@ -8,9 +8,9 @@ answered, did not list it for longer than MinJobAge. Folders are removed on the 
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,9 +19,11 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
-from resnests.config.cluster import Cluster
+from resnests.config.cluster import Cluster, slurm_seconds
 from resnests.config.schema import Config
 from resnests.errors import UserError, require
+from resnests.runs.directory import RunDirectory
+from resnests.runs.record import FINAL
 from resnests.sweep.executors.nodes import Nodes
 from resnests.sweep.executors.slurm_commands import (
     ask,
@@ -32,6 +34,7 @@ from resnests.sweep.executors.slurm_commands import (
     query_queue,
     site_limits,
 )
+from resnests.sweep.executors.slurm_lanes import Lanes
 from resnests.sweep.executors.slurm_script import job_script
 from resnests.sweep.executors.slurm_task import UNLISTED, SlurmJob
 from resnests.sweep.executors.submission import (
@@ -44,12 +47,14 @@ from resnests.sweep.plan import Run
 from resnests.sweep.scheduler import Job, State
 
 SLOWEST_SECONDS = 10.0  # between two polls of the queue
+SHELLS_TIME = "SBATCH_TIMELIMIT"  # where cluster.time is null
 
 
 class SlurmExecutor:
     """Runs jobs of Slurm for the runs of `config`, whose runs_dir all nodes see."""
 
     report: Callable[[str], None] = staticmethod(print)
+    is_drawn = False  # whether a live table shows why jobs wait
 
     waits_for = None
 
@@ -59,14 +64,26 @@ class SlurmExecutor:
         for command in ("sbatch", "squeue", "scontrol", "scancel"):
             where = "on the PATH, as on a login node of a Slurm cluster"
             require(shutil.which(command) is not None, "cluster", "slurm", f"{command} {where}")
+        self._require_grace()
         self.runs_dir = Path(config.runs_dir).resolve()
         self.gpus = int(self.cluster.gpus_of_a_job(config.trainer.device))
         self.submitted: list[Submission] = []
+        self.places: set[str] = set()  # of the runs of this sweep
+        self.is_stopping = False
+        self.signalled: set[str] = set()  # names of jobs
         self.full: int | None = None  # open jobs with which the site let in no other
         self.refusal = ""
         self.reasons: set[str] = set()  # why jobs wait, as last reported
         self.took = 0.0  # seconds of the last poll
         self.nodes = Nodes(lambda line: self.report(line))
+
+    def _require_grace(self) -> None:
+        """Refuse a limit of the user's shell that has no room for cluster.grace."""
+        limit = os.environ.get(SHELLS_TIME, "")
+        seconds = slurm_seconds(limit) if self.cluster.time is None else None
+        expected = f"more than cluster.grace={self.cluster.grace} seconds, or cluster.time"
+        ok = seconds is None or seconds > (self.cluster.grace or 0)
+        require(ok, SHELLS_TIME, limit, expected)
 
     @cached_property
     def limits(self) -> tuple[int, int]:
@@ -80,7 +97,6 @@ class SlurmExecutor:
             return []
         if self.full is not None and open_jobs >= self.full:
             return []
-        self.full = None
         with submitting(self.runs_dir):
             jobs = self._adopt([*runs, *busy])
             known = {run for job in jobs for run in job.runs}
@@ -93,6 +109,7 @@ class SlurmExecutor:
     def _adopt(self, runs: Sequence[Run]) -> list[Job]:
         """Return the jobs in the queue for any of `runs`, and remove what ended arrays left."""
         by_place = {place(run): run for run in runs}
+        self.places |= by_place.keys()
         submissions = find_submissions(self.runs_dir)
         found: list[SlurmJob] = []
         arrays = [
@@ -101,7 +118,9 @@ class SlurmExecutor:
         ]
         self._update(list(chain(*arrays)))
         for submission, jobs in zip(submissions, arrays, strict=True):
-            if all(job.is_over for job in jobs) and not submission.is_foreign:
+            is_being_written = not jobs and submission.age() <= self.limits[1]
+            is_over = all(job.is_over for job in jobs) and not is_being_written
+            if is_over and not submission.is_foreign:
                 submission.remove()
             for job in jobs:
                 job.runs = [by_place[p] for p in submission.batches[job.task] if p in by_place]
@@ -133,31 +152,33 @@ class SlurmExecutor:
     def _submit(self, runs: list[Run], room: int | None, open_jobs: int) -> list[Job]:
         """Submit arrays for `runs`, smaller ones where the site lets in no more; return the jobs.
 
-        The runs of jobs that are not let in stay idle until some of ours end. Each array depends on
-        an earlier one, such that no more than `room` jobs can run at once.
+        The runs of jobs that are not let in stay idle until some of ours end. An array depends on
+        earlier ones where more than `room` jobs could run at once otherwise.
         """
         size, most = self.cluster.runs_per_job or 1, self.limits[0] or 1
         batches = [runs[i : i + size] for i in range(0, len(runs), size)]
-        at_once = max(1, room // most) if room else len(batches)  # arrays
+        lanes = Lanes(room)
         jobs: list[Job] = []
-        arrays: list[str] = []
+        top, grows = most, self.full is not None
+        if self.full is not None:  # as many as ended first, and more only where these are let in
+            most, self.full = min(top, max(1, self.full - open_jobs)), None
         while some := batches[len(jobs) : len(jobs) + most]:
             submission = Submission.write(some)
-            before = arrays[-at_once] if len(arrays) >= at_once else None
             try:
-                array = self._sbatch(submission, room, before)
+                array = self._sbatch(submission, room, lanes.before(len(some)))
             except UserError as error:
                 submission.remove()
                 if limited := is_submit_limit(error):
                     if len(some) > 1:
-                        most = len(some) // 2
+                        most, grows = len(some) // 2, False
                         continue
                     self.full = open_jobs + len(jobs)
                 if not jobs and not (limited and open_jobs):
                     raise
                 self._report_once(str(error))
                 break
-            arrays.append(array)
+            lanes.add(array, len(some))
+            most = min(top, 2 * most) if jobs and grows else most
             self.submitted.append(submission)
             jobs += [
                 SlurmJob(self._name(array, task), list(batch), submission=submission, task=task)
@@ -178,14 +199,14 @@ class SlurmExecutor:
             self.report(line)
         self.refusal = line
 
-    def _sbatch(self, submission: Submission, room: int | None, before: str | None) -> str:
+    def _sbatch(self, submission: Submission, room: int | None, before: list[str]) -> str:
         """Submit an array; return its number."""
         c = self.cluster
         options = {
             "job-name": submission.name,
             "array": f"0-{len(submission.batches) - 1}" + (f"%{room}" if room else ""),
             "output": f"{submission.folder}/%a.log",
-            "dependency": before and f"afterany:{before}",  # as the limit is one of each array
+            "dependency": f"afterany:{':'.join(before)}" if before else None,
             "open-mode": "append",
             "signal": f"B:USR2@{c.grace}",
             "ntasks": 1,
@@ -224,7 +245,9 @@ class SlurmExecutor:
             queued = {job.name.partition("_")[0] for job in mine if job.state is State.QUEUED}
             exclude_nodes(queued, self._excluded())
         self.took = time.monotonic() - began
-        if not sys.stdout.isatty():  # where no table shows it
+        if self.is_stopping:
+            self._cancel_again(mine)
+        if not self.is_drawn:
             self._report_reasons(jobs)
 
     def _report_reasons(self, jobs: Sequence[Job]) -> None:
@@ -254,12 +277,35 @@ class SlurmExecutor:
                 job.release()
             elif job.name:
                 names.append(job.name)
-        for submission in self.submitted:  # a job that starts in this instant finds no spec
+        self.is_stopping = True
+        for submission in self._own(jobs):  # a job that starts in this instant finds no spec
             submission.specs.stop()
+        self._scancel(names, kill)
+
+    def _own(self, jobs: Sequence[Job]) -> list[Submission]:
+        """Return the arrays in which nobody but this sweep has runs that are not finished."""
+        adopted = [job.submission for job in jobs if isinstance(job, SlurmJob)]
+        arrays = {s.folder: s for s in [*adopted, *self.submitted]}.values()
+        return [s for s in arrays if not s.is_foreign and not self._others(s)]
+
+    def _others(self, submission: Submission) -> bool:
+        """Return whether an array has a run of another sweep that is not at its end."""
+        others = set(chain(*submission.batches)) - self.places
+        return any(RunDirectory(self.runs_dir / p).status() not in FINAL for p in others)
+
+    def _scancel(self, names: Sequence[str], kill: bool) -> None:
         for how in ([],) if kill else (["--state=PENDING"], ["--batch", "--signal=TERM"]):
             if names:  # those to which it does not apply are complained of
                 command = ["scancel", "--quiet", *how, *names]
                 subprocess.run(command, capture_output=True, env=environment())
+        self.signalled |= set(names)
+
+    def _cancel_again(self, jobs: Sequence[SlurmJob]) -> None:
+        """Cancel what squeue did not list when the sweep was stopped, and what still waits."""
+        mine = [job for job in jobs if job.name and not job.submission.is_foreign]
+        waits = [j.name for j in mine if j.state is State.QUEUED]
+        new = [j.name for j in mine if j.is_active and j.name not in self.signalled]
+        self._scancel([*waits, *new], kill=False)
 
     def pause(self, elapsed: float) -> float:
         """Return the seconds until the next squeue: more the longer the sweep takes, and so many

@@ -38,7 +38,9 @@ OURS = re.compile(r"(SLURM|SBATCH|SQUEUE|SCANCEL|SCONTROL|SINFO)_")
 WHERE = ("ACCOUNT", "PARTITION", "QOS", "RESERVATION", "CONSTRAINT", "TIMELIMIT")
 KEPT = ("SLURM_CONF", "SLURM_JWT", *(f"SBATCH_{name}" for name in WHERE))
 REST = "N/A"  # stands for all tasks of an array that never began, and for a job that is in none
-_SUBMIT_LIMIT = r"SubmitJobs?\w*Limit|job submit limit"
+_SUBMIT_LIMIT = r"SubmitJobs?\w*Limit"
+# What Slurm says of a limit of any kind, after the word for it if it has one.
+_ANY_LIMIT, _WORD = "job submit limit", r"\w+Limit\b|\b(QOS|Assoc)\w+"
 _MIN_JOB_AGE = 300  # Slurm's default
 
 
@@ -111,14 +113,20 @@ def ask(*command: str, given: str | None = None, timeout: float | None = None) -
 
 def _hint(said: str) -> str:
     """Return which key helps against what a command said, "" where none is known to."""
-    if re.search(_SUBMIT_LIMIT, said):
+    if _is_submit_limit(said):
         return " (cluster.runs_per_job packs more runs into a job)"
     return " (cluster.gpus=0 asks for no GPU)" if "generic resource" in said else ""
 
 
 def is_submit_limit(error: UserError) -> bool:
     """Return whether a site lets in no more jobs of this user for now."""
-    return re.search(_SUBMIT_LIMIT, str(error)) is not None
+    return _is_submit_limit(str(error))
+
+
+def _is_submit_limit(said: str) -> bool:
+    if re.search(_SUBMIT_LIMIT, said):
+        return True
+    return _ANY_LIMIT in said and re.search(_WORD, said) is None
 
 
 def given_exclude(options: Sequence[str]) -> list[str]:

@@ -25,7 +25,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from functools import cached_property
+from itertools import accumulate, chain
 from pathlib import Path
 
 import msgspec
@@ -75,8 +76,11 @@ class Submission:
 
     def numbers(self, task: int) -> range:
         """Return the numbers of the runs of job `task`, in the order of its batch."""
-        first = sum(map(len, self.batches[:task]))
-        return range(first, first + len(self.batches[task]))
+        return range(self._firsts[task], self._firsts[task + 1])
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        return [0, *accumulate(map(len, self.batches))]
 
     def last_log_line(self, task: int) -> str:
         """Return what job `task` printed last, or that it has no log."""
@@ -106,6 +110,13 @@ class Submission:
             return max(0.0, time.time() - marker.stat().st_mtime)
         except FileNotFoundError:
             return math.inf
+        except OSError:
+            return 0.0
+
+    def age(self) -> float:
+        """Return for how many seconds nothing was written into the folder."""
+        try:
+            return time.time() - self.folder.stat().st_mtime
         except OSError:
             return 0.0
 
