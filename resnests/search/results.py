@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-import resnests.run
+from resnests.environment import shell_line
 from resnests.results.render import markdown
 from resnests.results.tables import NONE, Table
 from resnests.runs.directory import RunDirectory, write_atomic
@@ -106,11 +104,9 @@ def winner_line(params: dict[str, Any], words: list[str]) -> str:
 
     said = (*words, "-m", "--multirun")
     options = [word for word in sys.argv[1:] if word not in said]
-    here = Path(sys.argv[0]).resolve() == Path(resnests.run.__file__).resolve()
-    program = ["python", "-m", "resnests.run"] if here else ["python", "run.py"]
     chosen = [f"{key}={value}" for key, value in params.items()]
     given = {word.partition("=")[0]: word for word in filter(stays, words)}  # the last of each
-    return shlex.join([*program, *options, "-m", *given.values(), "task=train", *chosen, SEEDS])
+    return shell_line([*options, "-m", *given.values(), "task=train", *chosen, SEEDS])
 
 
 def _accuracy(trial: FrozenTrial) -> str:

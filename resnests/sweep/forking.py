@@ -93,7 +93,7 @@ def _warn(reason: str) -> None:
 
 
 class Forked:
-    """Stands for a training of the server, with what run_child needs of a subprocess.Popen."""
+    """Stands for a training of the server, with what run_process needs of a subprocess.Popen."""
 
     def __init__(self, pid: int, stdin: IO[bytes], connection: socket.socket) -> None:
         self.pid, self.stdin, self.connection = pid, stdin, connection

@@ -86,17 +86,18 @@ def test_a_lock_on_a_file_that_was_removed_meanwhile_is_taken_again(waiting, mon
 
     def open_and_lose(path, *args):
         descriptor = real(path, *args)
-        opened.append(path)
-        if len(opened) == 1:
-            os.unlink(path)
+        if path == str(waiting.lock_file):
+            opened.append(path)
+            if len(opened) == 1:
+                os.unlink(path)
         return descriptor
 
     real = os.open
     monkeypatch.setattr(os, "open", open_and_lose)
     with waiting.lock().acquire(blocking=False) as lock:
+        assert len(opened) == 2
         assert lock.is_held()
         assert waiting.is_locked()
-    assert len(opened) == 2
 
 
 def test_a_heartbeat_without_a_time_is_none(waiting):
@@ -119,8 +120,7 @@ def test_what_cannot_be_read_of_a_run_is_one_line_with_its_owner(tmp_path, monke
 
         return refuse
 
-    monkeypatch.setattr(Path, "read_bytes", refusing(Path.read_bytes))
-    monkeypatch.setattr("builtins.open", refusing(open))
+    monkeypatch.setattr(os, "open", refusing(os.open))
     said = rf"seed=0: cannot be read \({os.strerror(code)}\); it belongs to {getpass.getuser()}$"
     for ask in (run.read_record, run.status, run.is_locked):
         with pytest.raises(UnreadableRun, match=said):

@@ -72,7 +72,7 @@ def test_an_interrupted_search_goes_on_and_says_what_trains_its_winner(tmp_path)
     ended = trials(tmp_path)
     assert [trial.state.name for trial in ended] == ["COMPLETE", "COMPLETE"]
     log = (tmp_path / "search.log").read_text()
-    line = re.search(r"seven seeds: python run.py (.*)", log).group(1)
+    line = re.search(r"seven seeds: python \S*run.py (.*)", log).group(1)
     plan = run_command(*shlex.split(line), "sweep.dry_run=true", cwd=tmp_path)
     assert plan.returncode == 0, plan.stderr
     assert "7 to run" in plan.stdout

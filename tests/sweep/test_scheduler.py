@@ -316,7 +316,7 @@ def test_a_job_trains_what_is_finished_where_it_is_to_start_afresh(runs, submiss
     again = replace(runs[2], replaces=runs[2].directory.record_digest())
     monkeypatch.setenv("RESNESTS_SWEEP", str(Submission.write([runs[:2], [again]]).folder))
     trained = []
-    monkeypatch.setattr(slurm_job, "run_job", lambda number, at_once: trained.append(number))
+    monkeypatch.setattr(slurm_job, "run_job", lambda number, *_: trained.append(number))
     assert slurm_job.main() == 1  # it says so where nothing has come of it
     monkeypatch.setattr(slurm_job, "run_job", lambda *_: put(runs[2], "complete", epochs=2))
     assert slurm_job.main() == 0
