@@ -1,4 +1,4 @@
-"""What augmentations and metrics cost beside a training of resnet20 on a CPU, as Markdown tables.
+"""Measure what augmentations and metrics cost beside a training of resnet20 on a CPU.
 
     python -m benchmarks.augment      # about two minutes; with kornia's, where that is installed
 

@@ -1,4 +1,4 @@
-"""What benchmarks.gpu_session runs and measures, by its parts."""
+"""Say what benchmarks.gpu_session runs and measures, by its parts."""
 
 from __future__ import annotations
 

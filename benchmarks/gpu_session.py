@@ -1,4 +1,4 @@
-"""All that is to be asked of a card, in one command of under ten minutes a part.
+"""Ask a card all that is open, in one command of under ten minutes a part.
 
     python -m benchmarks.gpu_session                           # every part
     python -m benchmarks.gpu_session --parts sweep steps       # of these

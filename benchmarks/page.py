@@ -1,4 +1,4 @@
-"""How fast the live page is with very many runs, and what it costs while nothing changes:
+"""Measure how fast the live page is with very many runs, and what it costs while nothing changes:
 python -m benchmarks.page [runs]
 
 Makes the tree of benchmarks.aggregate in a temporary directory, without histories. Prints the time

@@ -1,4 +1,4 @@
-"""What the start of runs costs: a sweep whose runs are forked against one whose runs import torch.
+"""Measure what the start of runs costs: of a sweep that forks them, and of one that imports torch.
 
     python -m benchmarks.startup                               # 200 runs of one epoch
     python -m benchmarks.startup --rounds 2 experiment=demo

@@ -1,4 +1,4 @@
-"""What is measured, each in a process of its own that works one turn at a time when it is told to.
+"""Holds what is measured, each in a process of its own that works a turn when it is told to.
 
     python -m benchmarks.subjects '{"kind": "ours", ...}'     # then lines such as `train 10`
 

@@ -1,1 +1,1 @@
-"""The paper's guarantees, measured on trained networks."""
+"""Measure the paper's guarantees on trained networks."""

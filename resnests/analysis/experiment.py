@@ -1,4 +1,4 @@
-"""The analysis of a finished run: features in one pass, then solve by solve into analysis.json."""
+"""Analyse a finished run: features in one pass, then solve by solve into analysis.json."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def kept_weights(run: Path) -> list[tuple[int, Path]]:
 
 @dataclass(frozen=True)
 class _Work:
-    """The values that the analyses of one run's weights share."""
+    """Holds the values that the analyses of one run's weights share."""
 
     config: Config
     directory: RunDirectory

@@ -1,4 +1,4 @@
-"""The features of a trained network: a vector an image in which its logits are exactly linear.
+"""Extract a trained network's features: a vector an image in which its logits are exactly linear.
 
 Pooling over space does not commute with everything, so the features differ by network. conv2 is a
 zero-padded 3x3 convolution: its pooled output is linear in the nine *window means* of its input,
@@ -34,7 +34,7 @@ from resnests.models.single_stage import DenseNEst, ResNEst, SingleStage
 
 @dataclass(frozen=True)
 class Family:
-    """Features in groups, one a block: what a prefix of blocks knows.
+    """Holds features in groups, one a block: what a prefix of blocks knows.
 
     Where the network's logits are linear in them, weight (K, d) and bias (K,) are its own; and
     where two maps W_L, W_{L+1} are left to choose once the features are fixed, x_{L-1} is

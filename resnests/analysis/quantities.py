@@ -1,4 +1,4 @@
-"""The quantities (a) to (e) of docs/theory.md for one family of features of one network."""
+"""Compute the quantities (a) to (e) of docs/theory.md for one family of features of one network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from resnests.runs.analysis import LAST_BLOCK, LAST_MAPS, PREFIX, TRAINED, Analy
 
 @dataclass
 class Problem:
-    """Standardised rows of one family, and what all its solves share."""
+    """Holds standardised rows of one family, and what all its solves share."""
 
     name: str
     family: Family
@@ -183,7 +183,7 @@ class Problem:
 
 
 class LastMaps:
-    """The problem of (b): loss(A x_{L-1} + B v_L) at its least over A and B.
+    """Holds the problem of (b): loss(A x_{L-1} + B v_L) at its least over A and B.
 
     x_{L-1} is a matrix T times the standardised features before, up to a constant, so the maps
     that can be reached are the rows of [A T, B]. They are taken in an orthonormal basis of their

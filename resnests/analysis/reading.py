@@ -1,4 +1,4 @@
-"""The features of a run's images: where they are kept, and the pass that reads them."""
+"""Read the features of a run's images in one pass, and keep them in memory or on disk."""
 
 from __future__ import annotations
 

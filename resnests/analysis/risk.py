@@ -1,4 +1,4 @@
-"""The penalised cross-entropy of linear maps of features, and its least value by Newton's method.
+"""Minimise the penalised cross-entropy of linear maps of features, by Newton's method.
 
 Weights are (1 + d, K), the first row the bias. Everything is in float64.
 """
@@ -23,7 +23,7 @@ FEW = 2  # of them for a prefix, of which there are many: it brings most near 1e
 
 @dataclass
 class Risk:
-    """The mean cross-entropy plus l2/2 |weights|^2, which is strongly convex."""
+    """Holds the mean cross-entropy plus l2/2 |weights|^2, which is strongly convex."""
 
     rows: Rows
     l2: float
@@ -53,7 +53,7 @@ class Risk:
 
 @dataclass
 class Point:
-    """The risk around some weights."""
+    """Holds the risk around some weights."""
 
     risk: Risk
     weights: Tensor
@@ -120,7 +120,7 @@ class Point:
 
 @dataclass
 class Minimum:
-    """The least risk that was found, and at most how far it is above the true one. `error` is
+    """Holds the least risk that was found, and at most how far it is above the true one. `error` is
     how far a test loss can be from that of the minimiser, None where none was given.
     """
 

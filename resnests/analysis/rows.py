@@ -1,4 +1,4 @@
-"""The features of a split as rows to solve with: float64, standardised, in memory or on disk.
+"""Hold the features of a split as rows to solve with: float64, standardised, in memory or on disk.
 
 Every operation goes over parts of the rows, so that what a file holds is read part by part.
 """
@@ -19,7 +19,7 @@ CACHED = 1 << 21  # bytes that are read twice on a CPU before they leave its cac
 
 @dataclass
 class Rows:
-    """values (N, 1 + d), whose first column is 1, and labels (N,); solved on `device`."""
+    """Holds values (N, 1 + d), whose first column is 1, and labels (N,); solved on `device`."""
 
     values: Tensor
     labels: Tensor

@@ -1,5 +1,7 @@
-"""Second order over the last two maps, once the features are fixed: F(A, W, c), the penalised risk
-of the logits A (x_{L-1} + W v_L) + c, with A = W_{L+1} (K, M), W = W_L (M, K_L) and a bias c (K).
+"""Look at the second order over the last two maps, once the features are fixed.
+
+F(A, W, c) is the penalised risk of the logits A (x_{L-1} + W v_L) + c, with A = W_{L+1} (K, M),
+W = W_L (M, K_L) and a bias c (K).
 
 F is convex in (A, B) with B = A W, but not in (A, W). Where M >= K every critical point that is no
 global minimum is a strict saddle (docs/theory.md), and here is looked at how strict: at the trained
@@ -28,8 +30,8 @@ TIGHT = 1e-20  # nats above the least value that leave no gradient for the Hessi
 
 @dataclass
 class TwoMaps:
-    """F as a function of one vector; x (m, M) and v (m, K_L) are x_{L-1} and v_L in the columns
-    of the risk's rows.
+    """Holds F as a function of one vector; x (m, M) and v (m, K_L) are x_{L-1} and v_L in the
+    columns of the risk's rows.
     """
 
     risk: Risk
@@ -65,7 +67,7 @@ class TwoMaps:
 
 @dataclass
 class Place:
-    """F around a point, with derivatives in closed form."""
+    """Holds F around a point, with derivatives in closed form."""
 
     maps: TwoMaps
     a: Tensor

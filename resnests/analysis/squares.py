@@ -1,4 +1,4 @@
-"""Least squared errors of linear maps of features, of every prefix of blocks at once by one QR.
+"""Solve least squares of linear maps of features, of every prefix of blocks at once by one QR.
 
 Weights are (1 + d, K), the first row the bias. Everything is in float64.
 """
@@ -34,7 +34,7 @@ def triangle_of(rows: Rows, classes: int) -> Tensor:
 
 @dataclass
 class Squares:
-    """The least mean squared error of one-hot labels, |y - map(x)|^2 summed over classes.
+    """Holds the least mean squared error of one-hot labels, |y - map(x)|^2 summed over classes.
 
     `null` (d, n) has orthonormal columns: maps of the features that are 0 on every image.
     """
