@@ -116,9 +116,8 @@ def _limited(configs: list[Config], launcher: Any) -> list[Config]:
     require(bundle in ("auto", "1"), "hydra.launcher.batch_size", bundle, expected)
     if given == -1:
         return configs
-    if configs[0].cluster is not None:
-        expected = "-1 beside a cluster, where cluster.jobs is the limit"
-        require(False, "hydra.launcher.n_jobs", given, expected)
+    expected = "-1 beside a cluster, where cluster.jobs is the limit"
+    require(configs[0].cluster is None, "hydra.launcher.n_jobs", given, expected)
     slots = min(given, configs[0].devices.slots or given)
     return [replace(c, devices=replace(c.devices, slots=slots)) for c in configs]
 

@@ -21,7 +21,6 @@ from resnests.sweep.aside import Aside, News
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.display import Display
 from resnests.sweep.executors.local import LauncherExecutor, local_sweep
-from resnests.sweep.executors.slurm import SlurmExecutor
 from resnests.sweep.forking import forking
 from resnests.sweep.job import run_job
 from resnests.sweep.leases import lease
@@ -196,7 +195,7 @@ def _train_on_cluster(runs: Sequence[Run], todo: list[Run], barred: int) -> int:
         suppress(KeyboardInterrupt),
     ):
         executor.report = display.print
-        if isinstance(executor, SlurmExecutor):
+        if hasattr(executor, "is_drawn"):  # Slurm's, which says of jobs why they wait
             executor.is_drawn = display.live is not None
         for number, _ in enumerate(_rounds(todo, executor, stop, display)):
             if number == 0:  # the queue took the first jobs: it may refuse all of them
@@ -228,6 +227,8 @@ def _cluster_executor(config: Config) -> Executor:
         from resnests.sweep.executors.ray import RayExecutor
 
         return RayExecutor(config)
+    from resnests.sweep.executors.slurm import SlurmExecutor
+
     return SlurmExecutor(config)
 
 
