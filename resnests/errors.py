@@ -69,8 +69,13 @@ def require_extra(what: str, module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
-        raise UserError(f"{what}: needs {package}: pip install 'resnests[{extra}]'") from error
+        raise missing_extra(what, module, extra) from error
+
+
+def missing_extra(what: str, module: str, extra: str) -> UserError:
+    """Return the error that says how to install the package of an optional module."""
+    package = module.partition(".")[0]
+    return UserError(f"{what}: needs {package}: pip install 'resnests[{extra}]'")
 
 
 def exit_status_of(work: Callable[[], int]) -> int:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from resnests.config.parts import Component
-from resnests.errors import UserError
+from resnests.errors import UserError, missing_extra
 
 EXTRAS = {"timm": "timm", "torchmetrics": "metrics"}  # package -> the extra of ours that has it
 # Their versions are on record with every run, so that their source is no part of a recipe.
@@ -135,8 +135,7 @@ def locate(group: str, part: Component) -> Callable[..., Any]:
     except Exception as error:
         package = str(getattr(error, "name", None)).partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
-            mend = f"pip install 'resnests[{EXTRAS[package]}]'"
-            raise UserError(f"{what}: needs {package}: {mend}") from error
+            raise missing_extra(what, package, EXTRAS[package]) from error
         raise broken(f"{what}: cannot be imported", error) from error
     if not callable(found):
         raise UserError(f"{what}: expected something to call, not {found!r}")

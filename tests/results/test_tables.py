@@ -552,14 +552,19 @@ def test_latex_keeps_every_character_that_we_write():
     assert render.tex("e\u0301é") == "ee"
 
 
+def table_of_two(root, key: str, values: tuple[str, str]):
+    """Return the table of two runs whose recipes differ in one value."""
+    for value, accuracy in zip(values, (80.0, 90.0), strict=True):
+        run = trees.add_run(root / value, accuracy)
+        record = run.read_record()
+        recipe = record.recipe_values | {key: value}
+        run.write_record(dataclasses.replace(record, recipe=value, recipe_values=recipe))
+    return table(root)
+
+
 def test_a_source_that_was_edited_is_a_row_of_its_own_and_says_so(tmp_path):
     """Tell sources apart, a network's and a head's, which no column of the configuration does."""
-    for code, accuracy in (("aaaa0000", 80.0), ("bbbb1111", 90.0)):
-        run = trees.add_run(tmp_path / code, accuracy)
-        record = run.read_record()
-        values = record.recipe_values | {"variant.code": code}
-        run.write_record(dataclasses.replace(record, recipe=code, recipe_values=values))
-    made = table(tmp_path)
+    made = table_of_two(tmp_path, "variant.code", ("aaaa0000", "bbbb1111"))
     assert [row[0] for row in made.rows] == [
         "ResNet-20, source of variant changed (aaaa0000)",
         "ResNet-20, source of variant changed (bbbb1111)",
@@ -567,12 +572,8 @@ def test_a_source_that_was_edited_is_a_row_of_its_own_and_says_so(tmp_path):
 
 
 def test_an_argument_that_is_named_code_is_no_source(tmp_path):
-    for code, accuracy in (("hamming", 80.0), ("gray", 90.0)):
-        run = trees.add_run(tmp_path / code, accuracy)
-        record = run.read_record()
-        values = record.recipe_values | {"arch.args.code": code}
-        run.write_record(dataclasses.replace(record, recipe=code, recipe_values=values))
-    rows = [row[0] for row in table(tmp_path).rows]
+    made = table_of_two(tmp_path, "arch.args.code", ("hamming", "gray"))
+    rows = [row[0] for row in made.rows]
     assert rows == ["ResNet-20, arch.args.code=gray", "ResNet-20, arch.args.code=hamming"]
 
 
