@@ -50,7 +50,7 @@ def run_options(session: Session, folder: str = "runs") -> list[str]:
 
 
 def what(session: Session) -> None:
-    """Which card, driver and torch this is, and whether NVML and torch agree."""
+    """Print which card, driver and torch this is, and whether NVML and torch agree."""
     if not session.smoke:
         columns = "name,uuid,driver_version,compute_mode,mig.mode.current,memory.used"
         session.command("what: card", ["nvidia-smi", f"--query-gpu={columns}", "--format=csv"], 30)

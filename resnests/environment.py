@@ -12,7 +12,7 @@ SWEEP = "RESNESTS_SWEEP"  # the folder of the sweep that a job works for, see sw
 RUN = "RESNESTS_RUN"  # the number of the run that a job of Hydra's launcher trains
 JOB = "RESNESTS_JOB"  # the number that a batch system gave the job of this process
 COMMAND = "RESNESTS_COMMAND"  # what the user typed
-DRY_RUN = "RESNESTS_DRY_RUN"  # set where nothing may be written, not even to a cache
+DRY_RUN = "RESNESTS_DRY_RUN"  # set where nothing may be written, see begin_dry_run
 PROGRESS = "RESNESTS_PROGRESS"  # number of the file that a process shows its progress bar on
 
 
@@ -26,6 +26,16 @@ def shell_line(words: Sequence[str]) -> str:
     module = Path(__file__).with_name("run.py")
     here = Path(sys.argv[0]).resolve() == module
     return shlex.join(["python", *(["-m", "resnests.run"] if here else [sys.argv[0]]), *words])
+
+
+def begin_dry_run() -> None:
+    """Tell this process and all that it starts that nothing may be written, not even to a cache."""
+    os.environ[DRY_RUN] = "1"
+
+
+def is_dry_run() -> bool:
+    """Return whether nothing may be written."""
+    return DRY_RUN in os.environ
 
 
 def python_path() -> str:

@@ -4,7 +4,6 @@ not done, and launched again; or, for task=tune, the space of a search.
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +72,7 @@ class GridSweeper(BasicSweeper):
         """Search what the overrides leave open. Its trials are no jobs of Hydra's, as it feeds and
         ends them one by one.
         """
-        from resnests.environment import DRY_RUN
+        from resnests.environment import begin_dry_run
         from resnests.errors import require
         from resnests.search.plan import run_search
         from resnests.search.space import Space
@@ -88,7 +87,7 @@ class GridSweeper(BasicSweeper):
         expected = "-1 with task=tune, where devices.slots is the limit"
         require(at_once == -1, "hydra.launcher.n_jobs", at_once, expected)
         if self.config.sweep.dry_run:
-            os.environ[DRY_RUN] = "1"  # for all processes that this one starts
+            begin_dry_run()
         space = Space(overrides, self.hydra_context.config_loader, self.config)
         return run_search(space, arguments)
 

@@ -46,7 +46,7 @@ def read(digest: str, size: int, listing: Listing) -> Loaded | None:
 
 def write(loaded: Loaded, size: int) -> None:
     """Keep the images of `loaded`, unless there is no place for them, or nothing may be written."""
-    if environment.DRY_RUN in os.environ:
+    if environment.is_dry_run():
         return
     notes = json.dumps(loaded.notes).encode()
     body: list[Any] = [np.asarray(s.images).data for s in (loaded.train, loaded.test)] + [notes]

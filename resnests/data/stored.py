@@ -61,7 +61,7 @@ def _image_file(
     path = folder / f"images-{digest}-{shape[1]}x{shape[2]}{how}.uint8"
     if (there := open_images(path, shape)) is not None:
         return there
-    if environment.DRY_RUN in os.environ:
+    if environment.is_dry_run():
         with tempfile.TemporaryFile() as pixels, tempfile.TemporaryFile() as sums:
             made = _fill(pixels, sums, listing, size, shape, digest)
             return ImageFile(path, os.dup(pixels.fileno()), made, shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -47,7 +46,7 @@ def arrays_of(dataset: Dataset) -> dict[str, Any]:
         for key in ("train_split", "test_split"):
             expected = "none, as the class has a parameter train"
             require(key not in dataset.args, f"dataset.{key}", dataset.args.get(key), expected)
-    may_download = dataset.download and environment.DRY_RUN not in os.environ
+    may_download = dataset.download and not environment.is_dry_run()
     offered = {"root": dataset.root, "download": may_download}
     given = {key: value for key, value in offered.items() if key in parameters}
     found: dict[str, Any] = {}

@@ -23,12 +23,13 @@ def run_search(space: Space, words: list[str]) -> int:
     allocation = allocate(config, count, known_memory(runs))
     if config.sweep.dry_run:
         _print_plan(space, allocation)
-        prepare(space.ends, dry_run=True)
+    else:
+        _require_optuna()
+    prepare(space.ends)
+    if config.sweep.dry_run:
         return 0
-    _require_optuna()
     from resnests.search.drive import search
 
-    prepare(space.ends)
     export_environment()
     return search(space, allocation, words)
 

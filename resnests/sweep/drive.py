@@ -11,7 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from resnests.config.schema import Config, config_dict
-from resnests.environment import DRY_RUN, python_path
+from resnests.environment import begin_dry_run, python_path
 from resnests.errors import USER_ERROR, UserError, print_each, require
 from resnests.runs.digests import with_digests
 from resnests.runs.files import require_locks
@@ -63,7 +63,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
     wanted = "-m and what to search, such as python run.py -m experiment=tune"
     require(configs[0].task != "tune", "task", "tune", wanted)
     if options.dry_run:
-        os.environ[DRY_RUN] = "1"  # for all processes that this one starts
+        begin_dry_run()
     configs = with_digests(configs)
     runs = plan_runs(configs)
     if (task := configs[0].task) in ("export", "predict"):
@@ -76,7 +76,7 @@ def run_sweep(configs: Sequence[Config], launch: Launch) -> int:
         todo = print_plan(runs, allocation)
         if allocation and todo:
             obstacle(configs[0].devices.mps, allocation)
-        prepare([run.config for run in todo], dry_run=True)
+        prepare([run.config for run in todo])
         return 0
     for runs_dir in {config.runs_dir for config in configs}:
         require_folder(runs_dir)

@@ -12,22 +12,23 @@ from typing import Any
 
 from resnests.config.schema import PARTS, Config, Init, config_dict
 from resnests.data.splits import is_ready
-from resnests.environment import DRY_RUN, PROGRESS, python_path
+from resnests.environment import PROGRESS, is_dry_run, python_path
 from resnests.errors import UserError
 from resnests.sweep.stop import ending_at_once
 
 
-def prepare(configs: Sequence[Config], dry_run: bool = False) -> None:
+def prepare(configs: Sequence[Config]) -> None:
     """Do once for all runs what may take torch, before the first starts: each data set is fetched
     and checked, a user's own is read and described, and what users brought is tried.
 
     A dry run does as much of that as writes nothing: what would be fetched is passed over.
     """
+    dry_run = is_dry_run()
     datasets = {_data_of(config): config.dataset for config in configs}
     missing = {data for data, d in datasets.items() if not d.is_own and not is_ready(d)}
     for data, dataset in datasets.items():
         if dataset.is_own or (data in missing and not dry_run):
-            _run_module("resnests.data.splits", *data, dry_run=dry_run)
+            _run_module("resnests.data.splits", *data)
     if configs and (logger := configs[0].logger):
         _warn_of_missing(logger)
     tried = {}
@@ -37,7 +38,7 @@ def prepare(configs: Sequence[Config], dry_run: bool = False) -> None:
             tried[repr(_tried_values(config))] = config_dict(config)
     if tried:
         values = json.dumps(list(tried.values()))
-        _run_module("resnests.tasks.preflight", given=values, dry_run=dry_run)
+        _run_module("resnests.tasks.preflight", given=values)
 
 
 def _data_of(config: Config) -> tuple[str, str]:
@@ -75,7 +76,7 @@ def _warn_of_missing(logger: dict[str, Any]) -> None:
             print(f"warning: {error}", file=sys.stderr)
 
 
-def _run_module(name: str, *arguments: str, given: str = "", dry_run: bool = False) -> None:
+def _run_module(name: str, *arguments: str, given: str = "") -> None:
     """Run it in a process of its own, and print what it prints; raises a UserError with the line in
     which it complains. Its progress is shown on the standard error of this one.
     """
@@ -89,7 +90,7 @@ def _run_module(name: str, *arguments: str, given: str = "", dry_run: bool = Fal
                 capture_output=True,
                 text=True,
                 errors="backslashreplace",
-                env=os.environ | values | ({DRY_RUN: "1"} if dry_run else {}),
+                env=os.environ | values,
                 pass_fds=[terminal],
             )
     finally:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
 from resnests.config.schema import Config
-from resnests.environment import DRY_RUN
+from resnests.environment import is_dry_run
 from resnests.errors import UserError, require, require_extra
 from resnests.models.weights import read_weights
 from resnests.runs.weights import init_file
@@ -23,7 +22,7 @@ def warm_start(model: nn.Module, config: Config, num_classes: int) -> None:
     init = config.init
     if init.weights is not None:
         path = init_file(init)
-        if path is None and DRY_RUN in os.environ:
+        if path is None and is_dry_run():
             print(f"init.weights={init.weights}: not tried, as a dry run downloads nothing")
         else:
             given = read_weights(path, "init.weights") if path else _pretrained(init.weights)

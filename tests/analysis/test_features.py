@@ -140,7 +140,7 @@ def test_features_beyond_the_limit_are_kept_in_a_file_but_not_what_solving_takes
 
 
 def test_the_limit_counts_the_last_maps_and_their_second_order(tmp_path):
-    """Of one wide block in the last stage, 100 vectors of Lanczos are more than all else."""
+    """The 100 vectors of Lanczos take most, where the last stage is one wide block."""
     sizes, before = [256, 9 * 512], torch.empty(512, 256, device="meta")
     readout = torch.empty(10, 512, device="meta")
     free = Family(["projection", "3.1"], sizes)

@@ -150,7 +150,7 @@ def test_second_order_is_that_of_automatic_differentiation():
 
 
 def test_lanczos_finds_the_ends_of_a_spectrum_that_it_does_not_span(monkeypatch):
-    """Of 300 eigenvalues from -1 to 4, with gaps at the ends as Hessians have them."""
+    """The 300 eigenvalues, from -1 to 4, have gaps at the ends, as those of Hessians do."""
     torch.manual_seed(0)
     inner = torch.linspace(-0.3, 2, 296, dtype=torch.float64)
     values = torch.cat((torch.tensor([-1.0, -0.6, 3.0, 4.0], dtype=torch.float64), inner))

@@ -1,4 +1,4 @@
-"""Which nodes a sweep avoids, where it is known which there are."""
+"""Test which nodes a sweep avoids, where it is known which there are."""
 
 import pytest
 from helpers import tiny

@@ -1,4 +1,4 @@
-"""Which options each mode of aggregate.py takes."""
+"""Test which options each mode of aggregate.py takes."""
 
 import csv
 import io

@@ -28,7 +28,7 @@ from resnests.data.images import Streamed, images_of
 from resnests.data.pipelines import build_pipeline
 from resnests.data.splits import described, load, with_statistics
 from resnests.data.views import ImageView
-from resnests.environment import DRY_RUN, PROGRESS
+from resnests.environment import PROGRESS, begin_dry_run
 from resnests.errors import UserError
 from resnests.models.weights import read_torch
 from resnests.runs.directory import RunDirectory
@@ -401,8 +401,8 @@ def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
     assert held.images.shape[0] == 4
 
 
-def test_a_dry_run_leaves_nothing(tmp_path, cache, monkeypatch):
-    monkeypatch.setenv(DRY_RUN, "1")
+def test_a_dry_run_leaves_nothing(tmp_path, cache):
+    begin_dry_run()
     data = images(write_parts(tmp_path / "data"))
     expected, found = load(data), load(data, None, 0)
     assert np.array_equal(found.train.images, expected.train.images)

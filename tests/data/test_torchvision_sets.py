@@ -7,7 +7,7 @@ import pytest
 
 from resnests.config.schema import part_from
 from resnests.data.splits import load
-from resnests.environment import DRY_RUN
+from resnests.environment import begin_dry_run
 from resnests.errors import UserError
 
 SETS = """
@@ -83,8 +83,8 @@ def test_what_a_class_hands_on_to_its_base_is_given():
     assert (len(splits.train), len(splits.test)) == (8, 4)
 
 
-def test_a_dry_run_downloads_nothing(monkeypatch):
-    monkeypatch.setenv(DRY_RUN, "1")
+def test_a_dry_run_downloads_nothing():
+    begin_dry_run()
     with pytest.raises(UserError, match="AssertionError"):
         load(dataset("Flagged"))
 

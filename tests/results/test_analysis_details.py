@@ -161,7 +161,7 @@ def test_a_bound_that_is_also_the_last_maps_keeps_its_gap(tmp_path):
 
 
 def test_the_error_of_a_training_loss_covers_where_the_minimiser_is():
-    """In one dimension: F(w) = (w - 1)^2 / 2 + l2/2 w^2, whose curvature is 1 + l2."""
+    """The objective has one dimension: F(w) = (w - 1)^2 / 2 + l2/2 w^2, of curvature 1 + l2."""
     l2 = 0.1
     least = 1 / (1 + l2)
     for w in (0.5, 0.9, 1.2):

@@ -209,7 +209,7 @@ def test_what_runs_of_a_cell_took_is_known_to_the_next_ones(tmp_path):
 def test_what_a_run_is_known_to_take_decides_how_many_share_a_card_wherever_it_is_trained(
     tmp_path, monkeypatch
 ):
-    """On this machine, in a search, and in a job of a cluster, with its runs and with each."""
+    """It does on this machine, in a search, and in a job of a cluster of either kind."""
     options = ("devices.runs_per_gpu=8", f"runs_dir={tmp_path}")
     done, config = tiny(*options, "seed=1"), tiny(*options)
     write_run(done, "complete", peak_device_memory_bytes=30_000_000_000)

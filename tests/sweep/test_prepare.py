@@ -12,6 +12,7 @@ import pytest
 from data_images import images
 from helpers import make_config, until
 
+from resnests.environment import begin_dry_run
 from resnests.errors import UserError
 from resnests.sweep import prepare
 
@@ -79,7 +80,9 @@ def test_a_signal_leaves_no_process_behind(tmp_path, place, number):
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_a_dry_run_fetches_nothing(tmp_path, asked, dry_run):
+    if dry_run:
+        begin_dry_run()
     parts = {"dataset": make_config("dataset=cifar10", f"dataset.root={tmp_path}").dataset}
     config = dataclasses.replace(make_config("arch=densenest40_12"), **parts)
-    prepare.prepare([config], dry_run)
+    prepare.prepare([config])
     assert len(asked) == (0 if dry_run else 2)

@@ -68,7 +68,7 @@ def drawing(runs, draws, *overrides):
 @pytest.mark.parametrize("pipeline", ["tensor", "torchvision"])
 @pytest.mark.parametrize("draws", ["dropout", "noise", "optimizer"])
 def test_what_draws_is_the_same_to_the_bit_after_any_interruption(tmp_path, draws, pipeline):
-    """At the end of an epoch, in an evaluation, and twice in a row in mid-epoch."""
+    """It stops at the end of an epoch, in an evaluation, and twice in a row in mid-epoch."""
     whole = drawing(tmp_path / "whole", draws, f"pipeline={pipeline}")
     assert run_experiment(whole) == "complete"
     reference = RunDirectory.of(whole)

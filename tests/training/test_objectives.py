@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_one_line_before_the_first_run(groups, said):
 
 
 def test_a_metric_without_arguments_is_tried_on_images_of_several_classes():
-    """In a sorted folder the first images are of one class."""
+    """The first images of a sorted folder are of one class."""
     mine = config(metrics={"plain": {"_target_": "mine.Plain"}})
     splits = load(mine.dataset)
     sorted_test = splits.test.take(np.argsort(splits.test.labels, kind="stable"))

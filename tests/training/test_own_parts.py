@@ -299,7 +299,7 @@ def test_the_check_of_many_configurations_is_of_each_network_once_at_its_full_si
 
 
 def test_batches_are_tried_of_no_size_that_no_run_has(nets):
-    """As of a network that takes multiples of 16 alone."""
+    """A network that takes multiples of 16 alone would be refused."""
     for sizes in preflight.Sizes.ALL, preflight.Sizes.SMALLEST:
         for limit, augment in itertools.product((96, 80), ("none", "cutout")):
             check(net("Sixteens", f"dataset.train_limit={limit}", f"augment={augment}"), sizes)

@@ -9,7 +9,7 @@ from helpers import history, tiny
 
 from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.data.splits import load
-from resnests.environment import DRY_RUN
+from resnests.environment import begin_dry_run
 from resnests.errors import UserError
 from resnests.models.weights import read_torch, save_weights
 from resnests.runs.digests import with_digests
@@ -121,7 +121,7 @@ def test_published_weights_of_timm_by_their_name(monkeypatch):
 
 def test_a_dry_run_fetches_no_published_weights(monkeypatch, capsys):
     monkeypatch.setattr(torchvision.models, "get_weight", lambda name: pytest.fail(name))
-    monkeypatch.setenv(DRY_RUN, "1")
+    begin_dry_run()
     model = torchvision.models.resnet18(num_classes=7)
     warm_start(model, tiny("init.weights=ResNet18_Weights.IMAGENET1K_V1"), 7)
     assert "not tried, as a dry run downloads nothing" in capsys.readouterr().out

@@ -248,7 +248,7 @@ def test_an_evaluation_by_graphs_is_that_of_the_operations(captures, monkeypatch
 
 
 def test_a_training_goes_on_as_before_after_an_evaluation_by_graphs(captures, monkeypatch):
-    """Which are made in the middle of it, in the same memory."""
+    """The graphs of the evaluation are made in mid-training, in the same memory."""
     training, alone = make_training(), make_training()
     split = training.pipeline.data
     evaluated, state = replace(training, evaluations={"test": split}), State()
