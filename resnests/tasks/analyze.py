@@ -14,7 +14,7 @@ from resnests.runs.record import METRICS
 from resnests.runs.weights import digest, require_analysable, weights_file
 from resnests.tasks.classes import require_same_classes
 from resnests.tasks.run import Run
-from resnests.training.numerics import move
+from resnests.training.numerics import move, require_numerics
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ def analyze(run: Run) -> None:
     done = experiment.analyze(
         counted, run.directory, model, images, sha256, should_stop, run.report
     )
+    require_numerics(config.trainer)
     own = next(solve for solve in done.solves if solve.quantity == TRAINED)
     for name in METRICS:
         setattr(record, name, getattr(own, name))

@@ -14,7 +14,7 @@ from resnests.tasks.classes import require_same_classes
 from resnests.tasks.measure import write_predictions
 from resnests.tasks.run import Run
 from resnests.training import loop
-from resnests.training.numerics import move
+from resnests.training.numerics import move, require_numerics
 
 
 def evaluate(run: Run) -> None:
@@ -38,6 +38,7 @@ def evaluate(run: Run) -> None:
     if not math.isfinite(loss):
         expected = "weights that give finite logits"
         raise UserError(f"weights={path}: their test loss is {loss}, expected {expected}")
+    require_numerics(config.trainer)
     run.begin()
     if config.predictions:
         write_predictions(run, model, test, splits.test)

@@ -16,7 +16,7 @@ from resnests.runs.metrics import is_unmeasured, note_metrics
 from resnests.tasks.predict import Predictions, predicted
 from resnests.tasks.run import Run
 from resnests.training import loop
-from resnests.training.numerics import move
+from resnests.training.numerics import move, require_numerics
 
 
 def is_only_measured(directory: RunDirectory, config: Config) -> bool:
@@ -54,6 +54,7 @@ def measure(run: Run) -> None:
         for split, images in evaluations.items() if metrics else ():
             found = loop.evaluate(model, images, precision, run.should_stop, metrics)
             measured |= {f"{split}_{kind}{name}": found[name] for name in metrics}
+    require_numerics(config.trainer)
     note_metrics(record, measured, run.definitions)
     record.config |= {"metrics": config.metrics, "predictions": config.predictions}
     record.measured = time.time()

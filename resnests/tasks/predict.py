@@ -38,7 +38,7 @@ from resnests.models.weights import load_weights
 from resnests.runs.directory import write_atomic
 from resnests.runs.weights import finished
 from resnests.training import loop
-from resnests.training.numerics import move, set_numerics
+from resnests.training.numerics import move, require_numerics, set_numerics
 
 
 class NotPredicted(UserError):
@@ -155,6 +155,7 @@ class Predictor:
         layout = memory_format(config.trainer, self.device)
         images = images_of(split, dataset, self.device, layout)
         logits = predicted(model, images, config.trainer.precision)
+        require_numerics(config.trainer)
         labels = split.labels if folder is None else None
         try:
             with directory.lock().acquire(blocking=False):

@@ -97,7 +97,9 @@ class Run:
         How, is asked before the source is imported: it may be edited while the run goes on.
         """
         self.definitions.update(definitions(self.config))
-        return build_metrics(replace(self.config, dataset=dataset), self.device)
+        metrics = build_metrics(replace(self.config, dataset=dataset), self.device)
+        self.set_numerics()
+        return metrics
 
     def note_memory(self) -> None:
         """Record the most bytes so far: resident in this process, and reserved on the device.

@@ -42,7 +42,7 @@ def set_numerics(trainer: Trainer) -> None:
 def require_numerics(trainer: Trainer) -> None:
     """Raise a UserError unless the process is still set as trainer.precision has it.
 
-    What computes could change a switch in the middle of a run, whose record would say otherwise.
+    What computes could change a switch in the middle of a task, whose record would say otherwise.
     """
     wanted: dict[str, Any] = _fp32_switches(trainer)
     if trainer.deterministic:

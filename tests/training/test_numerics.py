@@ -1,5 +1,8 @@
 """What a precision means to PyTorch, and how the record says it."""
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import tiny
@@ -119,6 +122,45 @@ def test_a_users_file_changes_no_precision(tmp_path, monkeypatch):
     splits = load(changing.dataset)
     with pytest.raises(UserError, match="something of your own set it"):
         check(changing, splits, torch.device("cpu"))
+
+
+METRIC = """
+import torch
+import torchmetrics
+
+torch.backends.cudnn.conv.fp32_precision = "tf32"
+
+class Mine(torchmetrics.MeanMetric):
+    def update(self, scores, labels):
+        super().update(1.0)
+
+class Changing(Mine):
+    def update(self, scores, labels):
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
+        super().update(scores, labels)
+"""
+
+
+@pytest.mark.slow
+@new_only
+def test_a_users_metric_changes_no_precision_of_what_is_measured_later(tmp_path, monkeypatch):
+    pytest.importorskip("torchmetrics", reason="needs resnests[metrics]")
+    (tmp_path / "measuring.py").write_text(METRIC)
+    monkeypatch.syspath_prepend(tmp_path)
+    here = (f"runs_dir={tmp_path / 'runs'}", "trainer.epochs=1")
+    trained = tiny(*here)
+    assert run_experiment(trained) == "complete"
+    given = {"task": "evaluate", "weights": str(RunDirectory.of(trained).weights_file)}
+    for kind, task in itertools.product(("Mine", "Changing"), ({}, given)):
+        config = replace(tiny(*here, f"+metrics.mine._target_=measuring.{kind}"), **task)
+        before = RunDirectory.of(config).record_or_none()
+        if kind == "Mine":
+            assert run_experiment(config, clear=lambda: None) == "complete"
+            require_numerics(config.trainer)
+        else:
+            with pytest.raises(UserError, match="something of your own set it"):
+                run_experiment(config, clear=lambda: None)
+            assert RunDirectory.of(config).record_or_none() == before, "nothing is on record"
 
 
 @pytest.mark.parametrize(
