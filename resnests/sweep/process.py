@@ -166,10 +166,8 @@ def run_process(run: Run, allocation: Allocation, stop: Stop) -> int:
         process = fork(output, stop.requested) or _start(output)
     pipe = process.stdin
     assert pipe is not None
-    # Whoever runs its config.yaml again must resume.
-    trainer = dataclasses.replace(run.config.trainer, overwrite=False)
     with suppress(BrokenPipeError):  # it died at once: the exit status tells
-        send_job(pipe, dataclasses.replace(run.config, trainer=trainer), allocation, run.replaces)
+        send_job(pipe, run.config, allocation, run.replaces)
     while process.poll() is None:
         if stop.requested():
             pipe.close()

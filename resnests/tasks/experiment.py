@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +45,9 @@ def run_experiment(
     """
     device = torch.device(device)
     directory = RunDirectory.of(config)
-    record = Record.of(config, collect(device, config))
+    # Whoever runs its config.yaml again must resume
+    kept = replace(config, trainer=replace(config.trainer, overwrite=False))
+    record = Record.of(kept, collect(device, config))
     begun = False
 
     def begin() -> None:
@@ -52,7 +55,7 @@ def run_experiment(
         if not begun:
             if clear:
                 clear()
-            directory.write_config(config)
+            directory.write_config(kept)
             directory.write_record(record)
             begun = True
 

@@ -36,7 +36,7 @@ from resnests.sweep.leases import lease
 from resnests.sweep.plan import Run, usable_runs
 from resnests.sweep.prepare import prepare
 from resnests.sweep.process import run_process
-from resnests.sweep.protocol import INTERRUPTED, NO_GRAPH
+from resnests.sweep.protocol import INTERRUPTED, NO_GRAPH, USER_ERROR
 from resnests.sweep.scheduler import Scheduler
 from resnests.sweep.stop import Stop
 from resnests.tasks.experiment import run_experiment
@@ -520,6 +520,25 @@ def test_a_run_that_was_cleared_once_in_a_sweep_resumes_in_its_next_job(runs):
     assert not one._starts_afresh()
 
 
+@pytest.mark.slow
+def test_a_process_knows_that_it_starts_afresh_and_whoever_runs_its_configuration_resumes(tmp_path):
+    config = tiny(f"runs_dir={tmp_path}")
+    assert run_experiment(config) == "complete"
+    directory = RunDirectory.of(config)
+    directory.weights_file.unlink()
+    asked = replace(config, predictions=True)
+    run = Run(asked, directory).planned()
+    assert run_process(run, allocate(asked, 1), Stop()) == USER_ERROR, "nothing can be measured"
+    assert "trainer.overwrite=true trains the run afresh" in directory.log_file.read_text()
+    afresh = replace(asked, trainer=replace(asked.trainer, overwrite=True))
+    run = Run(afresh, directory).planned()
+    assert run_process(run, allocate(afresh, 1), Stop()) == 0
+    assert directory.weights_file.exists()
+    assert directory.read_record().config["trainer"]["overwrite"] is False
+    assert directory.read_config().trainer.overwrite is False
+    assert Run(afresh, directory, replaces=run.replaces).status() == "complete"
+
+
 @pytest.mark.parametrize("trouble", [MemoryError("no room on the device"), Interrupted()])
 def test_a_finished_run_is_cleared_when_its_network_is_built_and_not_before(
     runs, monkeypatch, trouble
@@ -599,8 +618,10 @@ def test_an_interrupted_sweep_that_started_afresh_names_the_command_that_goes_on
         time.sleep(0.05)
     sweep.process.send_signal(signal.SIGINT)
     assert sweep.wait() == 130
-    log = (tmp_path / "sweep.log").read_text()
-    assert "the same command without trainer.overwrite=true goes on" in log
+    logs = [run.log_file.read_text() for run in find_runs(tmp_path / "runs")]
+    goes_on = "the same command without trainer.overwrite=true goes on"
+    assert goes_on in (tmp_path / "sweep.log").read_text()
+    assert any(f"{goes_on} from there" in log for log in logs)
 
 
 def test_code_that_was_edited_while_its_run_waited_is_not_trained(tmp_path, runs, monkeypatch):
