@@ -360,7 +360,8 @@ def test_weights_that_were_deleted_are_named_where_they_are_analysed(tmp_path):
     analysis = dataclasses.replace(record, task="analyze", status="complete", **measured)
     run.analysis.path.mkdir()
     run.analysis.write_record(analysis)
-    expected = "expected the weights of the run; trainer.overwrite=true trains the run afresh"
+    mend = "task=train trainer.overwrite=true trains the run afresh"
+    expected = f"expected the weights of the run; {mend}"
     for train in ("false", "true"):
         words = ("task=analyze", f"analysis.train={train}")
         done = run_command(*TINY, f"runs_dir={tmp_path}", *words, cwd=tmp_path)

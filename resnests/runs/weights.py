@@ -54,7 +54,7 @@ def require_analysable(config: Config) -> None:
             f"task=analyze: {run.path}: expected a complete run, but {found}; first {mend}"
         )
     if not file.is_file():
-        mend = "trainer.overwrite=true trains the run afresh"
+        mend = "task=train trainer.overwrite=true trains the run afresh"
         raise UserError(f"task=analyze: {file}: expected the weights of the run; {mend}")
 
 
