@@ -16,6 +16,7 @@ import os
 import socket
 import sys
 import threading
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from filelock import Timeout
@@ -85,8 +86,9 @@ class Worker:
         finally:
             self._over.set()
             heart.join()
-            if self._has_heartbeat():  # other hosts would wait for it
-                self.directory.progress_file.unlink(missing_ok=True)
+            with suppress(OSError):
+                if self._has_heartbeat():  # other hosts would wait for it
+                    self.directory.progress_file.unlink(missing_ok=True)
 
     def _is_done(self) -> bool:
         """Return whether somebody has finished the run, unless that is what it starts afresh over.
@@ -211,10 +213,23 @@ class Worker:
 
     def _heartbeat(self) -> None:
         while not self._over.wait(HEARTBEAT):
-            self._show_progress()
-            if not self.directory.path.is_dir() or not self._has_heartbeat():
-                log.warning("%s was removed: this training ends", self.directory.path)
-                self.stop.ask()
+            try:
+                self._beat()
+            except OSError as error:  # of a file system that is away for a moment
+                log.warning("no heartbeat: %s", error)
+
+    def _beat(self) -> None:
+        """Show that the run lives; end it where its directory is gone, or another process has it.
+
+        Another's is left at once: a checkpoint or a record would be written over what that has.
+        """
+        self._show_progress()
+        if not self._has_heartbeat():
+            log.warning("%s was removed and begun anew: this training ends", self.directory.path)
+            os._exit(BUSY)
+        if not self.directory.path.is_dir():
+            log.warning("%s was removed: this training ends", self.directory.path)
+            self.stop.ask()
 
     def _has_heartbeat(self) -> bool:
         """Return whether the heartbeat is this process's: where the directory was removed, another
@@ -226,11 +241,10 @@ class Worker:
         return all(self.directory.read_progress().get(k, v) == v for k, v in own.items())
 
     def _show_progress(self) -> None:
-        if not self._has_heartbeat():
-            return
         try:
-            with self._writing:
-                self.directory.write_progress(self.progress)
+            if self._has_heartbeat():
+                with self._writing:
+                    self.directory.write_progress(self.progress)
         except OSError as error:  # a full disk must not end a training that may still finish
             log.warning("no heartbeat written: %s", error)
 

@@ -2,6 +2,7 @@
 of it.
 """
 
+import errno
 import fcntl
 import os
 import random
@@ -36,7 +37,7 @@ from resnests.sweep.leases import lease
 from resnests.sweep.plan import Run, usable_runs
 from resnests.sweep.prepare import prepare
 from resnests.sweep.process import run_process
-from resnests.sweep.protocol import INTERRUPTED, NO_GRAPH, USER_ERROR
+from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR
 from resnests.sweep.scheduler import Scheduler
 from resnests.sweep.stop import Stop
 from resnests.tasks.experiment import run_experiment
@@ -649,7 +650,7 @@ def test_a_run_that_was_removed_and_begun_anew_keeps_the_heartbeat_of_who_has_it
     config = runs[0].config
     one = worker.Worker(config, allocate(config, 1), Stop())
     others = {"pid": os.getppid(), "state": "waiting"}
-    seen = []
+    seen, ends = [], []
 
     def wait(*_):
         shutil.rmtree(one.directory.path)
@@ -657,15 +658,42 @@ def test_a_run_that_was_removed_and_begun_anew_keeps_the_heartbeat_of_who_has_it
         one.directory.write_progress(others)
         one._show_progress()
         seen.append((one.directory.read_progress(), other))
-        until(one.stop.requested)
+        until(lambda: ends)
 
     monkeypatch.setattr(worker, "HEARTBEAT", 0.05)
     monkeypatch.setattr(worker, "lease", wait)
-    assert one.work() == INTERRUPTED
+    monkeypatch.setattr(worker.os, "_exit", ends.append)
+    one.work()
+    assert set(ends) == {BUSY}, "it ends before it writes anything over the other's files"
     ((found, other),) = seen
     assert others.items() <= found.items()
     assert one.directory.read_progress() == found
     other.release()
+
+
+def test_a_file_system_that_is_away_for_a_moment_does_not_end_the_heartbeat(
+    runs, monkeypatch, caplog
+):
+    config = runs[0].config
+    one = worker.Worker(config, allocate(config, 1), Stop())
+    is_held, away = one.lock.is_held, [False] * 2 + [True] * 3
+
+    def stale():
+        if away and away.pop(0):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return is_held()
+
+    def wait(*_):
+        until(lambda: not away)
+        one.directory.progress_file.unlink(missing_ok=True)
+        until(one.directory.progress_file.exists)
+        away[:] = [True] * 2  # as the worker ends, too
+
+    one.lock.is_held = stale
+    monkeypatch.setattr(worker, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(worker, "lease", wait)
+    assert one.work() == INTERRUPTED
+    assert "no heartbeat" in caplog.text
 
 
 @pytest.mark.slow
