@@ -181,8 +181,8 @@ def _train_on_cluster(runs: Sequence[Run], todo: list[Run], barred: int) -> int:
         scheduler = Scheduler(todo, executor, lambda: False, print)
         jobs = scheduler.submit()
         _note(runs, executor)
-        if left := sum(not run.directory.is_locked() for run in scheduler.idle):
-            print(f"{left} run(s) are in no job; the same command again submits them")
+        if left := [run for run in scheduler.idle if not run.directory.is_locked()]:
+            print(f"{len(left)} run(s) are in no job; {_what_submits(left)} submits them")
         print(f"{len(jobs)} job(s) go on by themselves", end="; ")
         print(f"python aggregate.py --status {config.runs_dir} tells how far they are")
         for name in config.logger:
@@ -201,6 +201,19 @@ def _train_on_cluster(runs: Sequence[Run], todo: list[Run], barred: int) -> int:
             if number == 0:  # the queue took the first jobs: it may refuse all of them
                 _note(runs, executor)
     return print_summary(runs, interrupted=stop.signals > 0, barred=barred)
+
+
+def _what_submits(left: Sequence[Run]) -> str:
+    """Return which command submits the runs that got no job.
+
+    With trainer.overwrite=true it would start afresh what the others have done by then, or refuse
+    to while they train; without, it would skip a run that has its earlier result yet.
+    """
+    if not left[0].config.trainer.overwrite:
+        return "the same command again"
+    if any(run.replaces for run in left):
+        return f"the same command for these alone, from {left[0].label} on,"
+    return "the same command without trainer.overwrite=true"
 
 
 def _note(runs: Sequence[Run], executor: Executor) -> None:

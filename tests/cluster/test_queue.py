@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import chain
 
 import pytest
-from helpers import REPOSITORY, TINY, run_command, tiny
+from helpers import REPOSITORY, TINY, run_command, tiny, write_run
 from queues import StandIn
 
 from resnests.commands.queue import PATIENCE, queue_lines, queued_runs
@@ -23,6 +23,7 @@ from resnests.errors import UserError
 from resnests.results.output import plan
 from resnests.runs.directory import RunDirectory
 from resnests.runs.record import METRICS, Provenance, Record
+from resnests.runs.sweeps import find_asked
 from resnests.sweep.drive import run_sweep
 from resnests.sweep.executors import submission
 from resnests.sweep.executors.slurm import SLOWEST_SECONDS, SlurmExecutor
@@ -395,6 +396,29 @@ def test_detached_runs_that_are_in_no_job_are_counted(slurm, runs, capsys):
         config.cluster.detach = True
     assert run_sweep(configs, pytest.fail) == 0
     assert "2 run(s) are in no job; the same command again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_old", [True, False], ids=["old", "new"])
+def test_a_command_that_starts_afresh_is_not_named_for_what_is_in_no_job(
+    slurm, runs, capsys, is_old
+):
+    (slurm.folder / "room").write_text("4")
+    configs = [run.config for run in runs]
+    for config in configs:
+        config.cluster.detach = config.trainer.overwrite = True
+        if is_old:
+            write_run(config, "complete")
+    assert run_sweep(configs, pytest.fail) == 0
+    alone = f"the same command for these alone, from {runs[4].label} on, submits them"
+    without = "the same command without trainer.overwrite=true submits them"
+    said = capsys.readouterr().out
+    assert f"2 run(s) are in no job; {alone if is_old else without}" in said
+    if is_old:
+        for config in configs:
+            config.trainer.overwrite = False
+        assert run_sweep(configs, pytest.fail) == 0
+        assert "nothing to do" in capsys.readouterr().out
+        assert find_asked(configs[0].runs_dir), "what the jobs are to make again is known yet"
 
 
 @pytest.mark.slow
