@@ -143,13 +143,16 @@ def write_asked(
 def remove_asked(configs: Sequence[Config]) -> None:
     """Remove what an earlier process left that was asked for the same, as nothing of it is to do.
 
-    It may have been asked to make finished runs again, which nobody does any more.
+    It may have been asked to make finished runs again, which nobody does any more; but jobs of a
+    cluster, or a process of another host, may be about to.
     """
     for runs_dir in {config.runs_dir for config in configs}:
         cells = _cells([(config, None) for config in configs if config.runs_dir == runs_dir])
         file = _file(Path(runs_dir), _identity(configs[0].task, cells))
         with suppress(OSError, ValueError):
-            if not read_asked(file).is_alive():
+            asked = read_asked(file)
+            is_elsewhere = asked.host != socket.gethostname() or "cluster.name" in asked.config
+            if not asked.is_alive() and not (asked.overwrite and is_elsewhere):
                 file.unlink()
 
 

@@ -219,6 +219,21 @@ def test_the_command_of_a_sweep_that_is_gone_leaves_finished_runs_as_they_are(
     assert not file.exists()
 
 
+@pytest.mark.parametrize("change", [{"host": "another"}, {"config": {"cluster.name": "slurm"}}])
+def test_what_jobs_or_another_host_may_make_again_keeps_its_file(tmp_path, change):
+    root = tmp_path / "runs"
+    digests = [add_run(root, seed=seed).record_digest() for seed in range(2)]
+    configs = grid(root, 2, ("standard",), trainer__overwrite=True)
+    file = ask(root, configs, replaces=digests, dead=True, **change)
+    remove_asked(configs)
+    assert file.exists()
+    now = {"started": time.time(), "ended": time.time()}
+    for seed in range(2):
+        add_run(root, seed=seed, provenance=now, record={"seconds": 1.0})
+    remove_done(str(root))
+    assert not file.exists()
+
+
 def test_runs_that_go_on_wait_like_those_that_begin(tmp_path):
     root = tmp_path / "runs"
     before = {"ended": time.time() - 60}
