@@ -10,7 +10,8 @@ worker    trains: locks its directory, leases its device, answers with its exit 
     jobs.jsonl       a line for all jobs, then one for each number of a run; the sweep removes the
                      file to stop its jobs, and has a lock on it, so that they end with it (stop.py)
     active-<run>     there while a job trains run number <run>
-    ended-<run>      how a job left it: a status of its record, busy or refused
+    ended-<run>      how a job left it: a status of its record, busy, refused, no device, or device
+                     failed (see run_on_host in process.py)
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import IO, Any
 from resnests.config.schema import Config, config_dict, config_from
 from resnests.environment import COMMAND, RUN, SWEEP, export_environment
 from resnests.errors import USER_ERROR as USER_ERROR  # of a worker, too
+from resnests.runs.directory import RunDirectory
 from resnests.sweep.devices import Allocation
 from resnests.sweep.plan import Run
 
@@ -52,6 +54,11 @@ class JobSpec:
     replaces: str | None  # see sweep/plan.py
     allocation: dict[str, Any] | None  # that of the sweep's host; None where a job has its own
     local: bool  # whether the job runs on the host of the sweep
+
+    def as_run(self, number: int) -> Run:
+        """Return the run that this is about, which has this number in the sweep."""
+        config = config_from(self.config)
+        return Run(config, RunDirectory.of(config), number, replaces=self.replaces)
 
 
 class SweepFolder:

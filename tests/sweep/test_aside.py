@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -235,7 +236,7 @@ def test_what_a_run_is_known_to_take_decides_how_many_share_a_card_wherever_it_i
             SimpleNamespace(first=tiny(*options, "dataset.val_fraction=0.1")), []
         )
     assert run_on_host(Run(config, RunDirectory.of(config)), None, 1, Stop()) == "refused"
-    slurm_job._train({0: config}, [0])
+    slurm_job._train([Run(config, RunDirectory.of(config))])
     assert given == [30 + CONTEXT_GB] * 4
 
 
@@ -448,7 +449,7 @@ def test_runs_of_a_job_share_what_they_note_of_its_devices(run, aside, monkeypat
         "run_job",
         lambda number, *given: run_on_host(run, None, given[0], Stop(), given[1]),
     )
-    slurm_job._train({0: run.config, 1: run.config}, [0, 1])
+    slurm_job._train([run, replace(run, index=1)])
     assert len(folders) == 2
     assert folders[0] == folders[1]
     assert not Path(folders[0]).exists()

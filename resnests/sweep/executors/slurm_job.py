@@ -15,10 +15,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
-from resnests.config.schema import Config, config_from
 from resnests.environment import JOB
 from resnests.errors import UserError
-from resnests.runs.directory import RunDirectory
 from resnests.runs.record import FINAL
 from resnests.sweep.devices import allocate
 from resnests.sweep.executors.slurm_commands import environment
@@ -38,52 +36,46 @@ def main() -> int:
     folder = SweepFolder.of_this_job()
     submission = read_submission(folder.path)
     numbers = submission.numbers(int(task or 0)) if submission.batches else range(0)
-    specs = {number: spec for number in numbers if (spec := folder.read(number))}
-    configs = {number: config_from(spec.config) for number, spec in specs.items()}
-    replaces = {number: spec.replaces for number, spec in specs.items()}
-    before = _unfinished(configs, replaces)
-    for number in before:
-        folder.forget(number)  # as it was left by this job before it was queued again
+    runs = [spec.as_run(number) for number in numbers if (spec := folder.read(number))]
+    before = _unfinished(runs)
+    for run in before:
+        folder.forget(run.index)  # as it was left by this job before it was queued again
     with Stop(folder.specs) as stop:
-        _train(configs, list(before))
-    left = _unfinished(configs, replaces)
-    for number, epochs in left.items():
+        _train(list(before))
+    left = _unfinished(runs)
+    for run, epochs in left.items():
         if epochs is None:
-            print(last_log_line(RunDirectory.of(configs[number])), flush=True)
+            print(last_log_line(run.directory), flush=True)
     if left and left != before and stop.last == signal.SIGUSR2:
         with suppress(OSError):  # a node without scontrol: the sweep submits again
             subprocess.run(["scontrol", "requeue", job], env=environment())
     return 1 if left else 0
 
 
-def _train(configs: dict[int, Config], numbers: list[int]) -> None:
-    """Train the runs of these numbers, which share what this job has."""
-    if not numbers:
+def _train(runs: list[Run]) -> None:
+    """Train these runs, which share what this job has."""
+    if not runs:
         return
     at_once, aside = 1, ""
     with ExitStack() as folder:
         with suppress(UserError):  # which each of them says by itself
-            mine = [Run(configs[n], RunDirectory.of(configs[n])) for n in numbers]
-            at_once = allocate(mine[0].config, len(mine), known_memory(mine)).concurrent
+            at_once = allocate(runs[0].config, len(runs), known_memory(runs)).concurrent
             aside = folder.enter_context(temporary_folder())
         with ThreadPoolExecutor(at_once) as pool:
-            list(pool.map(lambda number: run_job(number, at_once, aside), numbers))
+            list(pool.map(lambda run: run_job(run.index, at_once, aside), runs))
 
 
-def _unfinished(
-    configs: dict[int, Config], replaces: dict[int, str | None]
-) -> dict[int, int | None]:
+def _unfinished(runs: list[Run]) -> dict[Run, int | None]:
     """Return the runs that are not at their end, with their epochs; None where they have no record
     but what they start afresh over.
     """
-    left: dict[int, int | None] = {}
-    for number, config in configs.items():
-        directory = RunDirectory.of(config)
-        record = directory.record_or_none()
-        if record is None or directory.record_digest() == replaces[number]:
-            left[number] = None
+    left: dict[Run, int | None] = {}
+    for run in runs:
+        record = run.directory.record_or_none()
+        if record is None or run.directory.record_digest() == run.replaces:
+            left[run] = None
         elif record.status not in FINAL:
-            left[number] = record.epochs
+            left[run] = record.epochs
     return left
 
 
