@@ -41,14 +41,16 @@ def print_summary(runs: Sequence[Run], interrupted: bool, barred: int = 0) -> in
         return 1 if barred else 0
     if len(runs) > 1:
         count = f"{len(incomplete)} of {len(runs)} runs"
-        print(f"{count} are not complete; {_what_goes_on(incomplete)}", file=sys.stderr)
+        print(f"{count} are not complete; {_what_goes_on(incomplete, len(runs))}", file=sys.stderr)
     return INTERRUPTED if interrupted else 1
 
 
-def _what_goes_on(incomplete: Sequence[Run]) -> str:
-    """Return which command goes on with these runs, and how many of them are as they were."""
+def _what_goes_on(incomplete: Sequence[Run], count: int) -> str:
+    """Return which command goes on with these of `count` runs, and how many are as they were."""
     untouched = sum(run.replaces not in (None, "") and run.status() is None for run in incomplete)
-    overwrites = incomplete[0].config.trainer.overwrite and untouched < len(incomplete)
+    overwrites = incomplete[0].config.trainer.overwrite and untouched < count
+    if overwrites and untouched == len(incomplete):  # it would make the others once more
+        return "the same command for these alone goes on, as they have their earlier results yet"
     command = what_goes_on(overwrites)
     if not overwrites:
         return command

@@ -40,6 +40,7 @@ from resnests.sweep.process import run_process
 from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR
 from resnests.sweep.scheduler import Scheduler
 from resnests.sweep.stop import Stop
+from resnests.sweep.summary import print_summary
 from resnests.tasks.experiment import run_experiment
 
 
@@ -538,6 +539,22 @@ def test_a_process_knows_that_it_starts_afresh_and_whoever_runs_its_configuratio
     assert directory.read_record().config["trainer"]["overwrite"] is False
     assert directory.read_config().trainer.overwrite is False
     assert Run(afresh, directory, replaces=run.replaces).status() == "complete"
+
+
+@pytest.mark.parametrize("count", [1, 4], ids=["some", "all"])
+def test_runs_that_were_not_started_afresh_yet_are_not_left_to_a_command_that_redoes_the_others(
+    runs, capsys, count
+):
+    trainer = replace(runs[0].config.trainer, overwrite=True)
+    afresh = [replace(run, config=replace(run.config, trainer=trainer)) for run in runs]
+    for run in runs:
+        ended(run, "complete")
+    old = [run.planned() for run in afresh[:count]]
+    assert print_summary([*old, *afresh[count:]], interrupted=True) == INTERRUPTED
+    alone = "for these alone goes on, as they have their earlier results yet"
+    what = alone if count == 1 else "goes on"
+    said = capsys.readouterr().err
+    assert said.endswith(f"{count} of 4 runs are not complete; the same command {what}\n")
 
 
 @pytest.mark.parametrize("trouble", [MemoryError("no room on the device"), Interrupted()])
