@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import nullcontext, suppress
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -20,6 +21,7 @@ from resnests.sweep.aside import Aside, Note
 from resnests.sweep.cards import nvml_complaint
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.forking import fork
+from resnests.sweep.leases import leased_slots
 from resnests.sweep.mps import NOWHERE
 from resnests.sweep.mps_sharing import sharing
 from resnests.sweep.plan import Run, known_memory
@@ -34,7 +36,7 @@ from resnests.sweep.protocol import (
     send_job,
 )
 from resnests.sweep.stop import Stop
-from resnests.sweep.tryout import failures, start_trials
+from resnests.sweep.tryout import start_trials, verdicts
 from resnests.text import last_log_line_of
 
 POLL_SECONDS = 0.2
@@ -115,17 +117,11 @@ def run_on_devices(
             )
             allocation = dataclasses.replace(allocation, mps=NOWHERE)
             continue
-        trials = start_trials(note.device for note in aside.suspicions(name))
-        for device, reason in failures(trials).items():
-            aside.add(Note(device, reason, name, is_broken=True))
-        suspicions = aside.suspicions(name)
-        is_tried = len(suspicions) >= DEVICES or not aside.usable(allocation.devices, name)
-        if suspicions and is_tried:
-            if is_of_cluster and len(suspicions) == 1:
-                record_exit(run, 1)
+        if _is_at_fault(aside, name, allocation, stop):
+            record_exit(run, 1)
+            if is_of_cluster and len(aside.suspicions(name)) == 1:
                 return ELSEWHERE
             aside.withdraw(name)  # it fails everywhere, on devices that pass their trials
-            record_exit(run, 1)
             return 1
         _record_interrupted(run)
         if stop.requested():
@@ -136,6 +132,29 @@ def run_on_devices(
     if code == 0:
         aside.confirm(name)
     return code
+
+
+def _is_at_fault(aside: Aside, name: str, allocation: Allocation, stop: Stop) -> bool:
+    """Return whether a run failed on enough devices which pass their trials; note those that fail.
+
+    Where only such a trial can tell, a card that another run has alone is waited for: it was not
+    tried, and so has passed nothing.
+    """
+    tried: set[str] = set()
+    while True:
+        suspects = {note.device for note in aside.suspicions(name)}
+        for device, reason in verdicts(start_trials(suspects - tried)).items():
+            tried.add(device)
+            if reason:
+                aside.add(Note(device, reason, name, is_broken=True))
+        left = {note.device for note in aside.suspicions(name)}
+        is_enough = len(left) >= DEVICES or not aside.usable(allocation.devices, name)
+        if not left or not is_enough or left <= tried:
+            return bool(left) and is_enough
+        while all(map(leased_slots, left - tried)) and not stop.requested():
+            time.sleep(POLL_SECONDS)
+        if stop.requested():
+            return False
 
 
 def _record_interrupted(run: Run) -> None:

@@ -2,13 +2,16 @@
 
     python -m resnests.sweep.tryout GPU-...    # or cpu, mps; a reason on standard error, status 1
 
+Status BUSY says that nothing was tried.
+
 NVML may see a card that torch cannot use: the driver is older than torch's CUDA, torch is the wheel
 for CPUs, its CUDA dropped the card. A process of its own it must be, as a device that once failed
 under a process fails under it for ever.
 
 A card that one process has alone is tried only while its slot is leased, as a run would have it: a
-run of ours that is on it makes the trial fail, and the trial would make that run fail. On other
-cards our runs may leave too little memory: that is no verdict on the card.
+run of ours that is on it makes the trial fail, and the trial would make that run fail. The process
+of the trial leases it, so that others have it as soon as that ends. On other cards our runs may
+leave too little memory: that is no verdict on the card.
 """
 
 from __future__ import annotations
@@ -19,46 +22,30 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from resnests.environment import python_path
 from resnests.errors import UserError
 from resnests.sweep.aside import Aside, Note
 from resnests.sweep.cards import is_exclusive
 from resnests.sweep.devices import Allocation
-from resnests.sweep.leases import Release, leased_slots, machine_locks
+from resnests.sweep.leases import leased_slots, machine_locks
+from resnests.sweep.protocol import BUSY
 from resnests.training.device_words import FULL
 
 SECONDS = 120.0  # for an import of torch from a slow disk, and the first use of a card
 
 OCCUPIED = ("busy or unavailable", *FULL)  # words of a trial on a card that is in use
 
-
-@dataclass(frozen=True)
-class Trial:
-    """Holds a process that tries a device, and how to release the slot that it has leased."""
-
-    process: subprocess.Popen
-    release: Release | None = None
-
-
-Trials = dict[str, Trial]  # by device
+Trials = dict[str, subprocess.Popen]  # by device
 
 
 def start_trials(devices: Iterable[str]) -> Trials:
-    """Start to try each of `devices`: UUIDs of GPUs, or what torch calls others.
-
-    A card that a run of ours has alone is passed over.
-    """
+    """Start to try each of `devices`: UUIDs of GPUs, or what torch calls others."""
     trials: Trials = {}
     for device in dict.fromkeys(devices):
-        is_alone = _is_gpu(device) and is_exclusive(device)
-        release = machine_locks().acquire(f"{device}-0") if is_alone else None
-        if is_alone and release is None:
-            continue
         own = {"CUDA_VISIBLE_DEVICES": device, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         own = own if _is_gpu(device) else {}
-        process = subprocess.Popen(
+        trials[device] = subprocess.Popen(
             [sys.executable, "-m", "resnests.sweep.tryout", device],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -67,7 +54,6 @@ def start_trials(devices: Iterable[str]) -> Trials:
             env=os.environ | own | {"PYTHONPATH": python_path()},
             start_new_session=True,  # Ctrl-C is the sweep's
         )
-        trials[device] = Trial(process, release)
     return trials
 
 
@@ -81,18 +67,23 @@ def trying(devices: Iterable[str]) -> Iterator[Trials]:
         _end(trials)
 
 
-def failures(trials: Trials) -> dict[str, str]:
-    """Wait for `trials`; return why those devices failed that did."""
+def verdicts(trials: Trials) -> dict[str, str]:
+    """Wait for `trials`; return why each device failed, "" where it did not.
+
+    A card that a run of ours has alone is not among them, as it was not tried.
+    """
     found, end = {}, time.monotonic() + SECONDS
     for device, trial in trials.items():
         try:
-            said = trial.process.communicate(timeout=max(0.1, end - time.monotonic()))[1]
+            said = trial.communicate(timeout=max(0.1, end - time.monotonic()))[1]
         except subprocess.TimeoutExpired:
             said = f"it does not answer within {SECONDS:.0f} s"
-        code = trial.process.returncode
+        code = trial.returncode
+        if code == BUSY:
+            continue
         is_occupied = any(mark in said.lower() for mark in OCCUPIED) and leased_slots(device)
-        if code != 0 and not is_occupied:
-            found[device] = (said.strip().splitlines() or [f"its trial ended with {code}"])[-1]
+        reason = (said.strip().splitlines() or [f"its trial ended with {code}"])[-1]
+        found[device] = "" if code == 0 or is_occupied else reason
     _end(trials)
     return found
 
@@ -102,7 +93,7 @@ def set_aside(aside: Aside, allocation: Allocation, trials: Trials, wanted: str)
 
     `wanted` is what the user gave for trainer.device.
     """
-    failed = failures(trials)
+    failed = {device: reason for device, reason in verdicts(trials).items() if reason}
     for device, reason in failed.items():
         what = f"{device} is not used: torch cannot compute on it ({reason})"
         print(f"warning: {what}", file=sys.stderr)
@@ -113,13 +104,11 @@ def set_aside(aside: Aside, allocation: Allocation, trials: Trials, wanted: str)
 
 
 def _end(trials: Trials) -> None:
-    """Kill the trials that are not over, and release what they leased."""
+    """Kill the trials that are not over."""
     for trial in trials.values():
-        if trial.process.poll() is None:
-            trial.process.kill()
-            trial.process.communicate()
-        if trial.release:
-            trial.release()
+        if trial.poll() is None:
+            trial.kill()
+            trial.communicate()
 
 
 def _is_gpu(device: str) -> bool:
@@ -147,8 +136,13 @@ def try_device(device: str) -> str | None:
 
 
 def main() -> None:
-    """Try the device that the command line names."""
-    reason = try_device(sys.argv[1])
+    """Try the device that the command line names, unless another run has it alone."""
+    device = sys.argv[1]
+    is_alone = _is_gpu(device) and is_exclusive(device)
+    lock = machine_locks().acquire(f"{device}-0") if is_alone else None  # until this process ends
+    if is_alone and lock is None:
+        os._exit(BUSY)
+    reason = try_device(device)
     if reason:
         print(reason, file=sys.stderr, flush=True)
     # At once: there are drivers that hang in an orderly end

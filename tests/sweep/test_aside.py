@@ -398,9 +398,9 @@ def trained(monkeypatch, run, aside, bad, trial_fails=(), own_fault=False, count
         return 0
 
     monkeypatch.setattr(process, "run_with_fallback", train)
-    monkeypatch.setattr(process, "start_trials", lambda devices: dict.fromkeys(devices))
+    monkeypatch.setattr(process, "start_trials", dict.fromkeys)
     monkeypatch.setattr(
-        process, "failures", lambda trials: {d: "no good" for d in trials if d in trial_fails}
+        process, "verdicts", lambda trials: {d: "no good" * (d in trial_fails) for d in trials}
     )
     run.directory.path.mkdir(parents=True, exist_ok=True)
     code = run_on_devices(run, cards(aside, count), Stop(), **place)
@@ -469,32 +469,51 @@ def test_where_no_device_passes_its_trial_the_run_is_not_to_blame(run, aside, mo
 
 @pytest.mark.slow
 def test_a_trial_finds_what_torch_can_use():
-    failed = tryout.failures(tryout.start_trials(["cpu-3", gpu(0)]))
-    reason = failed.pop(gpu(0))
-    assert not failed
+    found = tryout.verdicts(tryout.start_trials(["cpu-3", gpu(0)]))
+    reason = found.pop(gpu(0))
+    assert found == {"cpu-3": ""}
     assert reason.partition(":")[0] in ("RuntimeError", "AssertionError", "AcceleratorError")
 
 
-@pytest.mark.parametrize("word", ["H100:excl", "H100"])
-def test_a_trial_is_no_verdict_on_a_card_that_a_run_of_ours_is_on(monkeypatch, driver, word):
-    """It takes the slot of a card that one process has alone, and none of another card's."""
-    driver(word)
-    script = "import sys; sys.exit('CUDA error: all CUDA-capable devices are busy or unavailable')"
+@pytest.fixture
+def occupied(nvml_folder, driver, monkeypatch):
+    """Return what sets the kind of a card on which another program is, as a trial sees it."""
+    said = "CUDA error: all CUDA-capable devices are busy or unavailable"
+    script = f"import resnests.sweep.tryout as t; t.try_device = lambda _: {said!r}; t.main()"
     program = Path(os.environ["RESNESTS_LOCK_DIR"]) / "python"
-    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c {shlex.quote(script)}\n")
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -c {shlex.quote(script)} "$3"\n')
     program.chmod(0o755)
     monkeypatch.setattr(tryout.sys, "executable", str(program))
-    allocation = Allocation("cuda", [f"{gpu(0)}-0"], [gpu(0)], 1, 1, 1)
-    training = lease(allocation, "test")
-    trials = tryout.start_trials([gpu(0)])
-    assert list(trials) == ([] if word == "H100:excl" else [gpu(0)])
-    assert tryout.failures(trials) == {}
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(nvml_folder))
+    return driver
+
+
+@pytest.mark.parametrize("word", ["H100:excl", "H100"])
+def test_a_trial_is_no_verdict_on_a_card_that_a_run_of_ours_is_on(occupied, word):
+    """It takes the slot of a card that one process has alone, and none of another card's."""
+    occupied(word)
+    training = lease(Allocation("cuda", [f"{gpu(0)}-0"], [gpu(0)], 1, 1, 1), "test")
+    found = tryout.verdicts(tryout.start_trials([gpu(0)]))
+    assert found == ({} if word == "H100:excl" else {gpu(0): ""})
     training.release()
-    with tryout.trying([gpu(0)]) as trials:
-        assert bool(leased_slots(gpu(0))) == (word == "H100:excl")
-        if word == "H100":  # another program has it
-            assert "busy or unavailable" in tryout.failures(trials)[gpu(0)]
-    assert not leased_slots(gpu(0))
+    with tryout.trying([gpu(0)]) as trials:  # another program has it
+        assert "busy or unavailable" in tryout.verdicts(trials)[gpu(0)]
+        assert not leased_slots(gpu(0)), "although the sweep has not begun"
+
+
+def test_a_run_is_not_at_fault_where_its_card_was_not_tried_as_another_run_took_it(
+    run, aside, occupied, monkeypatch
+):
+    """The trial waits for that run."""
+    occupied("H100:excl")
+    alone = Allocation("cuda", [f"{gpu(0)}-0"], [gpu(0)], 1, 1, 1, aside=aside.folder)
+    name = str(run.directory.path)
+    aside.add(Note(gpu(0), LAUNCH, name))
+    other, waited = lease(replace(alone, aside=""), "another sweep"), []
+    monkeypatch.setattr(process.time, "sleep", lambda _: waited.append(other.release()))
+    assert not process._is_at_fault(aside, name, alone, Stop())
+    assert aside.broken() == {gpu(0)}
+    assert waited
 
 
 @pytest.mark.parametrize(("uuid", "is_it"), [(gpu(0)[4:], True), (gpu(1)[4:], False)])
@@ -511,8 +530,8 @@ def test_a_trial_compares_the_card_with_nvmls(monkeypatch, uuid, is_it):
 def test_devices_that_fail_their_trial_are_left_out_and_all_of_them_end_a_sweep(
     aside, monkeypatch, capsys
 ):
-    monkeypatch.setattr(tryout, "failures", lambda trials: trials)
-    set_aside(aside, cards(aside, 2), {"GPU-1": "no driver"}, "auto")
+    monkeypatch.setattr(tryout, "verdicts", lambda trials: trials)
+    set_aside(aside, cards(aside, 2), {"GPU-0": "", "GPU-1": "no driver"}, "auto")
     assert aside.usable(["GPU-0", "GPU-1"], "") == {"GPU-0"}
     said = "warning: GPU-1 is not used: torch cannot compute on it (no driver)\n"
     assert capsys.readouterr().err == said

@@ -284,7 +284,8 @@ def test_a_run_goes_on_without_mps_where_no_error_is_another_s(
         return DEVICE
 
     monkeypatch.setattr(process, "run_with_fallback", train)
-    monkeypatch.setattr(process, "start_trials", lambda devices: {})
+    monkeypatch.setattr(process, "start_trials", dict.fromkeys)
+    monkeypatch.setattr(process, "verdicts", lambda trials: dict.fromkeys(trials, ""))
     run.directory.path.mkdir(parents=True)
     code = run_on_devices(run, replace(SHARED, aside=aside.folder, mps="/tmp/d"), Stop())
     assert tried == ["/tmp/d", NOWHERE]
