@@ -51,8 +51,9 @@ def run_on_host(
 
     Returns the status on record, "busy" where another process trains it, or "refused" where this
     host or the configuration does not allow it. Where this host is one of a cluster, also "no
-    device" where none works, and "device failed" where the only one did under the run, and passes
-    its trial. Its log then says why. `aside` is the folder in which the runs of its job note that.
+    device" where none works, "device failed" where the only one did under the run, and passes its
+    trial, and "unreadable" where it cannot read what the run needs. Its log then says why. `aside`
+    is the folder in which the runs of its job note that.
     """
     try:
         if shared:
@@ -68,14 +69,11 @@ def run_on_host(
     except UserError as error:  # about this host, which the sweep could not see
         log_line(run, str(error))
         code = USER_ERROR
-    if code == BUSY:
-        return "busy"
-    if code == DEVICE:  # on a cluster another node may have better ones
-        return "refused" if shared else "no device"
-    if code == ELSEWHERE:
-        return "device failed"
-    if code == UNREADABLE:
-        return "refused"
+    # On a cluster another node may have better devices
+    left = {BUSY: "busy", DEVICE: "refused" if shared else "no device"}
+    left |= {ELSEWHERE: "device failed", UNREADABLE: "unreadable"}
+    if code in left:
+        return left[code]
     if code == -signal.SIGILL:
         log_line(run, "this processor lacks an instruction that a library was built for (SIGILL)")
         return "refused"

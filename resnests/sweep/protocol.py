@@ -10,8 +10,7 @@ worker    trains: locks its directory, leases its device, answers with its exit 
     jobs.jsonl       a line for all jobs, then one for each number of a run; the sweep removes the
                      file to stop its jobs, and has a lock on it, so that they end with it (stop.py)
     active-<run>     there while a job trains run number <run>
-    ended-<run>      how a job left it: a status of its record, busy, refused, no device, or device
-                     failed (see run_on_host in process.py)
+    ended-<run>      how a job left it: a status of its record, or a word of scheduler.py
 """
 
 from __future__ import annotations

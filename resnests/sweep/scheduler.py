@@ -12,7 +12,7 @@ A run is submitted again by one rule:
 - A run that this host or the configuration refuses, or for which the host has no device that
   works, is not tried again: nothing would change. On a cluster it goes on elsewhere, if another
   node trains (executors/nodes.py), which also decides whether a device that failed under a run was
-  at fault.
+  at fault, or a node that could not read what the run needs.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ TICK_SECONDS = 0.2  # how fast a pause notices that the sweep is to stop
 # What a job says of a run that it could not, or need not, bring to an end on record.
 BUSY, REFUSED, NO_DEVICE = "busy", "refused", "no device"
 SUSPECT = "device failed"  # the only one that the job had, which passes its trial
+UNREADABLE = "unreadable"  # what the run needs, on this node
 AGAIN = "again"  # what an executor makes of one of these: it goes on in another job, at no cost
 
 
@@ -265,7 +266,7 @@ class Scheduler:
             return True
         if outcome in (REFUSED, NO_DEVICE):
             return False
-        if outcome in ("failed", "killed", SUSPECT) or status == "failed":
+        if outcome in ("failed", "killed", SUSPECT, UNREADABLE) or status == "failed":
             self.failures[run] += 1
             return self.failures[run] <= self.options.retries
         before, self.epochs[run] = self.epochs[run], _epochs(run)

@@ -6,7 +6,16 @@ from helpers import tiny
 from resnests.runs.directory import RunDirectory
 from resnests.sweep.executors.nodes import TRIES, Nodes
 from resnests.sweep.plan import Run
-from resnests.sweep.scheduler import AGAIN, NO_DEVICE, REFUSED, SUSPECT, Job, Scheduler, State
+from resnests.sweep.scheduler import (
+    AGAIN,
+    NO_DEVICE,
+    REFUSED,
+    SUSPECT,
+    UNREADABLE,
+    Job,
+    Scheduler,
+    State,
+)
 
 
 @pytest.fixture
@@ -51,6 +60,59 @@ def test_a_run_without_a_device_that_works_goes_on_as_often_as_there_are_nodes(r
         nodes.judge([job], known)
         assert job.outcomes == {run: AGAIN}
     assert nodes.avoided == {"n1", "n2"}
+
+
+@pytest.mark.parametrize("known", [{"n1", "n2"}, ()])
+def test_a_node_that_trained_and_cannot_read_any_more_takes_no_run_with_it(run, known):
+    said: list[str] = []
+    nodes, other = Nodes(said.append), Run(run.config, run.directory)
+    nodes.judge([over(other, "n1", "complete"), over(other, "n2", "complete")])
+    first = over(run, "n1", UNREADABLE)
+    nodes.judge([first], known)
+    assert (first.outcomes, nodes.avoided) == ({run: AGAIN}, {"n1"})
+    assert said == ["node n1 refuses what others train: it gets no more jobs"]
+
+
+@pytest.mark.parametrize("known", [{"n1", "n2"}, ()])
+@pytest.mark.parametrize("retries", [0, 2])
+def test_what_no_node_can_read_fails_and_is_tried_as_often_as_sweep_retries_says(
+    run, known, retries
+):
+    nodes = Nodes(lambda line: None)
+    run.config.sweep.retries = retries
+    scheduler = Scheduler([run], None, lambda: False, lambda line: None)
+    count, goes_on = 0, True
+    while goes_on:
+        node = "n2" if "n1" in nodes.avoided else "n1"
+        job = over(run, node, UNREADABLE)
+        nodes.judge([job], known)
+        goes_on = scheduler._deserves_another_job(job, run, "failed")
+        count += 1
+    assert not nodes.avoided
+    assert count == (2 if retries == 0 else 6)
+
+
+def test_a_node_that_trains_is_avoided_for_good_at_the_second_run_that_it_alone_fails(run):
+    """One card of many fails, or one does once: the others go on training."""
+    said: list[str] = []
+    nodes = Nodes(said.append)
+    one, two, three, other = (Run(run.config, run.directory) for _ in range(4))
+    well = [over(other, node, "complete") for node in ("n1", "n2")]
+    nodes.judge(well)
+    for each in (one, two):
+        nodes.judge([over(each, "n1", SUSPECT)])
+        assert nodes.avoided == {"n1"}
+        nodes.judge([over(each, "n2", "complete")])
+        assert not nodes.avoided
+        assert said.pop() == "node n1 gets jobs again"
+        nodes.judge(well)
+    nodes.judge([over(one, "n1", SUSPECT), over(two, "n1", SUSPECT), over(three, "n1", SUSPECT)])
+    nodes.judge([over(one, "n2", "complete")])
+    assert nodes.avoided == {"n1"}, "two others suspect it yet"
+    nodes.judge([over(two, "n2", "complete"), over(three, "n2", SUSPECT)])
+    assert nodes.avoided == {"n1"}, "nothing ended well there meanwhile"
+    nodes.judge(well[:1])
+    assert not nodes.avoided
 
 
 @pytest.mark.parametrize("known", [{"n1", "n2"}, ()])
@@ -106,7 +168,7 @@ def test_a_broken_card_of_the_only_node_takes_no_run_that_its_other_cards_could_
 
 def test_a_run_whose_node_was_at_fault_goes_on_although_its_record_says_failed(run):
     scheduler = Scheduler([run], None, lambda: False, lambda line: None)
-    verdicts = {AGAIN: True, SUSPECT: False, "failed": False, NO_DEVICE: False}
+    verdicts = {AGAIN: True, SUSPECT: False, UNREADABLE: False, "failed": False, NO_DEVICE: False}
     for outcome, goes_on in verdicts.items():
         job = over(run, "n1", outcome)
         assert scheduler._deserves_another_job(job, run, "failed") == goes_on

@@ -347,16 +347,16 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 @pytest.mark.parametrize(
     ("job", "state", "error", "code", "outcome"),
     [
-        ("17_1", "loading", MISSING, UNREADABLE, "refused"),
-        ("17_1", "loading", EIO, UNREADABLE, "refused"),
-        ("17_1", "train", EIO, UNREADABLE, "refused"),  # images that are read as it goes
+        ("17_1", "loading", MISSING, UNREADABLE, "unreadable"),
+        ("17_1", "loading", EIO, UNREADABLE, "unreadable"),
+        ("17_1", "train", EIO, UNREADABLE, "unreadable"),  # images that are read as it goes
         ("17_1", "train", MISSING, USER_ERROR, "failed"),
         ("17_1", "train", FULL, 1, "failed"),
         (None, "loading", MISSING, USER_ERROR, "failed"),
         (None, "loading", EIO, 1, "failed"),
     ],
 )
-def test_a_node_of_a_cluster_that_cannot_read_the_data_refuses_the_run(
+def test_a_node_of_a_cluster_that_cannot_read_the_data_is_told_from_a_run_that_fails(
     run, aside, monkeypatch, job, state, error, code, outcome
 ):
     """Else each run that its queue sends there fails."""

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from resnests.sweep.plan import Run
-from resnests.sweep.scheduler import AGAIN, NO_DEVICE, REFUSED, SUSPECT, Job, State
+from resnests.sweep.scheduler import AGAIN, NO_DEVICE, REFUSED, SUSPECT, UNREADABLE, Job, State
 
 TRIES = 5  # of a run for which devices of nodes were at fault, while no other run ends well
-FAULTS = {NO_DEVICE, SUSPECT}
+SUSPICIONS = {SUSPECT, UNREADABLE}  # of a node, or of the run
+FAULTS = {NO_DEVICE, *SUSPICIONS}
 WELL = ("complete", "diverged")
 
 
@@ -25,9 +26,11 @@ class Nodes:
     refused nothing yet, and the last one is never avoided.
 
     Where no device of a node works (NO_DEVICE) it is the node, whatever it has trained before. Its
-    runs go on wherever others train, as often as that happens. Where the device of a job fails
-    under a run and passes its trial (SUSPECT), it is the node until the run fails so on another
-    one: then it is the run.
+    runs go on wherever others train, TRIES times while no run ends well. Where the device of a job
+    fails under a run and passes its trial (SUSPECT), or where a node cannot read what a run needs
+    (UNREADABLE), it is the node until that is so on another one: then it is the run. Where the run
+    ends well on another one, the node stays avoided if it never trained anything. Else it gets jobs
+    again: it is avoided for good at the second such run with none that ended well there between.
 
     A node of many cards may have one that is broken, which as a rule is the free one. Where no
     other node is known, runs for which it was at fault wait for its other jobs to end, and are then
@@ -42,7 +45,8 @@ class Nodes:
         self.broken: set[str] = set()
         self.avoided: set[str] = set()
         self.moved: dict[Run, str] = {}  # from which node that refused it
-        self.suspected: dict[Run, str] = {}  # the first node whose device failed under it
+        self.suspected: dict[Run, str] = {}  # the first node that may be at fault for it
+        self.strikes: Counter[str] = Counter()  # such runs that ended well elsewhere, by node
         self.tries: Counter[Run] = Counter()  # since a run ended well
 
     def judge(self, jobs: Sequence[Job], known: Iterable[str] = ()) -> bool:
@@ -71,20 +75,32 @@ class Nodes:
         return self.avoided != before
 
     def _learn(self, job: Job) -> None:
-        """Note what a job that is over tells of nodes, and of runs under which devices failed."""
+        """Note what a job that is over tells of nodes, and of runs that suspect them."""
         if not job.is_over:
             return
         if _trains(job):
             self.good.add(job.node)
             self.trained.add(job.node)
             self.tries.clear()
+            if self.strikes.pop(job.node, 0):
+                self._use_again(job.node)
         for run, how in list(job.outcomes.items()):
             first = self.suspected.get(run, "")
-            if how in WELL and first not in ("", job.node):
-                self.broken.add(first)
-            elif how == SUSPECT and first and (first != job.node or self.tries[run]):
+            if how in WELL and first:
+                self.strikes[first] += first != job.node
+            elif how in SUSPICIONS and first and (first != job.node or self.tries[run]):
                 job.outcomes[run] = "failed"  # as it does so elsewhere, too
-                self.avoided -= {first} - self.broken
+            else:
+                continue
+            del self.suspected[run]
+            self._use_again(first)
+
+    def _use_again(self, node: str) -> None:
+        """Let a node have jobs that is not known to be broken, once no run suspects it any more."""
+        is_broken = node in self.broken or self.strikes[node] > (node in self.trained)
+        if node in self.avoided and not is_broken and node not in self.suspected.values():
+            self.avoided.remove(node)
+            self.report(f"node {node} gets jobs again")
 
     def _avoid(self, job: Job) -> None:
         """Avoid the node of `job`, whose runs go on elsewhere."""
@@ -93,8 +109,10 @@ class Nodes:
         if job.node not in self.avoided:
             self.avoided.add(job.node)
             why = "refuses what others train" if self.good else "refuses what others may train"
-            if _is_faulty(job):
-                why = "has no device that works" if is_broken else "has a device that fails"
+            if is_broken:
+                why = "has no device that works"
+            elif SUSPECT in job.outcomes.values():
+                why = "has a device that fails"
             self.report(f"node {job.node} {why}: it gets no more jobs")
         for run, how in list(job.outcomes.items()):
             if how in FAULTS and self.tries[run] < TRIES:
@@ -106,12 +124,12 @@ class Nodes:
     def _try_here(self, job: Job) -> None:
         """Try runs again on the only node there is, where another of its devices may work."""
         for run, how in list(job.outcomes.items()):
-            may_work = how == SUSPECT or (how == NO_DEVICE and job.node in self.trained)
+            may_work = how in SUSPICIONS or (how == NO_DEVICE and job.node in self.trained)
             if may_work and self.tries[run] < TRIES:
                 self._try_again(job, run)
 
     def _try_again(self, job: Job, run: Run) -> None:
-        if job.outcomes[run] == SUSPECT:
+        if job.outcomes[run] in SUSPICIONS:
             self.suspected.setdefault(run, job.node)
         self.tries[run] += 1
         job.outcomes[run] = AGAIN
@@ -123,7 +141,7 @@ def _is_refused(job: Job) -> bool:
 
 
 def _is_faulty(job: Job) -> bool:
-    """Return whether a device of its node failed under one of the job's runs."""
+    """Return whether its node, or a device of it, may be at fault for one of the job's runs."""
     return not FAULTS.isdisjoint(job.outcomes.values())
 
 
