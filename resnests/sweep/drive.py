@@ -15,6 +15,7 @@ from resnests.environment import begin_dry_run, python_path
 from resnests.errors import USER_ERROR, UserError, print_each, require
 from resnests.runs.digests import with_digests
 from resnests.runs.files import require_locks
+from resnests.runs.record import FINAL
 from resnests.runs.sweeps import remove_asked, write_asked
 from resnests.runs.weights import export, export_target
 from resnests.sweep.aside import Aside, News
@@ -118,10 +119,10 @@ def _train_here(
 ) -> int:
     """Bring `todo`, of a sweep's `runs`, to its end on this machine; return the exit status.
 
-    Where no device is left before any run got an epoch further, that is the one of a trial which
-    all devices fail.
+    Where no device is left before any run got an epoch further, or came to its end, that is the one
+    of a trial which all devices fail.
     """
-    before = _epochs(todo)
+    before = _progress(todo)
     news = News(Aside(executor.folder.path), allocation.devices)
     with (
         syncing(todo[0].config, [run.directory for run in todo]),
@@ -137,15 +138,17 @@ def _train_here(
     status = print_summary(runs, interrupted=stop.signals > 0, barred=barred)
     if status != 1 or not news.is_nothing_left():
         return status
-    if _epochs(todo) == before:  # which the line of each run says
+    if _progress(todo) == before:  # which the line of each run says
         return USER_ERROR
     print(news.aside.summary(), file=sys.stderr)
     return status
 
 
-def _epochs(runs: Sequence[Run]) -> list[int]:
+def _progress(runs: Sequence[Run]) -> list[tuple[int, bool]]:
+    """Return how many epochs each run has, and whether it is finished: an evaluation has none."""
     records = [run.directory.record_or_none() for run in runs]
-    return [record.epochs if record else 0 for record in records]
+    epochs = [record.epochs if record else 0 for record in records]
+    return [(done, run.status() in FINAL) for done, run in zip(epochs, runs, strict=True)]
 
 
 def _make_ready(todo: list[Run], allocation: Allocation | None) -> None:

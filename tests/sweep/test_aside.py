@@ -556,6 +556,28 @@ def test_one_run_alone_whose_only_device_is_broken_is_a_mistake_unless_it_traine
     assert capsys.readouterr().err.count("no device is left (cpu-") == 1
 
 
+def test_a_sweep_in_which_an_evaluation_ended_well_before_its_last_device_broke_says_so(
+    tmp_path, monkeypatch, capsys
+):
+    """An evaluation has no epochs."""
+    one, two = (tiny(f"runs_dir={tmp_path}", f"seed={seed}") for seed in range(2))
+    runs = [Run(config, RunDirectory.of(config)) for config in (one, two)]
+
+    def rounds(*_):
+        write_run(one, "complete", epochs=0)
+        yield
+
+    told = SimpleNamespace(
+        is_nothing_left=lambda: True, lines=list, aside=SimpleNamespace(summary=lambda: "none left")
+    )
+    monkeypatch.setattr(drive, "News", lambda *_: told)
+    monkeypatch.setattr(drive, "_rounds", rounds)
+    executor = SimpleNamespace(folder=SimpleNamespace(path=tmp_path), report=print)
+    for expected, lines in ((1, 1), (2, 0)):
+        assert drive._train_here(runs, runs, executor, cards(Aside(""), 1), 0) == expected
+        assert capsys.readouterr().err.count("none left") == lines
+
+
 @pytest.mark.slow
 def test_cards_that_nvml_sees_and_torch_cannot_use_end_a_sweep_before_its_first_run(
     nvml_folder, tmp_path
