@@ -9,7 +9,8 @@ goes on tells whose failure it was:
 - The device is **suspected** until then. It gets a run only where all others are broken or
   suspected as well.
 - The **run** is at fault where it fails so on three devices, or on all that are left. Its
-  suspicions are withdrawn.
+  suspicions are withdrawn. Where a job of a cluster has one device only, this does not tell: the
+  run goes on, on another node if there is one (executors/nodes.py).
 
 The notes are files in the folder of the sweep, one for a device and a run, as its jobs are
 processes of their own.

@@ -69,11 +69,14 @@ def run_on_host(
     except UserError as error:  # about this host, which the sweep could not see
         log_line(run, str(error))
         code = USER_ERROR
-    # On a cluster another node may have better devices
-    left = {BUSY: "busy", DEVICE: "refused" if shared else "no device"}
-    left |= {ELSEWHERE: "device failed", UNREADABLE: "unreadable"}
-    if code in left:
-        return left[code]
+    words = {
+        BUSY: "busy",
+        DEVICE: "refused" if shared else "no device",  # another node may have better ones
+        ELSEWHERE: "device failed",
+        UNREADABLE: "unreadable",
+    }
+    if code in words:
+        return words[code]
     if code == -signal.SIGILL:
         log_line(run, "this processor lacks an instruction that a library was built for (SIGILL)")
         return "refused"

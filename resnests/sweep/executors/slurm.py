@@ -168,7 +168,7 @@ class SlurmExecutor:
                 array = self._sbatch(submission, room, lanes.before(len(some)))
             except UserError as error:
                 submission.remove()
-                if limited := is_submit_limit(error):
+                if limited := is_submit_limit(str(error)):
                     if len(some) > 1:
                         most, grows = len(some) // 2, False
                         continue

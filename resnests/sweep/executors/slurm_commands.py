@@ -113,17 +113,13 @@ def ask(*command: str, given: str | None = None, timeout: float | None = None) -
 
 def _hint(said: str) -> str:
     """Return which key helps against what a command said, "" where none is known to."""
-    if _is_submit_limit(said):
+    if is_submit_limit(said):
         return " (cluster.runs_per_job packs more runs into a job)"
     return " (cluster.gpus=0 asks for no GPU)" if "generic resource" in said else ""
 
 
-def is_submit_limit(error: UserError) -> bool:
-    """Return whether a site lets in no more jobs of this user for now."""
-    return _is_submit_limit(str(error))
-
-
-def _is_submit_limit(said: str) -> bool:
+def is_submit_limit(said: str) -> bool:
+    """Return whether a site says that it lets in no more jobs of this user for now."""
     if re.search(_SUBMIT_LIMIT, said):
         return True
     return _ANY_LIMIT in said and re.search(_WORD, said) is None
