@@ -10,8 +10,6 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from optuna.trial import TrialState
 
@@ -25,6 +23,7 @@ from resnests.search.study import Study, storage_errors
 from resnests.search.trial import TrialAtWork
 from resnests.sweep.aside import Aside, News
 from resnests.sweep.devices import Allocation
+from resnests.sweep.folders import temporary_folder
 from resnests.sweep.forking import forking
 from resnests.sweep.mps_sharing import sharing
 from resnests.sweep.plan import Run
@@ -48,13 +47,13 @@ def search(space: Space, allocation: Allocation, words: list[str]) -> int:
         study = Study(space)
         with (
             trying(allocation.gpus) as trials,
-            TemporaryDirectory(prefix="resnests-") as folder,
+            temporary_folder() as folder,
             sharing(space.first.devices.mps, allocation) as allocation,
-            forking(first * study.tune.trials, allocation, Path(folder)),
+            forking(first * study.tune.trials, allocation, folder),
             syncing(first[0].config) as add_to_trackers,
         ):
             set_aside(Aside(folder), allocation, trials, space.first.trainer.device)
-            work = Search(study, replace(allocation, aside=folder), add_to_trackers)
+            work = Search(study, replace(allocation, aside=str(folder)), add_to_trackers)
             work.run()
         if work.runs:
             print_unsent(work.runs)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext, suppress
-from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from filelock import Timeout
@@ -20,6 +19,7 @@ from resnests.runs.record import Provenance, Record
 from resnests.sweep.aside import Aside, Note
 from resnests.sweep.cards import nvml_complaint
 from resnests.sweep.devices import Allocation, allocate
+from resnests.sweep.folders import temporary_folder
 from resnests.sweep.forking import fork
 from resnests.sweep.leases import leased_slots
 from resnests.sweep.mps import NOWHERE
@@ -61,9 +61,9 @@ def run_on_host(
         else:
             allocation = allocate(run.config, at_once, known_memory([run]))
             with (
-                nullcontext(aside) if aside else temporary_folder() as aside,
+                nullcontext(aside) if aside else temporary_folder() as notes,
                 # a job of a cluster may have started an MPS daemon, but none is started for it
-                sharing(False, dataclasses.replace(allocation, aside=aside)) as allocation,
+                sharing(False, dataclasses.replace(allocation, aside=str(notes))) as allocation,
             ):
                 code = run_on_devices(run, allocation, stop, is_of_cluster=True)
     except UserError as error:  # about this host, which the sweep could not see
@@ -84,15 +84,6 @@ def run_on_host(
     if code == USER_ERROR and status != "failed":
         return "refused"
     return status or ("interrupted" if code == INTERRUPTED else "failed")
-
-
-def temporary_folder() -> TemporaryDirectory[str]:
-    """Make a folder of this host's own; raise a UserError where its disks are full, or closed."""
-    try:
-        return TemporaryDirectory(prefix="resnests-job-", ignore_cleanup_errors=True)
-    except OSError as error:
-        expected = f"a folder for temporary files that can be written ({error.strerror or error})"
-        raise UserError(f"TMPDIR on {socket.gethostname()}: expected {expected}") from error
 
 
 def run_on_devices(

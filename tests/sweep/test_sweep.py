@@ -3,7 +3,6 @@ of it.
 """
 
 import errno
-import fcntl
 import os
 import random
 import shutil
@@ -27,11 +26,13 @@ from resnests.config.schema import Config
 from resnests.errors import CaptureFailed, Interrupted, UserError
 from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory, find_runs
+from resnests.runs.lock import flocked
 from resnests.runs.record import Provenance, Record
 from resnests.sweep import process, worker
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.drive import run_single, run_sweep
 from resnests.sweep.executors.local import LauncherExecutor, local_sweep
+from resnests.sweep.folders import temporary_folder
 from resnests.sweep.job import run_job
 from resnests.sweep.leases import lease
 from resnests.sweep.plan import Run, usable_runs
@@ -750,30 +751,32 @@ def test_runs_of_others_are_passed_over_and_ones_own_go_on(runs, monkeypatch, ca
 
 
 @pytest.mark.usefixtures("undone")
-def test_folders_that_killed_sweeps_left_are_removed_and_those_at_work_are_not(
-    runs, tmp_path, monkeypatch
+@pytest.mark.parametrize(("kind", "lock"), [("sweep", "jobs.jsonl"), ("notes", "lock")])
+def test_folders_that_killed_processes_left_are_removed_and_those_at_work_are_not(
+    runs, tmp_path, monkeypatch, kind, lock
 ):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    names = (
-        "sweep-killed",
-        "sweep-locked",
-        "sweep-young",
-        "mps-1",
-        "sync-1",
-        "job-1",
-        "slots-0",
-        "x",
-    )
-    places = {name: tmp_path / f"resnests-{name}" for name in names}  # the last is a search's
+    ours = (f"{kind}-killed", f"{kind}-locked", f"{kind}-young")
+    names = (*ours, "mps-1", "sync-1", "job-1", "slots-0", "x")
+    places = {name: tmp_path / f"resnests-{name}" for name in names}
     for name, place in places.items():
         place.mkdir()
-        (place / "jobs.jsonl").touch()
-        if name != "sweep-young":
+        (place / lock).touch()
+        if name != f"{kind}-young":
             os.utime(place, (0, 0))
-    with open(places["sweep-locked"] / "jobs.jsonl") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with local_sweep(runs, allocate(runs[0].config, 1)):
-            assert [name for name in places if not places[name].exists()] == ["sweep-killed"]
+    sweep = local_sweep(runs, allocate(runs[0].config, 1))
+    beside = sweep if kind == "sweep" else temporary_folder()
+    with flocked(places[f"{kind}-locked"] / lock), beside:
+        assert [name for name in places if not places[name].exists()] == [f"{kind}-killed"]
+
+
+def test_a_temporary_folder_is_locked_while_it_is_used_and_then_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary_folder() as folder:
+        os.utime(folder, (0, 0))
+        with temporary_folder():
+            assert folder.exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_another_sweep_finishes_while_ours_is_planned_is_not_started_afresh(runs):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import shutil
-import stat
 import tempfile
 import threading
 import time
@@ -16,8 +14,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from resnests.runs.lock import is_flocked
 from resnests.sweep.devices import Allocation
+from resnests.sweep.folders import remove_abandoned
 from resnests.sweep.plan import Run
 from resnests.sweep.process import run_on_host
 from resnests.sweep.protocol import SweepFolder
@@ -39,27 +37,13 @@ log = logging.getLogger(__name__)
 @contextmanager
 def local_sweep(runs: Sequence[Run], allocation: Allocation) -> Iterator[SweepFolder]:
     """Make the folder of a sweep on this machine, known to all processes started meanwhile."""
-    _remove_folders_of_killed_sweeps()
+    remove_abandoned(PREFIX, SweepFolder(Path()).specs.name)
     with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as path:
         folder = SweepFolder(Path(path))
         folder.write(runs, allocation)
         lock_until_exit(folder.specs)
         os.environ |= folder.environment()
         yield folder
-
-
-def _remove_folders_of_killed_sweeps() -> None:
-    """Remove this user's folders of sweeps that could not do so: no process locks their specs.
-
-    A young folder is left alone, as its sweep may be about to lock it.
-    """
-    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError):
-            status = path.lstat()
-            is_old = time.time() - status.st_mtime > 2 * FRESHEN_SECONDS
-            ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
-            if ours and is_old and not is_flocked(SweepFolder(path).specs):
-                shutil.rmtree(path, ignore_errors=True)
 
 
 class LauncherExecutor:

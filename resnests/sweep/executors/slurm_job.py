@@ -21,9 +21,10 @@ from resnests.runs.record import FINAL
 from resnests.sweep.devices import allocate
 from resnests.sweep.executors.slurm_commands import environment
 from resnests.sweep.executors.submission import read_submission
+from resnests.sweep.folders import temporary_folder
 from resnests.sweep.job import run_job
 from resnests.sweep.plan import Run, known_memory
-from resnests.sweep.process import last_log_line, temporary_folder
+from resnests.sweep.process import last_log_line
 from resnests.sweep.protocol import SweepFolder
 from resnests.sweep.stop import Stop
 
@@ -60,7 +61,7 @@ def _train(runs: list[Run]) -> None:
     with ExitStack() as folder:
         with suppress(UserError):  # which each of them says by itself
             at_once = allocate(runs[0].config, len(runs), known_memory(runs)).concurrent
-            aside = folder.enter_context(temporary_folder())
+            aside = str(folder.enter_context(temporary_folder()))
         with ThreadPoolExecutor(at_once) as pool:
             list(pool.map(lambda run: run_job(run.index, at_once, aside), runs))
 
