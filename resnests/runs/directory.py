@@ -243,7 +243,7 @@ class RunDirectory:
 
     def epochs_not_kept(self, epochs: list[int]) -> list[int]:
         """Return those of `epochs` that a complete run was trained for without keeping weights."""
-        record = self.record_or_none()
+        record = self.record_or_none() if epochs else None
         if record is None or record.status != "complete":
             return []
         past = (epoch for epoch in epochs if epoch <= record.epochs)

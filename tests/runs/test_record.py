@@ -120,6 +120,13 @@ def test_a_history_is_read_as_it_was_written(directory):
     assert directory.history_rows() == []
 
 
+def test_no_record_is_read_where_no_epochs_are_asked_for(directory, monkeypatch):
+    monkeypatch.setattr(RunDirectory, "read_record", None)
+    assert directory.epochs_not_kept([]) == []
+    with pytest.raises(TypeError):
+        directory.epochs_not_kept([1])
+
+
 def test_infinite_numbers_never_reach_a_record(directory):
     record = replace(directory.read_record(), train_loss=float("nan"))
     with pytest.raises(ValueError, match="not JSON compliant"):
