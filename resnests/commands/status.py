@@ -105,7 +105,7 @@ class Status:
         self.warnings: list[str] = []
         self.frame: pd.DataFrame | None = None  # as it was read, and the statuses by path in it:
         self.statuses: dict[str, str] = {}
-        self.digests: dict[str, tuple[Any, str]] = {}  # of records, as they were read
+        self.digests: dict[Path, tuple[Any, str]] = {}  # of records, as they were read
         self.runs = pd.DataFrame()  # labelled, each seed once; of which there are:
         self.counts: list[str] = []
         self.table: CellTable | None = None
@@ -219,9 +219,10 @@ class Status:
         for cell, seed, path in asked.directories(home):
             if cell.replaces.get(seed):
                 stamp, _ = self.reader.known.get(path, (None, None))
-                if self.digests.get(path, (None,))[0] != stamp or stamp is None:
-                    self.digests[path] = stamp, _digest(asked.run(path))
-                if self.digests[path][1] == cell.replaces[seed]:
+                run = asked.run(path)  # which is another one where it is the analysis of that
+                if self.digests.get(run.path, (None,))[0] != stamp or stamp is None:
+                    self.digests[run.path] = stamp, _digest(run)
+                if self.digests[run.path][1] == cell.replaces[seed]:
                     found.add(path)
         return found
 

@@ -20,6 +20,7 @@ from resnests.results import frame
 from resnests.results.cells import label_rows
 from resnests.results.frame import Reader, read_runs
 from resnests.results.tables import accuracy_tables
+from resnests.runs.analysis import Analysis
 from resnests.runs.directory import RunDirectory
 from resnests.runs.sweeps import (
     find_asked,
@@ -201,6 +202,20 @@ def test_runs_that_are_made_again_are_not_done_until_they_are(tmp_path, overwrit
         add_run(root, seed=seed, provenance=now)
     remove_done(str(root))
     assert not file.exists()
+
+
+def test_a_run_and_its_analysis_may_both_be_made_again(tmp_path):
+    root = tmp_path / "runs"
+    run = add_run(root)
+    run.analysis.path.mkdir()
+    run.analysis.write_analysis(Analysis(5e-4, 5e-4, "0" * 64))
+    run.analysis.write_record(replace(run.read_record(), task="analyze"))
+    for task, directory in (("train", run), ("analyze", run.analysis)):
+        again = make_config(root, task=task, trainer__overwrite=True)
+        ask(root, [again], replaces=[directory.record_digest()])
+    said = [line.split(": ")[1] for line in lines(root) if line.startswith("sweep since")]
+    left = sorted(line.partition(", at work on")[0] for line in said)
+    assert left == ["1 of 1 runs left", "1 of 1 runs to analyse left"]
 
 
 def test_the_command_of_a_sweep_that_is_gone_leaves_finished_runs_as_they_are(
