@@ -15,7 +15,7 @@ import pandas as pd
 from resnests.results import notes
 from resnests.results.columns import PLANNED
 from resnests.runs.directory import RunDirectory
-from resnests.runs.sweeps import Asked, epochs_left, seconds_left
+from resnests.runs.sweeps import Asked, Kinds, kinds_of, seconds_an_epoch, seconds_left
 from resnests.text import duration
 
 MOST = 1e9  # epochs or seconds that anything takes: files may say what they like
@@ -84,9 +84,8 @@ def time_left(
     rates, running = [], []
     for run in unfinished:
         beat = RunDirectory(run["path"]).shown_progress() if run["status"] == "running" else {}
-        if beat.get("seconds_left") is not None:
+        if (rate := seconds_an_epoch(beat)) is not None:
             running.append(beat["seconds_left"])
-            rate = running[-1] / max(epochs_left(beat), 1e-6)
             rates.append((_kinds([run[name] for name in _KIND], True), rate))
     ours: set[str] = set().union(*(sweep.left for sweep in sweeps))
     if not running and not ours:
@@ -121,12 +120,6 @@ def _epochs(runs: pd.DataFrame, sweeps: Sequence[Sweep]) -> pd.DataFrame:
 _KIND = ["given", "dataset", "arch", "recipe"]
 
 
-def _kinds(kind: Sequence[Any], is_fresh: bool) -> tuple[Any, ...]:
-    """Return kinds of runs whose epochs take alike, the most telling first. A fresh run began since
-    its sweep did, on the devices of that; of another architecture it tells more than an old one.
-    """
+def _kinds(kind: Sequence[Any], is_fresh: bool) -> Kinds:
     given, dataset, arch, recipe = kind
-    task = "evaluate" if given else "train"
-    fresh = ("on its devices",) if is_fresh else ()
-    kinds = [(task, dataset, arch, recipe), (task, dataset, arch), (task,)]
-    return tuple([kind + fresh for kind in kinds[:2]] + kinds[:2] + [kinds[2] + fresh, kinds[2]])
+    return kinds_of("evaluate" if given else "train", dataset, arch, recipe, is_fresh)

@@ -46,6 +46,9 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=LATEST)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Value = str | int | float | None
 
+Kind = tuple[str, ...]  # of runs; no text is one, which would be a sequence of letters
+Kinds = tuple[Kind, ...]
+
 
 class Cell(msgspec.Struct):
     """Runs that differ in their seeds alone, and what tells them from the rest of the sweep."""
@@ -272,10 +275,25 @@ def epochs_left(progress: Mapping[str, Any]) -> float:
     return progress["epochs"] - progress["epoch"] + 1 - progress["step"] / progress["steps"]
 
 
+def seconds_an_epoch(progress: Mapping[str, Any]) -> float | None:
+    """Return how long an epoch of a run takes, None where its heartbeat does not tell."""
+    if "epoch" not in progress or progress.get("seconds_left") is None:
+        return None
+    return progress["seconds_left"] / max(epochs_left(progress), 1e-6)
+
+
+def kinds_of(task: str, dataset: str, arch: str, recipe: str = "", is_fresh: bool = False) -> Kinds:
+    """Return kinds of runs whose epochs take alike, the most telling first. A fresh run began since
+    its sweep did, on the devices of that; of another architecture it tells more than an old one.
+    """
+    fresh = ("on its devices",) if is_fresh else ()
+    own: list[Kind] = [(task, dataset, arch, recipe), (task, dataset, arch, "")]
+    kinds = [kind + fresh for kind in own] + [*own, (task, *fresh), (task,)]
+    return tuple(dict.fromkeys(kinds))
+
+
 def seconds_left(
-    known: Sequence[tuple[Sequence[Any], float]],
-    running: Sequence[float],
-    waiting: Mapping[tuple[Any, ...], float],
+    known: Sequence[tuple[Kinds, float]], running: Sequence[float], waiting: Mapping[Kinds, float]
 ) -> float | None:
     """Return how long a grid takes yet, from what was measured; None where that says nothing.
 
@@ -283,7 +301,7 @@ def seconds_left(
     yet, and `waiting` how many epochs of each kind have not begun. Each run is of several kinds,
     the most telling first: it takes as long as those of the first kind of which any is known.
     """
-    by_kind: dict[Any, list[float]] = {}
+    by_kind: dict[Kind, list[float]] = {}
     for kinds, seconds in known:
         for kind in kinds:
             by_kind.setdefault(kind, []).append(seconds)

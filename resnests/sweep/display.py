@@ -20,7 +20,7 @@ from rich.text import Text
 
 from resnests.runs.analysis import error_column
 from resnests.runs.record import FINAL, BrokenRecord, Record
-from resnests.runs.sweeps import epochs_left, seconds_left
+from resnests.runs.sweeps import Kinds, epochs_left, kinds_of, seconds_an_epoch, seconds_left
 from resnests.text import accuracy, digits_of, duration, epoch_line, fixed, printable
 
 if TYPE_CHECKING:
@@ -238,17 +238,17 @@ class Display:
 
     def _seconds_left(self, running: list[View]) -> float | None:
         """Return how long the sweep takes yet, as measured; None where nothing was."""
-        rates: list[tuple[Any, float]] = []
-        waiting: Counter[Any] = Counter()
+        rates: list[tuple[Kinds, float]] = []
+        waiting: Counter[Kinds] = Counter()
         for view in self.views:
-            config, beat = view.run.config, view.progress
-            kind, trains = (config.dataset.name, config.arch.name), config.task == "train"
+            config, trains = view.run.config, view.run.config.task == "train"
+            kinds = kinds_of(config.task, config.dataset.name, config.arch.name)
             if view.status == "complete" and view.record:
-                rates.append((kind, view.record.seconds / ((trains and view.record.epochs) or 1)))
-            elif view.status == RUNNING and beat.get("seconds_left") is not None:
-                rates.append((kind, beat["seconds_left"] / max(epochs_left(beat), 1e-6)))
+                rates.append((kinds, view.record.seconds / ((trains and view.record.epochs) or 1)))
+            elif view.status == RUNNING and (rate := seconds_an_epoch(view.progress)) is not None:
+                rates.append((kinds, rate))
             elif view.status in (PENDING, WAITING):
-                waiting[kind] += config.trainer.epochs if trains else 1
+                waiting[kinds] += config.trainer.epochs if trains else 1
         left = [view.progress.get("seconds_left") or 0.0 for view in running]
         return seconds_left(rates, left, waiting) if rates else None
 

@@ -195,6 +195,12 @@ def watch(root, monkeypatch, steps):
     show(str(root), watch=True)
 
 
+def test_a_heartbeat_before_the_first_epoch_says_nothing_of_the_time_left(tmp_path):
+    run = add_run(tmp_path, status="running", provenance=ME)
+    run.write_progress({"state": "starting", "seconds_left": 90.0})
+    assert Status(str(tmp_path)).poll().renderables[0] == "0 of 1 done, 1 running"
+
+
 @pytest.mark.parametrize("terminal", ["", "dumb"])
 def test_what_cannot_be_drawn_is_printed_when_it_changes(tmp_path, monkeypatch, capsys, terminal):
     monkeypatch.setenv("TERM", terminal)

@@ -24,6 +24,7 @@ from resnests.runs.analysis import Analysis
 from resnests.runs.directory import RunDirectory
 from resnests.runs.sweeps import (
     find_asked,
+    kinds_of,
     read_asked,
     remove_asked,
     remove_done,
@@ -328,7 +329,7 @@ def test_deleted_runs_are_planned_again_and_removed_files_forget_them(tmp_path):
         lines(root)
 
 
-A, B = ("a", "train"), ("b", "train")
+A, B, C = (kinds_of("train", "cifar10", arch) for arch in ("a", "b", "c"))
 HOSTILE = [
     "", "{", "[]", "null", "[" * 100_000, '{"schema": 2}', '{"schema": 1}',
     {"started": 1e300}, {"started": -1}, {"process_started": 1e12}, {"pace": 1e308},
@@ -482,8 +483,8 @@ def test_a_look_at_nothing_new_reads_no_file_again(tmp_path, monkeypatch):
         ([(A, 2.0), (A, 4.0)], [], {A: 3}, 9),
         ([(A, 2.0)], [], {B: 3}, 6),
         ([(A, 2.0), (B, 50.0)], [], {A: 3, B: 1}, 56),
-        ([(A, 2.0), (B, 50.0)], [], {("c", "train"): 2}, 52),
-        ([(A, 2.0)], [], {("c", "evaluate"): 3}, None),
+        ([(A, 2.0), (B, 50.0)], [], {C: 2}, 52),
+        ([(A, 2.0)], [], {kinds_of("evaluate", "cifar10", "a"): 3}, None),
         ([(A, 2.0)], [10.0, 20.0], {A: 5}, 20),
     ],
 )

@@ -248,6 +248,22 @@ def test_the_time_left_is_by_epochs_of_the_same_architecture(tmp_path):
     assert "about 3:40 min left" in shown(display)  # 110 epochs of 2 s
 
 
+def test_the_time_left_of_a_slow_architecture_is_not_that_of_a_fast_one(tmp_path):
+    runs = runs_of(tmp_path, 3)
+    measured = dict.fromkeys(("parameters", *METRICS), 1)
+    for i in (1, 2):
+        slow = replace(runs[i].config, arch=replace(runs[i].config.arch, name="deep"))
+        runs[i] = Run(slow, RunDirectory.of(slow), i)
+    display = Display(runs, runs)
+    display.started -= 1
+    started(runs[0], status="complete", seconds=20.0, epochs=10, **measured)
+    display._refresh(display._due())
+    assert "about 40.0 s left" in shown(display), "nothing better is known"
+    started(runs[1], status="complete", seconds=600.0, epochs=10, **measured)
+    display._refresh(display._due())
+    assert "about 10:00 min left" in shown(display)
+
+
 def test_a_line_cannot_move_the_cursor(tmp_path, capsys):
     runs = runs_of(tmp_path, 2)
     display = Display(runs, runs)
