@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 from resnests.errors import UserError
 from resnests.results.frame import read_runs
 from resnests.results.select import select
+from resnests.runs.directory import ANALYSIS
 from resnests.runs.files import only_below
 from resnests.sweep.executors.slurm_commands import REST, Seen, query_queue
 from resnests.sweep.executors.submission import find_submissions
@@ -29,7 +29,7 @@ def queued_runs(runs_dir: str) -> dict[str, Seen]:
     submissions = find_submissions(runs_dir)
     queue = query_queue([submission.name for submission in submissions], PATIENCE)
     seen = {
-        os.path.join(runs_dir, path): job
+        str(Path(runs_dir, path)): job
         for submission in submissions
         for task, batch in enumerate(submission.batches)
         if (job := queue[submission.name].get(str(task)) or queue[submission.name].get(REST))
@@ -74,7 +74,8 @@ def is_queued(runs_dir: str, query: Sequence[str] = ()) -> bool:
     """
     root = str(Path(runs_dir))
     try:
-        queued = queued_runs(root).keys()
+        # A run that its analysis trains is no row of its own
+        queued = {path.removesuffix(f"/{ANALYSIS}") for path in queued_runs(root)}
         meant = set(select(read_runs(root, planned=True)[0], query)["path"]) if query else queued
     except UserError:
         return True

@@ -99,8 +99,9 @@ class Asked(msgspec.Struct):
     def directories(self, runs_dir: str) -> Iterator[tuple[Cell, int, str]]:
         """Yield cell, seed and path of each run; an analysis is in the directory of its run."""
         for cell in self.cells:
+            folder = Path(runs_dir, cell.place)  # without the "./" that no path of a run has
             for seed in cell.seeds:
-                yield cell, seed, os.path.join(runs_dir, cell.place, f"seed={seed}")
+                yield cell, seed, f"{folder}/seed={seed}"
 
     def is_alive(self) -> bool:
         """Return whether the process that wrote it works yet, as far as this host can tell."""

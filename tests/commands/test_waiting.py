@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import trees
 from cluster.queues import StandIn
 from helpers import TINY, run_command, tiny
 
@@ -52,6 +53,33 @@ def test_jobs_and_why_they_wait_are_listed_before_any_run_is_on_record(tmp_path,
     runs[0].directory.path.mkdir(parents=True)
     runs[0].directory.record_file.touch()
     assert queue_lines(queued_runs(str(root))) == lines[:-1]
+
+
+@pytest.mark.parametrize("task", ["train", "analyze"])
+def test_what_waits_is_known_by_words_from_within_the_folder_too(tmp_path, monkeypatch, task):
+    slurm = StandIn(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", slurm.path)
+    words = (f"task={task}", *["analysis.train=true"] * (task == "analyze"))
+    configs = [tiny(f"runs_dir={tmp_path}", f"seed={seed}", *words) for seed in range(2)]
+    runs = [Run(config, RunDirectory.of(config), i) for i, config in enumerate(configs)]
+    submission = Submission.write([[run] for run in runs])
+    slurm.show(f"{submission.name}|17|1|PENDING||Resources")
+    write_asked(configs)
+    monkeypatch.chdir(tmp_path)
+    for root in (str(tmp_path), "."):
+        assert is_queued(root, ["seed=1"])
+        assert not is_queued(root, ["seed=0"])
+
+
+def test_the_status_of_the_folder_one_is_in_is_that_of_its_name(tmp_path, monkeypatch):
+    write_asked([trees.make_config(tmp_path, seed=seed) for seed in range(4)], "a device")
+    for seed in range(3):
+        trees.add_run(tmp_path, seed=seed)
+    monkeypatch.chdir(tmp_path)
+    for root in (str(tmp_path), "."):
+        first, _, sweep, *_ = map(str, Status(root).poll().renderables)
+        assert first.startswith("3 of 4 done, 1 queued (a device)")
+        assert "1 of 4 runs left" in sweep
 
 
 @pytest.mark.parametrize("detach", ["true", "false"])
