@@ -358,6 +358,26 @@ def test_a_stop_leaves_the_other_runs_of_an_array_to_their_sweep(slurm, runs):
     assert jobs[0].submission.specs.specs.exists()
 
 
+@pytest.mark.parametrize("fails", ["record of another sweep's run", "removal of the specs"])
+def test_a_stop_cancels_jobs_whatever_file_fails(slurm, runs, fails):
+    array = executor(runs)[0].submit(runs[:2], [], 0)[0].submission
+    slurm.show(f"{array.name}|17|0|RUNNING|n1|None")
+    mine, _ = executor(runs)
+    if fails == "removal of the specs":
+        jobs = mine.submit(runs[:2], [], 0)[:1]
+        array.specs.specs.unlink()
+        array.specs.specs.mkdir()  # no file that could be unlinked
+    else:
+        jobs = mine.submit(runs[:1], [], 0)
+        runs[1].directory.record_file.mkdir(parents=True)  # nor one that could be read
+    for kill in (False, True):
+        mine.cancel(jobs, kill=kill)
+    assert slurm.words("scancel").splitlines()[1:] == [
+        "--quiet --batch --signal=TERM 17_0", "--quiet 17_0",
+    ]  # fmt: skip
+    assert array.specs.specs.exists()
+
+
 def test_a_folder_that_another_host_may_be_writing_is_left_for_minutes(slurm, runs):
     made, _ = executor(runs)
     folder = made.runs_dir / ".sweep-resnests-00000000"

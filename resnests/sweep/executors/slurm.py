@@ -268,7 +268,8 @@ class SlurmExecutor:
     def cancel(self, jobs: Sequence[Job], kill: bool) -> None:
         """Cancel what is queued, and signal SIGTERM to what runs; or cancel all with `kill`.
 
-        Jobs of other users go on, and are waited for no longer.
+        Jobs of other users go on, and are waited for no longer. No file that fails keeps ours in
+        the queue.
         """
         names = []
         for job in jobs:
@@ -279,7 +280,8 @@ class SlurmExecutor:
                 names.append(job.name)
         self.is_stopping = True
         for submission in self._own(jobs):  # a job that starts in this instant finds no spec
-            submission.specs.stop()
+            with suppress(OSError):
+                submission.specs.stop()
         self._scancel(names, kill)
 
     def _own(self, jobs: Sequence[Job]) -> list[Submission]:
@@ -289,9 +291,12 @@ class SlurmExecutor:
         return [s for s in arrays if not s.is_foreign and not self._others(s)]
 
     def _others(self, submission: Submission) -> bool:
-        """Return whether an array has a run of another sweep that is not at its end."""
+        """Return whether an array has a run of another sweep that is not at its end, as far as its
+        record can be read.
+        """
         others = set(chain(*submission.batches)) - self.places
-        return any(RunDirectory(self.runs_dir / p).status() not in FINAL for p in others)
+        records = (RunDirectory(self.runs_dir / path).record_or_none() for path in others)
+        return any(record is None or record.status not in FINAL for record in records)
 
     def _scancel(self, names: Sequence[str], kill: bool) -> None:
         for how in ([],) if kill else (["--state=PENDING"], ["--batch", "--signal=TERM"]):
