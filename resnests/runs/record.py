@@ -206,6 +206,11 @@ def require_sound(record: Any) -> None:
             raise BrokenRecord(f"provenance.{name} is {when!r}, no time in Unix seconds")
     if not 0 <= record.seconds <= LATEST:
         raise BrokenRecord(f"seconds is {record.seconds!r}, no duration")
+    for name in ("parameters", "frozen_parameters", *METRICS):
+        value = getattr(record, name)
+        low, high = (-1e300, 1e300) if name in METRICS else (0, 1e15)
+        if value is not None and (value < low or value > high):
+            raise BrokenRecord(f"{name} is beyond what it can be")
     if record.status == "complete":
         given = record.task == "evaluate"  # given weights have no training of ours
         for name in (*(METRICS[2:] if given else METRICS), "parameters"):
