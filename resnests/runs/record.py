@@ -211,12 +211,27 @@ def require_sound(record: Any) -> None:
         low, high = (-1e300, 1e300) if name in METRICS else (0, 1e15)
         if value is not None and (value < low or value > high):
             raise BrokenRecord(f"{name} is beyond what it can be")
+    _require_metrics(record.metrics)
     if record.status == "complete":
         given = record.task == "evaluate"  # given weights have no training of ours
         for name in (*(METRICS[2:] if given else METRICS), "parameters"):
             value = getattr(record, name)
             if value is None or not math.isfinite(value):
                 raise BrokenRecord(f"{name} of a complete run is {value!r}")
+
+
+def _require_metrics(metrics: dict[str, Any]) -> None:
+    """Raise BrokenRecord unless what was measured beside loss and accuracy are numbers."""
+    for name, found in metrics.items():
+        if not isinstance(found, dict) or name in ("loss", "accuracy"):
+            raise BrokenRecord(f"metrics.{name} is no metric of a run's own")
+        for split in ("val", "test"):
+            value = found.get(split)
+            ok = value is None or (isinstance(value, int | float) and abs(value) <= 1e300)
+            if not ok:
+                raise BrokenRecord(f"metrics.{name}.{split} is {value!r:.40}, no number")
+        if not isinstance(found.get("definition", ""), str):
+            raise BrokenRecord(f"metrics.{name}.definition is no text")
 
 
 # Finding them takes longer than all else of reading a record.

@@ -256,6 +256,16 @@ def test_what_is_no_plain_file_stops_nobody(tmp_path, name):
         assert ask("/?run=" + quote(str(run.path))).status == 200
 
 
+def test_a_metric_that_is_no_number_is_one_line(tmp_path):
+    wrong = trees.add_run(tmp_path, record={"metrics": {"f1": {"test": "abc"}}})
+    right = trees.add_run(tmp_path, seed=1, record={"metrics": {"f1": {"test": 0.25}}})
+    line = f"{wrong.record_file}: left out, metrics.f1.test is &#39;abc&#39;, no number"
+    for run in (wrong, right):
+        page, _ = Live(str(tmp_path), PLAN).page({"run": [str(run.path)]}, "")
+        assert line in page
+        assert ("0.2500" in page) == (run is right)
+
+
 def test_files_that_become_links_while_they_are_served_are_not_followed(tmp_path):
     secret = trees.add_run(tmp_path / "outside", history=trees.history_rows(77, 3, val=True))
     run = trees.add_run(tmp_path / "runs", history=trees.history_rows(90, 3))
