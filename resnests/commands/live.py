@@ -181,7 +181,7 @@ class Live:
 
     def _run(self, run: pd.Series) -> dict[str, Any]:
         """Return all of the run that is open."""
-        if run["status"] == PLANNED or not self.reader.is_inside(run["path"]):
+        if run["status"] == PLANNED:
             return _named(run.to_dict()) | {"lines": {"status": run["status"]}, "charts": []}
         lines = {key: printable(str(value)) for key, value in run_facts(run).items()}
         charts = self._charts([("", run["path"])])

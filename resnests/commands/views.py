@@ -23,7 +23,7 @@ from resnests.results.report import cell_key
 from resnests.results.stats import at_best_epoch
 from resnests.results.tables import Table
 from resnests.runs.directory import ANALYSIS, RunDirectory
-from resnests.runs.files import only_below
+from resnests.runs.files import leads_out, only_below
 from resnests.runs.record import BrokenRecord
 
 SHARE = 0.04  # of the time that reading may take
@@ -37,7 +37,6 @@ class InsideReader(Reader):
 
     def __init__(self, root: str) -> None:
         super().__init__(root, planned=True)
-        self.real = os.path.realpath(root)
         self.queue = QueueWatch(str(Path(root)))
         self.due = 0.0
         self.last: tuple[pd.DataFrame, list[str]] | UserError | None = None
@@ -58,18 +57,14 @@ class InsideReader(Reader):
         return self.last
 
     def _read(self, run: RunDirectory, path: str, analysed: bool) -> Row:
-        if not self.is_inside(path):
+        if leads_out(path):
             raise BrokenRecord(f"a link leads to it, which is not below {self.root}")
         for folder in (path, *[f"{path}/{ANALYSIS}"] * analysed):
             with os.scandir(folder) as entries:
-                links = [e for e in entries if e.is_symlink() and not self.is_inside(e.path)]
+                links = [e for e in entries if e.is_symlink() and leads_out(e.path)]
             if links:
                 raise BrokenRecord(f"{links[0].name} is a link to what is not below {self.root}")
         return super()._read(run, path, analysed)
-
-    def is_inside(self, path: str) -> bool:
-        """Return whether `path` is below the folder, whatever links are in it."""
-        return os.path.realpath(path).startswith(os.path.join(self.real, ""))
 
 
 class View:

@@ -27,6 +27,7 @@ from resnests.errors import UserError
 from resnests.results.frame import read_runs
 from resnests.results.measured import Measured
 from resnests.results.output import plan
+from resnests.runs.analysis import Analysis
 from resnests.runs.sweeps import write_asked, write_search
 
 PLAN = plan(None, "html", None, None)
@@ -266,6 +267,17 @@ def test_a_metric_that_is_no_number_is_one_line(tmp_path):
         assert ("0.2500" in page) == (run is right)
 
 
+def test_the_folder_of_one_run_is_served(tmp_path, monkeypatch):
+    run = trees.add_run(tmp_path, history=trees.history_rows(90, 3))
+    trees.add_run(tmp_path, seed=1)
+    monkeypatch.chdir(run.path)
+    for root in (str(run.path), "."):
+        page, _ = Live(root, PLAN).page({"run": [root]}, "")
+        assert "left out" not in page
+        for text in ("1 of 1 done", "test, epoch 3: 90%", "in nothing from the recipes beside it"):
+            assert text in page
+
+
 def test_files_that_become_links_while_they_are_served_are_not_followed(tmp_path):
     secret = trees.add_run(tmp_path / "outside", history=trees.history_rows(77, 3, val=True))
     run = trees.add_run(tmp_path / "runs", history=trees.history_rows(90, 3))
@@ -282,6 +294,15 @@ def test_files_that_become_links_while_they_are_served_are_not_followed(tmp_path
     run.analysis.analysis_file.symlink_to(tmp_path / "outside")
     with served(tmp_path / "runs") as ask:
         assert "analysis.json is a link to what is not below" in ask().text
+
+
+def test_an_analysis_that_has_found_nothing_yet_is_shown(tmp_path):
+    run = trees.add_run(tmp_path)
+    run.analysis.path.mkdir()
+    run.analysis.write_analysis(Analysis(5e-4, 5e-4, "0" * 64))
+    page, _ = Live(str(tmp_path), PLAN).page({"run": [str(run.path)]}, "")
+    assert "1 analysis not done" in page
+    assert "analysis.status" in page
 
 
 @pytest.mark.parametrize(
