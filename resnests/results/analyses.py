@@ -57,7 +57,7 @@ def read_analyses(runs: pd.DataFrame) -> Analyses:
     penalties: list[dict[str, Any]] = []
     for run in runs[runs["status"] == "complete"].to_dict("records"):
         analysis = RunDirectory(run["path"]).analysis.read_analysis()
-        if analysis is None:
+        if analysis is None or not analysis.solves:
             continue
         shared = {k: v for k, v in dataclasses.asdict(analysis).items() if k not in _LISTS}
         own = [dataclasses.asdict(solve) for solve in analysis.solves]
