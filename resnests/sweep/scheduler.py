@@ -19,18 +19,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Any, Protocol
 
 from resnests.errors import UserError
-from resnests.runs.record import FINAL
+from resnests.runs.record import FINAL, UnreadableRun
 from resnests.sweep.plan import Run
 from resnests.sweep.process import record_lost_job
 
 STALLED_JOBS = 3  # in a row in which a run gets no epoch further
 REFUSALS = 5  # in a row, with no job left that goes on meanwhile
+LOOKS = 5  # in a row at a run whose files cannot be read, until nobody waits for it
 KILL_SECONDS = 3.0  # for which killed jobs are waited for: a summary follows
 TICK_SECONDS = 0.2  # how fast a pause notices that the sweep is to stop
 
@@ -130,6 +132,7 @@ class Scheduler:
         self.refusals, self.accepted, self.stopped = 0, False, False
         self.failures: Counter[Run] = Counter()
         self.stalled: Counter[Run] = Counter()  # jobs in a row without an epoch more
+        self.unread: Counter[Run] = Counter()  # looks in a row at what cannot be read
         self.epochs = {run: _epochs(run) for run in runs}
 
     def rounds(self) -> Generator[list[Job], None, None]:
@@ -180,11 +183,16 @@ class Scheduler:
 
     def _fill(self) -> None:
         """Submit jobs for the idle runs that nobody else trains."""
-        # The locks are asked first: their holders release them after the end is on record.
-        locked = {run for run in self.idle if run.directory.is_locked()}
-        self.idle = [run for run in self.idle if run.status() not in FINAL]
-        free = [run for run in self.idle if run not in locked]
-        busy = [run for run in self.idle if run in locked]
+        free: list[Run] = []
+        busy: list[Run] = []
+        idle, self.idle = self.idle, []
+        for run in idle:
+            with self._reading(run, self.idle, run):
+                # The lock is asked first: its holder releases it after the end is on record.
+                runs = busy if run.directory.is_locked() else free
+                if run.status() not in FINAL:
+                    runs.append(run)
+                    self.idle.append(run)
         submitted: list[Job] = []
 
         def submit() -> None:
@@ -209,6 +217,22 @@ class Scheduler:
         self.refusals, self.accepted = 0, True
         return True
 
+    @contextmanager
+    def _reading(self, run: Run, later: list[Any], entry: Any) -> Iterator[None]:
+        """Append `entry` to `later` where the files of `run` cannot be read, as while a disk is
+        away; after some looks in a row nobody waits for that run, and the others go on.
+        """
+        try:
+            yield
+        except UnreadableRun as error:
+            self.unread[run] += 1
+            if self.unread[run] == 1:
+                self.report(f"{error}; looking again")
+            if self.unread[run] < LOOKS:
+                later.append(entry)
+        else:
+            self.unread.pop(run, None)
+
     def _settle(self) -> None:
         """Decide what becomes of the runs of jobs that are over.
 
@@ -222,20 +246,25 @@ class Scheduler:
         }
         for job, run in unsettled:
             how = ": ".join(filter(None, (job.reason, lines.get(job, ""))))
-            if run not in job.outcomes or run.status() == "running":
-                record_lost_job(run, job.name if job.dies_as_one else None, _ended(job, how))
-            status = run.status()
-            if status in FINAL:
-                self._fail_fast(status == "diverged")
-            elif run.directory.is_locked():  # by a process that is dying, or of another sweep
-                if job.outcomes.get(run) == BUSY:
-                    self.idle.append(run)
-                else:
-                    self.unsettled.append((job, run))
-            elif job.state is State.CANCELLED:
-                self.cancelled += [(job, run)] * job.started  # one that waited is unwanted by now
-            elif not self._goes_on(job, run, how):
-                self._fail_fast(status != "interrupted")
+            with self._reading(run, self.unsettled, (job, run)):
+                self._settle_run(job, run, how)
+
+    def _settle_run(self, job: Job, run: Run, how: str) -> None:
+        """Decide what becomes of a run whose job is over, and ended as `how` says."""
+        if run not in job.outcomes or run.status() == "running":
+            record_lost_job(run, job.name if job.dies_as_one else None, _ended(job, how))
+        status = run.status()
+        if status in FINAL:
+            self._fail_fast(status == "diverged")
+        elif run.directory.is_locked():  # by a process that is dying, or of another sweep
+            if job.outcomes.get(run) == BUSY:
+                self.idle.append(run)
+            else:
+                self.unsettled.append((job, run))
+        elif job.state is State.CANCELLED:
+            self.cancelled += [(job, run)] * job.started  # one that waited is unwanted by now
+        elif not self._goes_on(job, run, how):
+            self._fail_fast(status != "interrupted")
 
     def _sort_cancelled(self) -> None:
         """Submit the runs of cancelled jobs again while others go on.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from resnests.runs.record import UnreadableRun
 from resnests.runs.sweeps import remove_done
 from resnests.sweep.plan import Run
 from resnests.sweep.process import last_log_line
@@ -31,7 +32,7 @@ def print_summary(runs: Sequence[Run], interrupted: bool, barred: int = 0) -> in
     print_unsent(runs)
     for runs_dir in {run.config.runs_dir for run in runs}:
         remove_done(runs_dir)
-    incomplete = [run for run in runs if run.status() != "complete"]
+    incomplete = [run for run in runs if _status(run) != "complete"]
     for run in incomplete:
         print(_failure_line(run), file=sys.stderr)
     if barred:
@@ -47,7 +48,7 @@ def print_summary(runs: Sequence[Run], interrupted: bool, barred: int = 0) -> in
 
 def _what_goes_on(incomplete: Sequence[Run], count: int) -> str:
     """Return which command goes on with these of `count` runs, and how many are as they were."""
-    untouched = sum(run.replaces not in (None, "") and run.status() is None for run in incomplete)
+    untouched = sum(run.replaces not in (None, "") and _status(run) is None for run in incomplete)
     overwrites = incomplete[0].config.trainer.overwrite and untouched < count
     if overwrites and untouched == len(incomplete):  # it would make the others once more
         return "the same command for these alone goes on, as they have their earlier results yet"
@@ -68,10 +69,21 @@ def print_unsent(runs: Sequence[Run]) -> None:
             print(f"warning: {what}; {again} sends the rest", file=sys.stderr)
 
 
+def _status(run: Run) -> str | None:
+    """Return the status of `run`, unknown where its record cannot be read."""
+    try:
+        return run.status()
+    except UnreadableRun:
+        return "unknown"
+
+
 def _failure_line(run: Run) -> str:
     """Return one line that says how `run` stands, and why."""
     directory = run.directory
-    record = directory.record_or_none() if run.status() else None
+    try:
+        record = directory.record_or_none() if run.status() else None
+    except UnreadableRun as error:
+        return f"unknown: {run.label}: {error}"
     if record:
         reason = f": {record.error}" if record.error else ""
         return f"{record.status}: {run.label}{reason}; see {directory.log_file}"

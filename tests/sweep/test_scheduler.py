@@ -1,5 +1,6 @@
 """Test what a sweep makes of its jobs, with a queue that a test moves."""
 
+import errno
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ from resnests.config.cluster import Cluster
 from resnests.config.submitit import from_submitit
 from resnests.errors import UserError
 from resnests.runs.directory import RunDirectory
+from resnests.runs.record import UnreadableRun
 from resnests.sweep.executors import slurm_job
 from resnests.sweep.executors.submission import Submission, find_submissions, read_submission
 from resnests.sweep.plan import Run
@@ -168,6 +170,40 @@ def test_a_system_that_is_away_for_a_while_is_asked_again(runs):
     said = []
     assert len(bring_to_end(runs, move, said=said).submitted) == 1
     assert said == ["squeue says: no; asking again"]
+
+
+@pytest.mark.parametrize("looks", [4, 1000])
+@pytest.mark.parametrize("when", ["idle", "over"])
+def test_a_run_that_cannot_be_read_costs_no_other_and_is_waited_for_a_while(
+    runs, monkeypatch, looks, when
+):
+    real, failing, done = RunDirectory.read_record, {"looks": 0}, []
+
+    def read(self):
+        if self.path == runs[1].directory.path and failing["looks"]:
+            failing["looks"] -= 1
+            raise UnreadableRun(self.path, OSError(errno.ESTALE, "Stale file handle"))
+        return real(self)
+
+    def move(queue, job, run):
+        if run is runs[1 if when == "over" else 0] and run not in done:
+            failing["looks"] = looks
+        if when == "idle" and run is runs[1] and run not in done:
+            put(run, "interrupted", epochs=1)
+            job.state, job.started = State.OVER, True
+        else:
+            finish(queue, job, run)
+        done.append(run)
+
+    monkeypatch.setattr(RunDirectory, "read_record", read)
+    said = []
+    queue = bring_to_end(runs, move, said=said)
+    failing["looks"] = 0
+    finished = [run.status() == "complete" for run in runs]
+    assert finished == [True, looks == 4 or when == "over", True]
+    assert queue.cancels == []
+    (line,) = [line for line in said if "cannot be read" in line]
+    assert line.endswith("; looking again")
 
 
 def test_a_system_that_refuses_the_first_jobs_is_an_error(runs, monkeypatch):

@@ -27,7 +27,7 @@ from resnests.errors import CaptureFailed, Interrupted, UserError
 from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.lock import flocked
-from resnests.runs.record import Provenance, Record
+from resnests.runs.record import Provenance, Record, UnreadableRun
 from resnests.sweep import process, worker
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.drive import run_single, run_sweep
@@ -540,6 +540,23 @@ def test_a_process_knows_that_it_starts_afresh_and_whoever_runs_its_configuratio
     assert directory.read_record().config["trainer"]["overwrite"] is False
     assert directory.read_config().trainer.overwrite is False
     assert Run(afresh, directory, replaces=run.replaces).status() == "complete"
+
+
+def test_a_run_that_cannot_be_read_any_more_is_a_line_of_the_summary(runs, monkeypatch, capsys):
+    for run in runs:
+        ended(run, "complete")
+    real = RunDirectory.read_record
+
+    def read(self):
+        if self.path == runs[1].directory.path:
+            raise UnreadableRun(self.path, OSError(errno.ESTALE, "Stale file handle"))
+        return real(self)
+
+    monkeypatch.setattr(RunDirectory, "read_record", read)
+    assert print_summary(runs, interrupted=False) == 1
+    line, end = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"unknown: {runs[1].label}: {runs[1].directory.path}: cannot be read (")
+    assert end == "1 of 4 runs are not complete; the same command goes on"
 
 
 @pytest.mark.parametrize("count", [1, 4], ids=["some", "all"])
