@@ -137,3 +137,5 @@ def _require_grid(overrides: list[Override]) -> None:
         if override.is_interval_sweep():
             expected = "values to train each of, or task=tune to search the interval"
             raise UserError(f"{override.input_line}: expected {expected}")
+        if override.is_sweep_override() and not any(True for _ in override.sweep_string_iterator()):
+            raise UserError(f"{override.input_line}: expected at least one value; it has none")

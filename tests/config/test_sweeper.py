@@ -1,0 +1,19 @@
+"""What the sweeper refuses before it composes anything."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from hydra_plugins.resnests_sweeper.grid_sweeper import _require_grid
+from resnests.errors import UserError
+
+
+@pytest.mark.parametrize("word", ["seed=range(0)", "seed=range(5,2)", "variant=glob(nosuch*)"])
+def test_a_sweep_over_nothing_is_one_line_that_names_the_key(word):
+    loader = cast(Any, SimpleNamespace(get_group_options=lambda *_, **__: ["standard"]))
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(["arch=a,b", word])
+    with pytest.raises(UserError) as refused:
+        _require_grid(overrides)
+    assert str(refused.value) == f"{word}: expected at least one value; it has none"
