@@ -12,6 +12,7 @@ from resnests.config.schedule import MOVED
 from resnests.errors import UserError
 from resnests.results import notes
 from resnests.results.cells import CELL, Cell, describe
+from resnests.results.columns import is_setting
 from resnests.results.measured import Measured
 from resnests.results.stats import paired_differences
 from resnests.text import as_typed, brief
@@ -25,6 +26,7 @@ _BRINGS = {
     "trainer.patience": ("trainer.eval_every",),
 }
 _NAMES = ("dataset", "arch", "variant")
+_AXES = (*_NAMES, "weights")  # beside all settings
 
 
 def against_value(
@@ -61,15 +63,18 @@ def against_value(
     others, baseline = kept[~is_baseline], kept[is_baseline]
     pairs = others.merge(baseline, on=[*same, "rest", "seed"], suffixes=("", "_baseline"))
     _require_one(pairs, f"--compare {key}={value}")
-    lone = _unpaired(others, baseline, pairs, same)
+    lone = _unpaired(others, baseline, pairs, same, "" if column in _NAMES else column)
     return paired_differences(pairs, [*CELL, "value"], what), lone
 
 
 def _column(runs: pd.DataFrame, key: str, value: str) -> str:
     """Return the column of an axis: arch for arch.name, too, and optimizer.name for optimizer."""
     for name in (key, f"{key}.name", key.removesuffix(".name")):
-        if name in runs:
+        if name in runs and (is_setting(name) or name in _AXES):
             return name
+    if key in runs:
+        expected = "expected what runs are asked for, such as arch or optimizer.lr"
+        raise UserError(f"--compare {key}={value}: {expected}; runs of the same seed are pairs")
     expected = "expected a key that the runs have, such as arch"
     if key == "augment":
         expected = "runs keep what it stands for; expected pipeline.augment=... or pipeline.mix=..."
@@ -95,9 +100,12 @@ def _require_one(pairs: pd.DataFrame, what: str) -> None:
 
 
 def _unpaired(
-    others: pd.DataFrame, baseline: pd.DataFrame, pairs: pd.DataFrame, same: list[str]
+    others: pd.DataFrame, baseline: pd.DataFrame, pairs: pd.DataFrame, same: list[str], column: str
 ) -> list[str]:
-    """Return a line that names the cells without a pair, with what else differs; [] without any."""
+    """Return a line that names the cells without a pair, with what else differs; [] without any.
+
+    Values of `column` are named, too, where it is no part of a cell's name.
+    """
     why: dict[str, list[str]] = {}
     paired = set(pairs["path"])
     for key, mine in others.groupby([*CELL, "value"], observed=True):
@@ -105,7 +113,9 @@ def _unpaired(
             near = mine.merge(baseline, on=same, suffixes=("", "_baseline"))
             reason = _reason(near) if len(near) else f"no run with it of this {' and '.join(same)}"
             name = notes.cell_name(Cell(*key[:-1]))
-            why.setdefault(reason, []).append(name if key[-1] in name else f"{name}, {key[-1]}")
+            value = f"{column}={key[-1]}"
+            is_said = not column or value in name
+            why.setdefault(reason, []).append(name if is_said else f"{name} with {value}")
     told = [
         f"{', '.join(cells[:3])}{f' and {len(cells) - 3} more' * (len(cells) > 3)} ({reason})"
         for reason, cells in why.items()
@@ -125,4 +135,5 @@ def _reason(near: pd.DataFrame) -> str:
 
 
 def _told(key: str, value: Any) -> str:
-    return describe(key, "default" if value is None else brief(value))
+    text = describe(key, "default" if value is None else brief(value))
+    return "the default" if text == f"{key}=default" else text

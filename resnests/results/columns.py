@@ -68,6 +68,14 @@ _RecordColumns = msgspec.defstruct(
 _decoder = msgspec.json.Decoder(_RecordColumns)
 
 
+def is_setting(column: str) -> bool:
+    """Return whether a column is of what a run was asked for, not of what it is, did or measured.
+
+    Those that name a run (dataset, arch, variant, seed) are no settings either.
+    """
+    return "." in column and not column.startswith((*_NOT_PLANNED, "definition."))
+
+
 class Row(NamedTuple):
     """Holds a run of a frame."""
 

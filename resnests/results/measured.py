@@ -12,7 +12,7 @@ import pandas as pd
 
 from resnests.config.recipe import distinguishing_keys
 from resnests.errors import UserError, require_one_of
-from resnests.results.columns import PLANNED
+from resnests.results.columns import PLANNED, is_setting
 from resnests.text import brief
 
 SPLITS = {"test": "test", "val": "validation"}
@@ -69,9 +69,11 @@ class Measured:
 ACCURACY = Measured()
 
 
-def measured(runs: pd.DataFrame, name: str, split: str, epoch: str) -> Measured:
-    """Return what `--metric`, `--split` and `--epoch` ask for; raise a UserError where no run has
-    it.
+def measured(
+    runs: pd.DataFrame, name: str, split: str, epoch: str, asked: str | None = None
+) -> Measured:
+    """Return what `--metric`, `--split` and `--epoch` ask for, or the option `asked`; raise a
+    UserError where no run has it.
     """
     if (name, split) == ("accuracy", "test"):
         return Measured(epoch=epoch)
@@ -79,7 +81,10 @@ def measured(runs: pd.DataFrame, name: str, split: str, epoch: str) -> Measured:
     if column not in runs or runs.loc[runs["status"] == "complete", column].isna().all():
         known = sorted(c.partition("_")[2] for c in runs if c.startswith(f"{split}_"))
         mend = f"expected {', '.join(known)}" if known else "train with dataset.val_fraction=0.1"
-        raise UserError(f"--metric {name} --split {split}: no complete run has it; {mend}")
+        lacking = f"{asked}: no complete run has {column}"
+        if asked is None:
+            lacking = f"--metric {name} --split {split}: no complete run has it"
+        raise UserError(f"{lacking}; {mend}")
     plain = name.removeprefix("ema_")
     unit, better = {"loss": ("", "low"), "accuracy": ("%", "high")}.get(plain, (None, None))
     if unit is not None:
@@ -134,12 +139,16 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
     Cells that choose different values stay in one row of the tables, as they would with one value.
     """
     require_one_of("--by", by.partition("_")[0], ("val",))
-    judge = measured(runs, by.removeprefix("val_"), "val", what.epoch)
+    judge = measured(runs, by.removeprefix("val_"), "val", what.epoch, f"--select {key}")
     if key not in runs:
         raise UserError(f"--select {key}: expected a key that the runs have, such as optimizer.lr")
+    if not is_setting(key):
+        expected = "expected a setting of which a cell has several values, such as optimizer.lr"
+        raise UserError(f"--select {key}: {expected}; means are over seeds, and of each cell")
     chosen, said, left_out = [], [], []
     recipes = [json.loads(text) for text in runs["recipe_values"]]
     others = [json.dumps(recipe | {key: "chosen"}, sort_keys=True) for recipe in recipes]
+    _require_choice(runs, key, others)
     cells = runs.assign(recipe_values=others).groupby(
         ["dataset", "arch", "variant", "recipe_values"], sort=False
     )
@@ -149,21 +158,39 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
         begun = cell[cell["status"] != PLANNED]
         scores = begun[judge.column].where(begun["status"] == "complete").groupby(begun[key])
         values = {k: brief(v) for k, v in json.loads(recipe).items()}
-        more = "".join(f" {name}={values[name]}" for name in telling if name in values)
+        more = "".join(f", {name}={values[name]}" for name in telling if name in values)
         if not scores.count().any():
             left_out.append(f"{arch} {variant}{more}")
             continue
         best = scores.mean().idxmax() if judge.better == "high" else scores.mean().idxmin()
         chosen.append(cell[cell[key] == best].assign(**{key: "chosen", "chosen": best}))
-        said.append(f"{arch} {variant}{more} {best} (of {_tried(scores.count())})")
+        said.append(f"{arch} {variant}{more}: {best} (of {_tried(scores.count())})")
     if not chosen:
-        raise UserError(f"--select {key} --by {by}: no complete run has {by}")
+        raise UserError(f"--select {key}: no complete run has {by}")
     of = " of the best epoch" if what.epoch == "best" else ""
-    note = f"{key} chosen by the mean {judge.words}{of} over seeds: {', '.join(said)}."
-    lost = f"Left out, as no run with {by} is complete: {', '.join(left_out)}."
+    note = f"{key} chosen by the mean {judge.words}{of} over seeds: {'; '.join(said)}."
+    lost = f"Left out, as no run with {by} is complete: {'; '.join(left_out)}."
     picked = pd.concat(chosen).sort_index()
     notes = dict.fromkeys((*what.notes, *judge.notes, note, *[lost] * bool(left_out)))
     return picked.reset_index(drop=True), replace(what, notes=tuple(notes))
+
+
+def _require_choice(runs: pd.DataFrame, key: str, others: list[str]) -> None:
+    """Raise a UserError where no cell has several values of `key`, although there are several: what
+    runs with another value have in common is not all the rest of their recipes, `others`.
+    """
+    names = ["dataset", "arch", "variant"]
+    labelled = runs[[*names, key]].assign(rest=others)
+    if (labelled.groupby([*names, "rest"])[key].nunique() > 1).any():
+        return
+    for _, cell in labelled.groupby(names):
+        if cell[key].nunique() > 1:
+            differ = distinguishing_keys([json.loads(text) for text in cell["rest"].unique()])
+            told = ", ".join(sorted(differ)[:3])
+            raise UserError(
+                f"--select {key}: no choice, as runs with other values of it differ in {told}, "
+                f"too; --compare {key}=VALUE compares them"
+            )
 
 
 def _tried(counts: pd.Series) -> str:

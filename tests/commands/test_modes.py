@@ -108,7 +108,7 @@ def test_the_directories_of_what_validation_chose_are_listed(root, monkeypatch, 
     _, out, err = run(root, monkeypatch, capsys, *words)
     chosen = load_runs(root, query=f"optimizer.lr={rate}")
     assert out.splitlines() == chosen["path"].tolist()
-    assert f"resnet20 standard {rate} (of 2)" in err
+    assert f"resnet20 standard: {rate} (of 2)" in err
 
 
 def test_rows_of_what_validation_chose_say_which_value_that_was(root, monkeypatch, capsys):
@@ -116,7 +116,7 @@ def test_rows_of_what_validation_chose_say_which_value_that_was(root, monkeypatc
     _, out, err = run(root, monkeypatch, capsys, *words)
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["chosen"] for row in rows] == ["0.1", "0.1"]
-    assert "resnet20 standard 0.1 (of 2)" in err
+    assert "resnet20 standard: 0.1 (of 2)" in err
     assert run(root, monkeypatch, capsys, "--format", "csv")[2] == ""
 
 
@@ -126,7 +126,7 @@ def test_a_matrix_is_of_what_validation_chose(root, monkeypatch, capsys):
         np.savez(f"{path}/predictions.npz", label=labels, prediction=labels, logits=np.eye(2))
     _, out, _ = run(root, monkeypatch, capsys, "--confusion", "--select", "optimizer.lr")
     assert out.count("## Confusion") == 1
-    assert "resnet20 standard 0.1 (of 2)" in out
+    assert "resnet20 standard: 0.1 (of 2)" in out
     assert run(root, monkeypatch, capsys, "--confusion")[1].count("## Confusion") == 2
 
 

@@ -168,9 +168,16 @@ def test_cells_without_a_pair_are_named_with_what_differs(tmp_path):
     made = table(tmp_path, "variant", "standard")
     assert [row[3] for row in made.rows] == ["bn_resnest"]
     (note,) = [note for note in made.notes if note.startswith("Without a pair")]
-    assert "ResNet-20 ResNEst, resnest (optimizer.lr=0.01 against optimizer.lr=0.1)" in note
-    assert "ResNet-20 A-ResNEst, a_resnest (other seeds)" in note
-    assert "ResNet-8 A-ResNEst, a_resnest (no run with it of this dataset and arch)" in note
+    assert "ResNet-20 ResNEst (optimizer.lr=0.01 against optimizer.lr=0.1)" in note
+    assert "ResNet-20 A-ResNEst (other seeds)" in note
+    assert "ResNet-8 A-ResNEst (no run with it of this dataset and arch)" in note
+    add(tmp_path, [60], variant="densenest", trainer__batch_size=7)
+    (note,) = table(tmp_path, "trainer.batch_size", "128").notes
+    alone = "ResNet-20 DenseNEst, trainer.batch_size=7 (no run with it of this dataset and arch and"
+    assert note.startswith(f"Without a pair: {alone}")
+    add(tmp_path, [60], arch="resnet8", dataset__size=16)
+    (note,) = [n for n in table(tmp_path, "arch", "resnet20").notes if n.startswith("Without")]
+    assert "dataset.size=16 against the default" in note
     made = table(tmp_path, "dataset", "cifar10")
     assert (made.rows, made.notes) == ([], ["No complete run has another value of dataset."])
 

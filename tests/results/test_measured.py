@@ -89,13 +89,13 @@ def test_validation_chooses_a_value_of_each_cell_and_its_test_is_reported(tmp_pa
     assert found == {"ResNet-8": "70.00% ± 0.00", "ResNet-20": "70.00% ± 0.00"}
     (note,) = [line for line in made.notes if "chosen by" in line]
     assert note.startswith("optimizer.lr chosen by the mean validation accuracy over seeds: ")
-    assert "resnet20 standard 0.1 (of 2)" in note
-    assert "resnet8 standard 0.3 (of 2)" in note
+    assert "resnet20 standard: 0.1 (of 2)" in note
+    assert "resnet8 standard: 0.3 (of 2)" in note
     add(tmp_path, 70, 90, arch="resnet8", trainer__batch_size=64)
     (note,) = [
         line for line in cells(tmp_path, select="optimizer.lr")[0].notes if "chosen by" in line
     ]
-    assert "resnet8 standard trainer.batch_size=64 0.1 (of 1)" in note
+    assert "resnet8 standard, trainer.batch_size=64: 0.1 (of 1)" in note
 
 
 def test_a_metric_and_a_choice_are_of_the_best_epoch_where_that_is_asked(
@@ -114,7 +114,7 @@ def test_a_metric_and_a_choice_are_of_the_best_epoch_where_that_is_asked(
     aggregate.main()
     shown = capsys.readouterr().out
     assert "75.00% (0.27M)" in shown
-    assert "mean validation f1 of the best epoch over seeds: resnet20 standard 0.3 (of 2)" in shown
+    assert "mean validation f1 of the best epoch over seeds: resnet20 standard: 0.3 (of 2)" in shown
     assert cells(tmp_path, "f1", select="optimizer.lr")[1] == {"ResNet-20": "55.00%"}
     best = at_best_epoch(read_runs(tmp_path)[0])
     assert sorted(best["test_f1"]) == [55, 75]
@@ -145,9 +145,18 @@ def test_a_cell_without_a_complete_run_is_named(tmp_path):
         options = HELD_OUT | {"optimizer": trees.SGD | {"lr": rate}, "arch": "resnet8"}
         trees.add_run(tmp_path, status="diverged", **options)
     (note, lost), found = choices(tmp_path)
-    assert note.endswith("resnet20 standard 0.1 (of 1).")
+    assert note.endswith("resnet20 standard: 0.1 (of 1).")
     assert lost == "Left out, as no run with val_accuracy is complete: resnet8 standard."
     assert list(found) == ["ResNet-20"]
+
+
+def test_an_axis_that_brings_other_keys_along_is_no_choice(tmp_path):
+    for epochs in (2, 4):
+        options = {"trainer__epochs": epochs, "history": trees.history_rows(90, epochs, val=True)}
+        trees.add_run(tmp_path, 90, **HELD_OUT | options)
+    said = r"--select trainer.epochs: no choice, as runs with other values of it differ in optim"
+    with pytest.raises(UserError, match=said):
+        cells(tmp_path, select="trainer.epochs")
 
 
 def add_f1(root, seed, digest, **keys):
@@ -202,10 +211,15 @@ def test_a_metric_of_two_units_or_directions_is_refused(tmp_path, key, other):
             ["--select", "optimizer.lr", "--by", "test_accuracy"],
             "--by test_accuracy: expected va",
         ),
+        (["--select", "seed"], "--select seed: expected a setting of which a cell has several"),
+        (["--select", "arch"], "--select arch: expected a setting of which a cell has several"),
+        (["--select", "test_f1"], "--select test_f1: expected a setting of which a cell has sev"),
+        (["--compare", "seed=0"], "--compare seed=0: expected what runs are asked for, such as"),
+        (["--compare", "status=complete"], "--compare status=complete: expected what runs are"),
         (["--select", "optimizer.rate"], "--select optimizer.rate: expected a key that the runs"),
         (
             ["--select", "optimizer.lr", "--by", "val_f9", "--epoch", "best"],
-            "--metric f9 --split val: no complete run has it",
+            "--select optimizer.lr: no complete run has val_f9; expected acc",
         ),
         (["--together"], "--together goes with --output DIR"),
         (["--by", "val_f1"], "--by goes with --best or --select"),
@@ -232,7 +246,9 @@ def test_what_does_not_fit_is_one_line(tmp_path, monkeypatch, capsys, words, sai
 def test_without_validation_nothing_is_chosen(tmp_path):
     trees.add_run(tmp_path, 90)
     runs, _ = read_runs(tmp_path)
-    with pytest.raises(UserError, match=r"no complete run has it; train with dataset"):
+    with pytest.raises(
+        UserError, match=r"^--select optimizer.lr: no complete run has val_accuracy; train with"
+    ):
         choose(runs, "optimizer.lr", "val_accuracy", measured(runs, "accuracy", "test", "last"))
 
 
