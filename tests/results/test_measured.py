@@ -247,7 +247,7 @@ def test_without_validation_nothing_is_chosen(tmp_path):
     trees.add_run(tmp_path, 90)
     runs, _ = read_runs(tmp_path)
     with pytest.raises(
-        UserError, match=r"^--select optimizer.lr: no complete run has val_accuracy; train with"
+        UserError, match=r"^--select optimizer.lr: no complete run has val_acc.*; train"
     ):
         choose(runs, "optimizer.lr", "val_accuracy", measured(runs, "accuracy", "test", "last"))
 
