@@ -111,6 +111,17 @@ def is_ready(dataset: Dataset) -> bool:
     return dataset.target is not None or SOURCES[dataset.source].is_ready(dataset)
 
 
+FEWEST = 1000  # training images of any data set that is not a user's own
+
+
+def may_hold_out_none(dataset: Dataset) -> bool:
+    """Return whether val_fraction may be less than an image of the largest class, which has at
+    least as many as classes have on average.
+    """
+    most_at_least = (dataset.train_limit or FEWEST) / (dataset.num_classes or FEWEST)
+    return 0 < dataset.val_fraction * most_at_least < 1
+
+
 def read(dataset: Dataset, memory_gb: float | None = None) -> Loaded:
     """Return all images of `dataset`, those of a folder larger than `memory_gb` as views; raises a
     UserError.
@@ -249,12 +260,14 @@ def _require_all_classes(dataset: Dataset, splits: dict[str, Split], count: int)
 
 
 def main(text: str, memory_gb: str = "null") -> None:
-    """Fetch the data set of `text`, or read it where it is a user's own, and print what it is."""
+    """Fetch the data set of `text`, and read it where that may fail; print what a user's own is."""
     dataset = Dataset(**json.loads(text))
     prepare(dataset)
     if dataset.is_own:
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         print("\n".join(described(dataset, json.loads(memory_gb))))
+    elif may_hold_out_none(dataset):
+        load(dataset, memory_gb=json.loads(memory_gb))
 
 
 if __name__ == "__main__":

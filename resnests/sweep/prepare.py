@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from resnests.config.schema import PARTS, Config, Init, config_dict
-from resnests.data.splits import is_ready
+from resnests.data.splits import is_ready, may_hold_out_none
 from resnests.environment import PROGRESS, is_dry_run, python_path
 from resnests.errors import UserError
 from resnests.sweep.stop import ending_at_once
@@ -19,7 +19,8 @@ from resnests.sweep.stop import ending_at_once
 
 def prepare(configs: Sequence[Config]) -> None:
     """Do once for all runs what may take torch, before the first starts: each data set is fetched
-    and checked, a user's own is read and described, and what users brought is tried.
+    and checked, a user's own is read and described, and what users brought is tried: given weights,
+    too, and whether so few images are to be held out that there are none.
 
     A dry run does as much of that as writes nothing: what would be fetched is passed over.
     """
@@ -27,7 +28,8 @@ def prepare(configs: Sequence[Config]) -> None:
     datasets = {_data_of(config): config.dataset for config in configs}
     missing = {data for data, d in datasets.items() if not d.is_own and not is_ready(d)}
     for data, dataset in datasets.items():
-        if dataset.is_own or (data in missing and not dry_run):
+        is_read = dataset.is_own or data in missing or may_hold_out_none(dataset)
+        if is_read and not (data in missing and dry_run):
             _run_module("resnests.data.splits", *data)
     if configs and (logger := configs[0].logger):
         _warn_of_missing(logger)
@@ -54,7 +56,7 @@ def _is_own(config: Config) -> bool:
     pipeline, loss = config.pipeline, config.loss
     asked = config.metrics, loss.weight, config.optimizer.groups, pipeline.augment, pipeline.mix
     more = config.optimizer.schedule is not None or config.init != Init()
-    return own or any(asked) or more or config.dataset.source == "images"
+    return own or any(asked) or more or config.task == "evaluate" or config.dataset.is_own
 
 
 def _tried_values(config: Config) -> list[Any]:

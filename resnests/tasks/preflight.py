@@ -27,6 +27,8 @@ from resnests.data.pipelines import build_pipeline, memory_format
 from resnests.data.splits import Splits, load_for, with_statistics
 from resnests.errors import UserError, exit_status_of
 from resnests.models.resnet import count_parameters, initial_model
+from resnests.models.weights import load_weights
+from resnests.runs.weights import weights_file
 from resnests.tasks.classes import require_same_classes
 from resnests.training.device_words import words_of_device
 from resnests.training.loop import evaluate
@@ -61,6 +63,8 @@ def check(config: Config, splits: Splits, device: torch.device, sizes: Sizes = S
     size = splits.train.images.shape[1:3]
     model = initial_model(config.arch, config.variant, dataset.class_count, config.seed, size)
     warm_start(model, config, dataset.class_count)
+    if config.task == "evaluate":
+        load_weights(weights_file(config), model)
     count_parameters(model)
     move(model, device, config.trainer)
     set_numerics(config.trainer)  # which what was imported just now may have changed

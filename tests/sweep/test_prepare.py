@@ -12,6 +12,7 @@ import pytest
 from data_images import images
 from helpers import make_config, until
 
+from resnests.data import splits
 from resnests.environment import begin_dry_run
 from resnests.errors import UserError
 from resnests.sweep import prepare
@@ -36,6 +37,34 @@ def test_all_weights_are_tried_on_images_of_ones_own_and_each_network_once(tmp_p
     assert names == ["resnests.data.splits", "resnests.tasks.preflight"]
     tried = json.loads(asked[1][1]["given"])
     assert [one["weights"] for one in tried] == [None, "a.pt", "b.pt", "official", "official"]
+
+
+@pytest.mark.parametrize(
+    ("words", "is_read"),
+    [
+        ([], False),
+        (["dataset.val_fraction=0.1"], False),
+        (["dataset.val_fraction=0.001"], True),
+        (["dataset.val_fraction=0.13", "dataset.train_limit=64"], True),
+    ],
+)
+def test_images_are_read_before_the_first_run_where_none_may_be_held_out(asked, words, is_read):
+    begin_dry_run()
+    prepare.prepare([make_config("dataset=digits", "arch=resnet8", *words)])
+    assert len(asked) == is_read
+    for (_, *given), _ in asked:
+        if "dataset.train_limit=64" in words:  # one class has 8, so that 0.13 is one
+            splits.main(*given)
+        else:
+            with pytest.raises(UserError, match=r"dataset.val_fraction=0.001: expected 0, or at"):
+                splits.main(*given)
+
+
+def test_given_weights_are_tried_before_the_first_run(asked):
+    evaluated = dataclasses.replace(make_config("dataset=digits"), task="evaluate", weights="a.pt")
+    prepare.prepare([make_config("dataset=digits"), evaluated])
+    ((_, more),) = asked
+    assert [one["weights"] for one in json.loads(more["given"])] == ["a.pt"]
 
 
 def test_the_bound_on_memory_is_that_of_the_runs(tmp_path, asked):

@@ -129,8 +129,9 @@ def test_weights_of_another_network_are_refused_with_every_difference(tmp_path):
 )
 @pytest.mark.parametrize("where", ["run", "export"])
 def test_weights_are_evaluated_on_the_classes_that_they_were_trained_on(
-    tmp_path, trained, said, where
+    tmp_path, trained, said, where, monkeypatch
 ):
+    monkeypatch.setattr(preflight, "load_weights", lambda *_: None)
     write_parts(tmp_path / "images")
     run = trees.add_run(tmp_path / "runs", record={"classes": trained})
     weights = run.weights_file
@@ -148,6 +149,18 @@ def test_weights_are_evaluated_on_the_classes_that_they_were_trained_on(
         preflight.check(config, splits, torch.device("cpu"), preflight.Sizes.TWO)
     with pytest.raises(UserError, match=said):
         run_experiment(config)
+
+
+@pytest.mark.parametrize("content", ["corrupt", "another's"])
+def test_weights_that_cannot_be_evaluated_are_no_run(tmp_path, content):
+    path = tmp_path / "model.pt"
+    torch.save(build_model("resnet20", "a_resnest").state_dict(), path)
+    if content == "corrupt":
+        path.write_bytes(path.read_bytes()[:-5000])
+    words = ("dataset.test_limit=20", "dataset.train_limit=20", f"weights={path}")
+    config = make_config(*EVALUATE, *words)
+    with pytest.raises(UserError, match=r"model.pt: (it is cut short|expected the names and shap)"):
+        preflight.check(config, load(config.dataset), torch.device("cpu"), preflight.Sizes.TWO)
 
 
 @pytest.mark.slow
