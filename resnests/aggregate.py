@@ -108,6 +108,8 @@ def _runs_and_query(words: list[str]) -> tuple[str, list[str]]:
     words = [os.path.expanduser(word) for word in words]
     query = [word for word in words if "=" in word and not os.path.isdir(word)]
     roots = [word for word in words if word not in query]
+    if "" in roots:  # as of a variable of the shell that is not set
+        raise UserError("'': expected a directory of runs; . is the folder of the command")
     if len(roots) > 1:
         raise UserError(f"{roots[1]}: expected one directory of runs; {roots[0]} is one already")
     return roots[0] if roots else "runs", query

@@ -98,6 +98,8 @@ class Dataset(Component):
         for key, limit in (("train_limit", self.train_limit), ("test_limit", self.test_limit)):
             expected = "at least 1, or null for all images"
             require(limit is None or limit >= 1, f"dataset.{key}", limit, expected)
+        expected = "a path; . is the folder of the command"
+        require(self.root != "", "dataset.root", self.root, expected)
         inside = 0 <= self.val_fraction <= 0.9
         require(inside, "dataset.val_fraction", self.val_fraction, "between 0 and 0.9")
 

@@ -147,6 +147,9 @@ class Config:
     digests: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for key in ("runs_dir", "weights"):  # as of a variable of the shell that is not set
+            expected = "a path, or no word for it at all; . is the folder of the command"
+            require(getattr(self, key) != "", key, "", expected)
         self.runs_dir = os.path.expanduser(self.runs_dir)
         self.weights = self.weights and os.path.expanduser(self.weights)
         require_one_of("task", self.task, TASKS)

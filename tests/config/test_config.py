@@ -163,6 +163,9 @@ def test_a_configuration_survives_the_way_through_plain_values():
         ("analysis.memory_gb=-1", "analysis.memory_gb=-1.0"),
         ("+logger.mine=5", "logger.mine=5"),
         ("tune.trials=0", "tune.trials=0"),
+        ("runs_dir=", "runs_dir=: "),
+        ("weights=", "weights=: "),
+        ("dataset.root=", "dataset.root=: "),
     ],
 )
 def test_values_out_of_range_are_named(override, key):

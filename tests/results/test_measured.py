@@ -221,6 +221,7 @@ def test_a_metric_of_two_units_or_directions_is_refused(tmp_path, key, other):
             ["--select", "optimizer.lr", "--by", "val_f9", "--epoch", "best"],
             "--select optimizer.lr: no complete run has val_f9; expected acc",
         ),
+        ([""], "'': expected a directory of runs"),
         (["--together"], "--together goes with --output DIR"),
         (["--by", "val_f1"], "--by goes with --best or --select"),
         (
