@@ -119,7 +119,8 @@ class Status:
         try:
             self.read()
         except UserError:
-            if not self.sweeps and not self.queue:
+            is_of_query = self.frame is not None  # there are runs, and none that fits
+            if is_of_query or not (self.sweeps or self.queue):
                 raise
             none = [] if self.sweeps else [f"no run in {self.root} yet"]
             return Group(*map(printable, self.queue), *self._sweep_lines(), *none)
@@ -145,7 +146,7 @@ class Status:
         try:
             frame, self.warnings = self.reader.read()
         except UserError:
-            self.sweeps = self._unfinished_sweeps({}, queue.keys())
+            self.frame, self.sweeps = None, self._unfinished_sweeps({}, queue.keys())
             raise
         if frame is not self.frame:
             self.frame, self.statuses = frame, _statuses(frame)

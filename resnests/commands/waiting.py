@@ -37,6 +37,10 @@ class Sweep:
         asked = self.asked
         elsewhere = asked.folder != os.getcwd()
         command = f"cd {shlex.quote(asked.folder)} && " * elsewhere + asked.command
+        told = []
+        if self.is_copy():
+            command += f" {shlex.quote(f'runs_dir={self.file.parent.absolute()}')}"
+            told = ["  (as given it was to train elsewhere: these are a copy, or moved)"]
         since = time.strftime("%Y-%m-%d %H:%M", time.localtime(asked.started))
         what = f"{self.count} of {asked.count()} runs" + " to analyse" * (asked.task == "analyze")
         if asked.study is not None:
@@ -47,8 +51,17 @@ class Sweep:
         return [
             f"sweep since {since}: {what} left, {at_work}; this goes on with it:",
             f"  {command}",
+            *told,
             *([] if self.alive else [f"  (to forget what it was asked for: rm {self.file})"]),
         ]
+
+    def is_copy(self) -> bool:
+        """Return whether its runs are in another directory than its command names."""
+        given = self.asked.config.get("runs_dir")  # which a search does not tell
+        if given is None:
+            return False
+        named = Path(self.asked.folder, str(given))
+        return os.path.realpath(named) != os.path.realpath(self.file.parent)
 
 
 def with_queue(frame: pd.DataFrame, queue: dict[str, str], sweeps: list[Sweep]) -> pd.DataFrame:

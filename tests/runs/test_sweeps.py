@@ -138,6 +138,25 @@ def test_a_command_is_one_line_on_a_narrow_terminal_and_all_else_fits(
     assert any("1 failed" in line for line in printed)
 
 
+def test_a_copy_is_finished_where_it_is(tmp_path):
+    root, copy = tmp_path / "runs", tmp_path / "my copy"
+    ask(root, grid(root), dead=True)
+    assert not any("runs_dir=" in line for line in lines(root))
+    root.rename(copy)
+    found = lines(copy)
+    (command,) = [line for line in found if "runs_dir=" in line]
+    assert command.endswith(f" 'runs_dir={copy}'")
+    assert any("as given it was to train elsewhere" in line for line in found)
+
+
+@pytest.mark.parametrize("word", ["sed=0", "nosuch=1", "variant=nosuch"])
+def test_a_wrong_word_is_refused_also_where_all_runs_are_planned(tmp_path, word):
+    root = tmp_path / "runs"
+    ask(root, grid(root), dead=True)
+    with pytest.raises(UserError, match=rf"^{word}: "):
+        lines(root, word)
+
+
 def test_the_file_goes_when_all_is_done_and_not_before(tmp_path):
     root = tmp_path / "runs"
     configs = grid(root, seeds=1)
