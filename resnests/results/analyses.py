@@ -32,13 +32,15 @@ class Analyses:
     All have CELL, setting, seed, path and the values that the run was analysed with; `solves` the
     fields of Solve, `runs` status, optimizer.lr, arch.widths, blocks, eigenvalues (a list, of the
     Hessian at the trained point) and Analysis.summary; `epochs` has Analysis.summary of kept
-    weights and of the last ones, `penalties` a row per l2.
+    weights and of the last ones, `penalties` a row per l2. `lacking` has CELL, seed and why of each
+    complete run that has none, although it was tried, or another seed of its cell has one.
     """
 
     solves: pd.DataFrame
     runs: pd.DataFrame
     epochs: pd.DataFrame = field(default_factory=pd.DataFrame)
     penalties: pd.DataFrame = field(default_factory=pd.DataFrame)
+    lacking: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def empty(self) -> bool:
@@ -55,9 +57,11 @@ def read_analyses(runs: pd.DataFrame) -> Analyses:
     analysed: list[dict[str, Any]] = []
     epochs: list[dict[str, Any]] = []
     penalties: list[dict[str, Any]] = []
+    lacking: list[dict[str, Any]] = []
     for run in runs[runs["status"] == "complete"].to_dict("records"):
         analysis = RunDirectory(run["path"]).analysis.read_analysis()
         if analysis is None or not analysis.solves:
+            lacking.append({name: run[name] for name in (*CELL, "seed")} | {"why": _why(run)})
             continue
         shared = {k: v for k, v in dataclasses.asdict(analysis).items() if k not in _LISTS}
         own = [dataclasses.asdict(solve) for solve in analysis.solves]
@@ -73,7 +77,16 @@ def read_analyses(runs: pd.DataFrame) -> Analyses:
         analysed.append(named | more | {"blocks": blocks} | spectrum | analysis.summary())
         epochs += [named | row for row in _epochs(analysis, run)]
         penalties += [named | row for row in _penalties(analysis)]
-    return Analyses(*(_by_setting(rows, runs) for rows in (solves, analysed, epochs, penalties)))
+    begun = {tuple(run[name] for name in CELL) for run in analysed}
+    left = [run for run in lacking if run["why"] or tuple(run[name] for name in CELL) in begun]
+    frames = (_by_setting(rows, runs) for rows in (solves, analysed, epochs, penalties))
+    return Analyses(*frames, pd.DataFrame(left))
+
+
+def _why(run: dict[str, Any]) -> str:
+    """Return how an analysis of a run ended that measured nothing, "" where there was none."""
+    record = RunDirectory(run["path"]).analysis.record_or_none()
+    return ": ".join(filter(None, (record.status, record.error))) if record else ""
 
 
 def _blocks(analysis: Analysis) -> int:

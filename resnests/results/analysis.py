@@ -63,6 +63,7 @@ def analysis_tables(analyses: Analyses) -> list[Table]:
     """
     tables = []
     for dataset, mine in analyses.runs.groupby("dataset", observed=True):
+        lacking = _lacking(analyses, str(dataset))
         (l2,) = mine["l2"].unique() if mine["l2"].nunique() == 1 else ("l2",)
         penalised = f"mean cross-entropy + {l2}/2 |map|² over standardised features, bias included"
         label = dataset_label(str(dataset))
@@ -73,6 +74,7 @@ def analysis_tables(analyses: Analyses) -> list[Table]:
                 f"{label}: least risks on the training images",
                 f"Training images without augmentation: {penalised}, in nats. {_DEFINITIONS}",
                 _RISKS,
+                lacking,
             ),
             _table(
                 mine,
@@ -82,6 +84,7 @@ def analysis_tables(analyses: Analyses) -> list[Table]:
                 "were fitted to the training images; what is least there need not be here. "
                 "Accuracies are counted, of the maps that were found: no certificate reaches them.",
                 _TEST,
+                lacking,
             ),
             _table(
                 mine,
@@ -91,6 +94,7 @@ def analysis_tables(analyses: Analyses) -> list[Table]:
                 "images, without penalty and exact up to rounding: (b), (c) and ε as before. The "
                 f"networks were trained for another loss, so (a) has no place here. {_SQUARED}",
                 _ERRORS,
+                lacking,
             ),
         ]
         tables += detail_tables(analyses, str(dataset))
@@ -98,18 +102,40 @@ def analysis_tables(analyses: Analyses) -> list[Table]:
 
 
 def _table(
-    runs: pd.DataFrame, key: str, title: str, caption: str, columns: dict[str, str]
+    runs: pd.DataFrame,
+    key: str,
+    title: str,
+    caption: str,
+    columns: dict[str, str],
+    lacking: list[str],
 ) -> Table:
-    """Return a table with a row per cell; `columns` gives each heading its column of `runs`."""
+    """Return a table with a row per cell; `columns` gives each heading its column of `runs`, and
+    `lacking` are notes on those that are in no row.
+    """
     rows = []
     for name, cell in runs.groupby(CELL, observed=True):
         cells = [shown(cell, column) for column in columns.values()]
         rows.append([*row_labels(name), f"{len(cell)}", *cells])
-    notes = [INTERVALS, _KINDS, *_unfinished(runs), *_crowded(runs)]
+    notes = [INTERVALS, _KINDS, *_unfinished(runs), *lacking, *_crowded(runs)]
     notes += open_notes(runs, columns) + _learning_rates(runs)
     if runs["coupled"].isna().any():
         notes.append(f"{NONE} for Standard: its relu before the pooling leaves no exact features.")
     return Table(key, title, caption, ["Architecture", "Variant", "n", *columns], rows, notes)
+
+
+def _lacking(analyses: Analyses, dataset: str) -> list[str]:
+    """Name the complete runs of a data set that are in no row, as there is no analysis of them."""
+    left = analyses.lacking
+    if left.empty:
+        return []
+    notes = []
+    of_cells = left[left["dataset"] == dataset].groupby([*CELL, "why"], observed=True)
+    for (*name, why), some in of_cells:
+        reason = f" ({' '.join(why.split())})" if why else ""
+        notes.append(
+            f"Not analysed{reason}: {seed_list(some['seed'])} of {cell_name(Cell(*name))}."
+        )
+    return notes
 
 
 def _crowded(runs: pd.DataFrame) -> list[str]:

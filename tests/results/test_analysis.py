@@ -91,6 +91,19 @@ def test_the_table_has_eps_with_what_certificates_leave_open(analyses):
     assert "ε: certificates leave each open by at most 0.0001 to either side." in table.notes
 
 
+def test_a_seed_whose_analysis_failed_is_named(tmp_path):
+    add_analysis(tmp_path, "resnet20", "resnest", 0, 9, 0.01)
+    run, _ = (trees.add_run(tmp_path, variant="resnest", seed=seed) for seed in (1, 2))
+    run.analysis.path.mkdir()
+    more = {"task": "analyze", "status": "failed", "error": "ValueError: too\nlarge"}
+    run.analysis.write_record(dataclasses.replace(run.read_record(), **more))
+    trees.add_run(tmp_path, variant="standard")  # which nobody asked for
+    for table in analysis_tables(read_analyses(label_rows(load_runs(tmp_path))))[:3]:
+        found = [note for note in table.notes if note.startswith("Not analysed")]
+        failed = "Not analysed (failed: ValueError: too large): seed 1 of ResNet-20 ResNEst."
+        assert found == ["Not analysed: seed 2 of ResNet-20 ResNEst.", failed]
+
+
 def test_an_analysis_that_has_not_come_to_its_end_has_no_bound(tmp_path):
     """Its last prefix so far was once shown as the bound, and averaged with others."""
     add_analysis(tmp_path, "resnet20", "resnest", 0, 9, 0.01)
