@@ -157,6 +157,10 @@ def in_one_line(error: Exception) -> str:
     if any(" not in '" in line for line in said):
         skipped.append("To append")  # to what has no other keys
     kept = [line for line in said if line and not line.startswith(tuple(skipped))]
+    if one_of_several := re.search("Could not load '(.+)/.+'", kept[0]):  # as metrics=[f1,ece]
+        group = one_of_several[1]
+        there = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        kept += [f"Available options in '{group}': {', '.join(there)}"] if there else []
     unknown = re.match("Could not override '(.+)'", kept[0])
     known = _keys(OmegaConf.to_container(OmegaConf.structured(hydra_schema())))
     close = difflib.get_close_matches(unknown[1], known, 1, 0.8) if unknown else []

@@ -38,9 +38,23 @@ def in_hydras_order(words: Sequence[str]) -> list[str]:
         )
     if given.resolve and not (given.cfg or given.help):
         raise UserError("--resolve: expected --cfg or --help beside it")
-    flags = [word for word in words if word not in given.overrides]
+    flags = _without_paths([word for word in words if word not in given.overrides])
     for flag in PATHS:
         path = getattr(given, flag[2:].replace("-", "_"))
-        if path and "://" not in path:  # as pkg:// is
-            flags.append(f"{flag}={os.path.abspath(os.path.expanduser(path))}")  # the last holds
+        if path:
+            is_url = "://" in path  # as pkg:// is
+            place = path if is_url else os.path.abspath(os.path.expanduser(path))
+            flags.append(f"{flag}={place}")  # the last holds
     return [*flags, *given.overrides]
+
+
+def _without_paths(flags: Sequence[str]) -> list[str]:
+    """Return `flags` without those of PATHS in their usual forms."""
+    apart = (*PATHS, "-cp", "-cd")
+    together = tuple(f"{name}=" for name in apart)
+    pairs = zip(["", *flags], flags, strict=False)
+    return [
+        word
+        for before, word in pairs
+        if before not in apart and word not in apart and not word.startswith(together)
+    ]

@@ -177,7 +177,8 @@ class Display:
         begun = before in (PENDING, WAITING) and view.status not in (PENDING, WAITING)
         again = view.status == RUNNING != before
         if (begun or again) and not self.live:
-            self.print(f"start {label} on {self._device(view) or 'its device'}")
+            device = self._device(view)
+            self.print(f"start {label} on {device}" if device else f"start {label}")
         if len(self.views) == 1 and not self.live:
             self._print_epochs(view)
         if view.is_over and view.status != before:

@@ -251,7 +251,9 @@ class Scheduler:
 
     def _settle_run(self, job: Job, run: Run, how: str) -> None:
         """Decide what becomes of a run whose job is over, and ended as `how` says."""
-        if run not in job.outcomes or run.status() == "running":
+        # One that waited here for a device when the sweep was stopped had no job of its own
+        waited = self.stopped and not (job.started or job.name)
+        if not waited and (run not in job.outcomes or run.status() == "running"):
             record_lost_job(run, job.name if job.dies_as_one else None, _ended(job, how))
         status = run.status()
         if status in FINAL:
@@ -284,7 +286,9 @@ class Scheduler:
         again = not self.stopped and self._deserves_another_job(job, run, status)
         if again:
             if job.counts and job.outcomes.get(run) != BUSY:
-                self.report(f"{status or 'not started'}: {run.label}, {_ended(job, how)}")
+                self.report(
+                    f"{status or 'not started'}: {run.label}, {_ended(job, how)}; trying again"
+                )
             self.idle.append(run)
         return again
 

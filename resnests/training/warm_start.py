@@ -29,7 +29,8 @@ def warm_start(model: nn.Module, config: Config, num_classes: int) -> None:
             _load(model, given, init.weights, init.strict, num_classes)
     names = [name for name, _ in model.named_parameters()]
     for pattern in init.freeze:
-        expected = f"a pattern of parameters, such as {names[0]} or {names[0].partition('.')[0]}.*"
+        such = f"such as {names[0]} or {names[0].partition('.')[0]}.*"
+        expected = f"a pattern that fits a parameter, as * ? [ab] in names of files, {such}"
         found = [name for name in names if fnmatchcase(name, pattern)]
         require(bool(found), "init.freeze", pattern, expected)
         for name in found:

@@ -5,6 +5,7 @@ import os
 import pytest
 from helpers import run_command
 
+from resnests.config.compose import in_one_line
 from resnests.config.flags import in_hydras_order
 from resnests.errors import UserError
 
@@ -38,11 +39,11 @@ def test_flags_that_hydra_refuses_in_many_lines_are_refused_in_one(words, said):
         ("", ""),
         (
             "--config-path=x/seed=0 --config-name=config",
-            "--config-path=x/seed=0 --config-name=config --config-path=CWD/x/seed=0",
+            "--config-name=config --config-path=CWD/x/seed=0",
         ),
         (
             "-cp ./x a=1 --config-dir ~/c",
-            "-cp ./x --config-dir ~/c --config-path=CWD/x --config-dir=/home/me/c a=1",
+            "--config-path=CWD/x --config-dir=/home/me/c a=1",
         ),
         ("--config-path=pkg://x", "--config-path=pkg://x"),
     ],
@@ -50,6 +51,11 @@ def test_flags_that_hydra_refuses_in_many_lines_are_refused_in_one(words, said):
 def test_flags_come_first_and_folders_are_absolute(words, meant, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert in_hydras_order(words.split()) == meant.replace("CWD", os.getcwd()).split()
+
+
+def test_one_choice_of_several_that_is_not_there_is_told_which_are():
+    said = in_one_line(Exception("In 'config': Could not load 'metrics/nosuch'."))
+    assert "Available options in 'metrics': auroc, balanced_accuracy, " in said
 
 
 def test_a_configuration_in_a_relative_folder_is_found(tmp_path):

@@ -117,6 +117,16 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path, monkeypatch, capsys):
     assert "start digits/tiny/standard seed=0 on cpu-0\n" in capsys.readouterr().out
 
 
+def test_where_no_device_is_known_none_is_named(tmp_path, capsys):
+    runs = runs_of(tmp_path, 2)
+    display = Display(runs, runs)
+    display.started -= 1
+    started(runs[0])
+    runs[0].directory.progress_file.unlink(missing_ok=True)
+    display._refresh(display._due())
+    assert capsys.readouterr().out == "start digits/tiny/standard seed=0\n"
+
+
 @pytest.mark.parametrize(
     ("validation", "epochs", "said"),
     [(61.5, 10, "validation 61.50% after 10 epochs"), (math.nan, 1, "test 72.25% after 1 epoch")],

@@ -87,7 +87,7 @@ def test_one_jobs_death_costs_that_job_only(runs):
     said = []
     queue = bring_to_end(runs, move, said=said)
     assert queue.submitted == [[0, 1, 2], [1]]
-    assert said == [f"killed: {runs[1].label}, job 1_1 ended (NODE_FAIL)"]
+    assert said == [f"killed: {runs[1].label}, job 1_1 ended (NODE_FAIL); trying again"]
     assert all(run.directory.status() == "complete" for run in runs)
 
 
@@ -110,6 +110,17 @@ def test_a_failure_is_tried_again_as_often_as_the_user_wants(runs):
     sweep = replace(runs[0].config.sweep, retries=2)
     again = replace(runs[0], config=replace(runs[0].config, sweep=sweep))
     assert len(bring_to_end([again], move).submitted) == 3
+
+
+def test_a_run_that_waited_for_a_device_when_the_sweep_was_stopped_had_no_job(runs):
+    def move(queue, job, run):
+        job.name, job.started = "", run.index == 0
+        if not queue.cancels:
+            job.state = State.RUNNING if job.started else State.QUEUED
+
+    asked = iter([False, False])
+    bring_to_end(runs, move, stopping=lambda: next(asked, True))
+    assert [run.directory.log_file.exists() for run in runs] == [True, False, False]
 
 
 def test_where_all_jobs_are_cancelled_the_sweep_ends(runs):

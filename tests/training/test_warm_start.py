@@ -136,7 +136,7 @@ def test_a_dry_run_fetches_no_published_weights(monkeypatch, capsys):
         ),
         (
             ["init.freeze=[bodi.*]"],
-            r"init.freeze=bodi.*: expected a pattern of parameters, such",
+            r"init.freeze=bodi.*: expected a pattern that fits a parameter",
         ),
         (["init.freeze=['*']"], "expected patterns that leave a parameter to train"),
         (["init.strict=false"], "init.strict=False: expected true without init.weights"),
