@@ -58,7 +58,7 @@ def test_a_study_is_one_file_a_network_and_a_command(folder):
 def test_tables_figures_and_matrices_follow(folder):
     table = aggregate(folder, "--metric", "f1", "--select", "optimizer.lr", "--by", "val_f1")
     assert table.count("tinynet") == 2  # its row, and the note on what was chosen
-    assert "tinynet standard 0." in table
+    assert "tinynet standard: 0." in table
     assert table.count(" (of 2)") == 3
     assert "test f1" in table
     differences = aggregate(folder, "optimizer.lr=0.1", "--compare", "arch=tinynet")

@@ -80,7 +80,9 @@ def read_analyses(runs: pd.DataFrame) -> Analyses:
     begun = {tuple(run[name] for name in CELL) for run in analysed}
     left = [run for run in lacking if run["why"] or tuple(run[name] for name in CELL) in begun]
     frames = (_by_setting(rows, runs) for rows in (solves, analysed, epochs, penalties))
-    return Analyses(*frames, lacking=pd.DataFrame(left))
+    found = Analyses(*frames)
+    found.lacking = pd.DataFrame(left)
+    return found
 
 
 def _why(run: dict[str, Any]) -> str:
