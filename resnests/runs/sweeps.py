@@ -285,12 +285,11 @@ def seconds_an_epoch(progress: Mapping[str, Any]) -> float | None:
 
 def kinds_of(task: str, dataset: str, arch: str, recipe: str = "", is_fresh: bool = False) -> Kinds:
     """Return kinds of runs whose epochs take alike, the most telling first. A fresh run began since
-    its sweep did, on the devices of that; of another architecture it tells more than an old one.
+    its sweep did, on the devices of that. Another architecture tells nothing.
     """
     fresh = ("on its devices",) if is_fresh else ()
     own: list[Kind] = [(task, dataset, arch, recipe), (task, dataset, arch, "")]
-    kinds = [kind + fresh for kind in own] + [*own, (task, *fresh), (task,)]
-    return tuple(dict.fromkeys(kinds))
+    return tuple(dict.fromkeys([*(kind + fresh for kind in own), *own]))
 
 
 def seconds_left(
