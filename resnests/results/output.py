@@ -4,6 +4,7 @@ where they are needed.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from collections.abc import Iterator
@@ -30,13 +31,16 @@ from resnests.results.tables import (
     paper_table,
 )
 from resnests.runs.directory import write_atomic
+from resnests.runs.files import read_file
 
 if TYPE_CHECKING:
     from resnests.results.style import Drawing
 
 FORMATS = ("markdown", "csv", "latex", "html")
 COMPARISONS = ("standard", "paper")
-FILES = "files.txt"  # of a folder with everything: the names in it
+FILES = "files.txt"  # of a folder with everything: digests and names of what is in it
+_SIGNATURE = "# aggregate.py wrote these files (SHA-256); its next call replaces or removes them"
+_ALWAYS = {"tables.md", "tables.tex", "runs.csv", "report.html"}
 _ENDINGS = {".md": "markdown", ".csv": "csv", ".tex": "latex", ".html": "html"}
 
 
@@ -141,8 +145,11 @@ def plan(
             f"--format {form} with --output {output}: a directory gets every format; "
             "name a file, or no format"
         )
+    by_ending = _ENDINGS.get(path.suffix) if path else None
+    if form is not None and by_ending not in (None, form):
+        raise UserError(f"--format {form} with --output {output}: the ending says {by_ending}")
     if not everything and form is None:
-        form = _ENDINGS.get(path.suffix) if path else "markdown"
+        form = by_ending if path else "markdown"
         if form is None:
             endings = ", ".join(_ENDINGS)
             raise UserError(
@@ -183,17 +190,17 @@ def _write_all(results: Results, folder: Path) -> None:
     """Write every format and every figure, with the numbers behind tables and figures as CSV.
 
     What an earlier call wrote there and this one does not, such as a figure of runs that are gone,
-    is removed: files.txt says what is ours.
+    is removed where it is as it was written: files.txt says what is ours.
     """
     from resnests.results import report
 
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     before = _written_before(folder)
-    tables, pictures, written = results.tables(), [], []
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    tables, pictures, written = results.tables(), [], {}
 
     def write(name: str, data: bytes) -> None:
         write_atomic(folder / name, data)
-        written.append(name)
+        written[name] = hashlib.sha256(data).hexdigest()
 
     for drawing in results.drawings():
         png = drawing.render("png")
@@ -211,9 +218,11 @@ def _write_all(results: Results, folder: Path) -> None:
     }
     for name, data in files.items():
         write(name, data)
-    write_atomic(folder / FILES, "\n".join([*written, ""]).encode())
-    for name in before - {*written}:
-        (folder / name).unlink(missing_ok=True)
+    listed = [f"{digest}  {name}" for name, digest in written.items()]
+    write_atomic(folder / FILES, "\n".join([_SIGNATURE, *listed, ""]).encode())
+    for name in before.keys() - written.keys():
+        if _digest(folder / name) == before[name]:
+            (folder / name).unlink()
     print(f"wrote {', '.join(files)} and {len(pictures)} figures below {folder}")
 
 
@@ -242,13 +251,32 @@ def _numbers(results: Results) -> dict[str, bytes]:
     return {name: _csv(frame) for name, frame in frames.items() if name in always or len(frame)}
 
 
-def _written_before(folder: Path) -> set[str]:
-    """Return the files in `folder` that an earlier call wrote; no other place is believed."""
+def _written_before(folder: Path) -> dict[str, str]:
+    """Return the files in `folder` that an earlier call wrote, each with its digest; raise a
+    UserError where the list of them is another's.
+
+    Lists of earlier versions have no digests, so nothing of theirs is removed.
+    """
+    file = folder / FILES
     try:
-        names = (folder / FILES).read_text().splitlines()
+        first, *lines = read_file(file).decode().splitlines() or [""]
+    except FileNotFoundError:
+        return {}
     except (OSError, UnicodeDecodeError):
-        return set()
-    return {name for name in names if re.fullmatch(r"(figures/)?[\w=-][\w.=-]*", name)}
+        first, lines = "", []
+    if first != _SIGNATURE and not {first, *lines} >= _ALWAYS:
+        mend = "move it, or name another folder"
+        raise UserError(f"--output {folder}: {file} is no list that aggregate.py wrote; {mend}")
+    found = [re.fullmatch(r"([0-9a-f]{64})  ((?:figures/)?[\w=-][\w.=-]*)", line) for line in lines]
+    return {match[2]: match[1] for match in found if match}
+
+
+def _digest(file: Path) -> str | None:
+    """Return the SHA-256 of a file, None where there is none."""
+    try:
+        return hashlib.sha256(read_file(file)).hexdigest()
+    except OSError:
+        return None
 
 
 def _page(results: Results) -> str:

@@ -1,6 +1,7 @@
 """python aggregate.py, as a user runs it."""
 
 import csv
+import hashlib
 import io
 import os
 import shutil
@@ -10,6 +11,10 @@ from pathlib import Path
 
 import pytest
 import trees
+
+from resnests.aggregate import _aggregate
+from resnests.errors import UserError
+from resnests.results import output
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,9 +139,70 @@ def test_a_folder_that_is_written_again_holds_what_there_is_now(tree, tmp_path):
     assert not stale.exists()
     assert mine.exists()
     assert (tmp_path / "outside").exists()
-    listed = (out / "files.txt").read_text().splitlines()
+    listed = [line[66:] for line in (out / "files.txt").read_text().splitlines()[1:]]
     found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert found == {*listed, "files.txt", "figures/curves_of_mine.png"}
+
+
+@pytest.fixture
+def write_all(tmp_path, monkeypatch):
+    """Return a function that writes everything of one run into a folder, in process."""
+    run = trees.add_run(tmp_path / "runs", 90, history=trees.history_rows(90, 3))
+
+    def write(folder):
+        monkeypatch.setattr(sys, "argv", ["aggregate.py", str(run.path), "--output", f"{folder}/"])
+        _aggregate()
+
+    return write
+
+
+@pytest.mark.parametrize("content", [b"1.png\n2.png\ntables.md\n", b"", b"\xff", None])
+def test_a_list_of_the_users_own_is_neither_believed_nor_replaced(tmp_path, write_all, content):
+    pics = tmp_path / "pics"
+    pics.mkdir()
+    (pics / "1.png").write_bytes(b"mine")
+    if content is None:
+        (pics / "files.txt").mkdir()
+    else:
+        (pics / "files.txt").write_bytes(content)
+    with pytest.raises(UserError, match=r"files\.txt is no list that aggregate\.py wrote; move it"):
+        write_all(pics)
+    assert {path.name for path in pics.iterdir()} == {"1.png", "files.txt"}
+    assert content is None or (pics / "files.txt").read_bytes() == content
+
+
+def test_only_what_is_as_it_was_written_is_removed(tmp_path, write_all):
+    out = tmp_path / "out"
+    write_all(out)
+    listed = (out / "files.txt").read_text()
+    sums = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("old.csv", "mine.csv")}
+    (out / "old.csv").write_text("old.csv")
+    (out / "mine.csv").write_text("edited since")
+    more = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+    (out / "files.txt").write_text(listed + more)
+    write_all(out)
+    assert not (out / "old.csv").exists()
+    assert (out / "mine.csv").read_text() == "edited since"
+    assert (out / "files.txt").read_text() == listed
+
+
+def test_a_folder_that_an_earlier_version_wrote_is_written_again(tmp_path, write_all):
+    out = tmp_path / "out"
+    write_all(out)
+    listed = (out / "files.txt").read_text()
+    names = [line[66:] for line in listed.splitlines()[1:]]
+    (out / "old.csv").write_text("x")
+    (out / "files.txt").write_text("\n".join([*names, "old.csv", ""]))
+    write_all(out)
+    assert (out / "old.csv").exists(), "that list has no digests"
+    assert (out / "files.txt").read_text() == listed
+
+
+@pytest.mark.parametrize(("form", "name"), [("latex", "y.md"), ("csv", "z.html")])
+def test_a_format_that_the_ending_contradicts_is_refused(tmp_path, form, name):
+    with pytest.raises(UserError, match=rf"--format {form} with --output .*: the ending says "):
+        output.plan(str(tmp_path / name), form, None, None)
+    assert output.plan(str(tmp_path / "y.txt"), form, None, None).format == form
 
 
 @pytest.mark.slow
