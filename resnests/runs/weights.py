@@ -1,4 +1,4 @@
-"""Find weights in a folder of the official naming scheme, and export ours into one.
+"""Find weights in a folder of the official naming scheme, and where ours go in one.
 
 <folder>/<CIFAR10>_<AResNEst>_<WRN_16_8>_seed=<n>/last_model.pt
 """
@@ -12,7 +12,7 @@ from resnests.config.schema import Config, Init
 from resnests.config.targets import update_digest
 from resnests.errors import UserError, require
 from resnests.paper import official_name
-from resnests.runs.directory import RunDirectory, write_atomic
+from resnests.runs.directory import RunDirectory
 
 
 def weights_file(config: Config) -> Path:
@@ -86,19 +86,3 @@ def finished(config: Config, purpose: str = "to export") -> RunDirectory:
     if directory.status() != "complete" or not directory.weights_file.is_file():
         raise UserError(f"{directory.path}: no finished run {purpose}")
     return directory
-
-
-def export(config: Config) -> Path:
-    """Copy the final weights of a finished run to where the official scheme has them; raise a
-    UserError.
-    """
-    target = export_target(config)
-    directory = finished(config)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, directory.weights_file.read_bytes())
-    except OSError as error:
-        raise UserError(
-            f"weights={config.weights}: {target} cannot be written ({error.strerror})"
-        ) from error
-    return target

@@ -35,7 +35,7 @@ from resnests.models.resnet import build_network
 from resnests.models.weights import load_weights
 from resnests.runs.directory import RunDirectory, write_atomic
 from resnests.runs.record import Record
-from resnests.runs.weights import export_target, finished
+from resnests.runs.weights import digest, export_target, finished
 from resnests.sharing.card import card
 from resnests.sharing.load import MALFORMED, files_of, own_values
 
@@ -48,13 +48,15 @@ TOLERANCE = 1e-4  # of logits, relative to the largest of them (at least 1)
 
 
 def export(config: Config) -> Path:
-    """Write the folder of a finished run and return it; raise a UserError."""
+    """Write the folder of a finished run, or its official file; return which; raise a UserError."""
     directory = finished(config)
     record = directory.read_record()
     assert record is not None
     classes = config.dataset.num_classes or record.num_classes or 0
     model = build_network(config.arch, config.variant, classes)
     load_weights(directory.weights_file, model)
+    if config.format == "official":
+        return _official(config, directory)
     model.eval()
     test = load(config.dataset, memory_gb=config.pipeline.memory_gb).test
     images = _images(2, test)
@@ -68,8 +70,9 @@ def export(config: Config) -> Path:
     folder = export_target(config).parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        before = _exported(folder)
         write_atomic(folder / FILES[config.format], data)
-        about["files"] = _kept(folder, about) | {
+        about["files"] = _kept(before, about) | {
             config.format: {
                 "file": FILES[config.format],
                 "sha256": hashlib.sha256(data).hexdigest(),
@@ -77,25 +80,45 @@ def export(config: Config) -> Path:
         }
         write_atomic(folder / "config.json", (json.dumps(about, indent=1) + "\n").encode())
         write_atomic(folder / "README.md", card(directory, record, about).encode())
-        for form, name in FILES.items():
-            if form not in about["files"]:  # of another network, and config.json says nothing of it
-                (folder / name).unlink(missing_ok=True)
+        for form in before.get("files", {}).keys() - about["files"].keys():
+            (folder / FILES[form]).unlink()  # of another network: config.json has it no more
     except OSError as error:
         reason = f"{folder} cannot be written ({error.strerror})"
         raise UserError(f"weights={config.weights}: {reason}") from error
     return folder
 
 
-def _kept(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Return what config.json in `folder` says of files in other formats of the same network."""
+def _official(config: Config, directory: RunDirectory) -> Path:
+    """Copy weights that were just read to where the official scheme has them."""
+    target = export_target(config)
     try:
-        before = json.loads((folder / "config.json").read_bytes())
-        files = files_of(before)
-        if own_values(before) != own_values(about):
-            return {}
-        return {form: file for form, file in files.items() if (folder / FILES[form]).is_file()}
-    except (OSError, *MALFORMED):  # no export of ours
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, directory.weights_file.read_bytes())
+    except OSError as error:
+        reason = f"{target} cannot be written ({error.strerror})"
+        raise UserError(f"weights={config.weights}: {reason}") from error
+    return target
+
+
+def _exported(folder: Path) -> dict[str, Any]:
+    """Return what config.json in `folder` says, of files only those that are as it says; nothing
+    where it is no export of ours.
+    """
+    try:
+        about = json.loads((folder / "config.json").read_bytes())
+        files = {
+            form: file
+            for form, file in files_of(about).items()
+            if (path := folder / FILES[form]).is_file() and digest(path) == file["sha256"]
+        }
+        return about | {"files": files}
+    except (OSError, *MALFORMED):
         return {}
+
+
+def _kept(before: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """Return the files in other formats that are of the same network."""
+    return before["files"] if before and own_values(before) == own_values(about) else {}
 
 
 def _about(config: Config, record: Record, test: Split) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from resnests.config.schema import Config, config_dict
 from resnests.environment import begin_dry_run, python_path
-from resnests.errors import USER_ERROR, UserError, print_each, require
+from resnests.errors import USER_ERROR, UserError, require
 from resnests.runs.digests import with_digests
 from resnests.runs.files import require_locks
 from resnests.runs.record import FINAL
 from resnests.runs.sweeps import remove_asked, write_asked
-from resnests.runs.weights import export, export_target
+from resnests.runs.weights import export_target
 from resnests.sweep.aside import Aside, News
 from resnests.sweep.devices import Allocation, allocate
 from resnests.sweep.display import Display
@@ -261,16 +261,14 @@ def _predict(runs: Sequence[Run]) -> int:
 
 
 def _export(runs: Sequence[Run]) -> int:
-    """Copy every run's weights, or print why not; return 1 where any is missing."""
+    """Export every run, or print why not; return 1 where any is missing."""
     targets: dict[Path, Run] = {}
     for run in runs:
         other = targets.setdefault(folder := export_target(run.config).parent, run)
         both = f"{other.directory.path} and {run.directory.path}"
         expected = f"one of {both}, which would be exported to the same {folder}"
         require(other is run, "weights", run.config.weights, expected)
-    if runs[0].config.format != "official":
-        return _run_with_torch(("resnests.sharing.export",), runs)
-    return print_each(lambda run: f"{run.label}: {export(run.config)}", runs, "not exported")
+    return _run_with_torch(("resnests.sharing.export",), runs)
 
 
 def _run_with_torch(

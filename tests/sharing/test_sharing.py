@@ -356,6 +356,35 @@ def test_an_export_whose_logits_are_off_is_not_written(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("form", ["official", "torchscript"])
+def test_weights_that_are_none_replace_no_export(tmp_path, form):
+    config, model = finished(tmp_path, "standard", form)
+    place = export(config)
+    file = place / "model.torchscript.pt" if place.is_dir() else place
+    sound = file.read_bytes()
+    weights = RunDirectory.of(config).weights_file
+    weights.write_bytes(b"junk")
+    with pytest.raises(UserError, match=r"model\.pt: it is cut short, corrupt or foreign"):
+        export(config)
+    save_weights(weights, build_model("resnet8", "standard", 11))
+    with pytest.raises(UserError, match=r"linear\.weight is \(11, 64\) instead of \(10, 64\)"):
+        export(config)
+    assert file.read_bytes() == sound
+    if form == "official":
+        again = build_model("resnet8", weights=file).eval()
+        assert torch.equal(again(IMAGES), model(IMAGES))
+
+
+def test_a_file_that_no_export_wrote_stays(tmp_path):
+    config, _ = finished(tmp_path, "standard", "torchscript")
+    folder = export(config)
+    (folder / "model.onnx").write_bytes(b"mine")
+    run = RunDirectory.of(config)
+    run.write_record(dataclasses.replace(run.read_record(), test_accuracy=12.0))
+    export(config)
+    assert (folder / "model.onnx").read_bytes() == b"mine"
+
+
 @pytest.mark.slow
 def test_what_cannot_be_exported_is_named(tmp_path):
     done = run_command(*TINY, "task=export", "weights=o", "format=torchscript", cwd=tmp_path)
