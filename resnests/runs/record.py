@@ -13,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
+
+import msgspec
 
 from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.config.schema import Config, config_dict
@@ -67,8 +69,8 @@ class Document:
     def object_of(cls, text: bytes) -> dict[str, Any]:
         """Return the JSON object in `text`; raise BrokenRecord where it is none of our schema."""
         try:
-            raw = json.loads(text)
-        except ValueError as error:
+            raw = msgspec.json.decode(text)  # as results/ read it: no NaN, nor a number like 1e400
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise BrokenRecord(f"no JSON ({error})") from error
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             raise BrokenRecord(f"no {cls.__name__.lower()} of schema {SCHEMA}")
@@ -194,12 +196,25 @@ def is_process(pid: int | None, started: float | None) -> bool:
         return False
 
 
+def _require_lists(record: Any) -> None:
+    """Raise BrokenRecord where a list holds other things than it should."""
+    counts = {f"images.{split}": value for split, value in record.images.items()}
+    names = ("mean", "std", "image_size")
+    for name, value in (counts | {name: getattr(record, name) for name in names}).items():
+        numbers = isinstance(value, list) and all(isinstance(n, int | float) for n in value)
+        if not numbers and value is not None:
+            raise BrokenRecord(f"{name} is {value!r:.60}, no list of numbers")
+    if not all(isinstance(name, str) for name in record.classes or []):
+        raise BrokenRecord(f"classes is {record.classes!r:.60}, no list of names")
+
+
 def require_sound(record: Any) -> None:
     """Raise BrokenRecord unless what has the fields of Record has a known status, times that have a
     date, and, of a complete run, its numbers.
     """
     if record.status not in STATUSES:
         raise BrokenRecord(f"unknown status {record.status!r}")
+    _require_lists(record)
     for name in ("process_started", "started", "ended"):
         when = getattr(record.provenance, name)
         if when is not None and not 0 <= when <= LATEST:
@@ -272,7 +287,8 @@ def checked(kind: type[T], raw: Any) -> T:
     hints = _hints(kind)
     known = {name: raw[name] for name in hints if name in raw}
     for name, value in known.items():
-        if not isinstance(value, hints[name]):
+        types = get_args(hints[name]) or (hints[name],)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise BrokenRecord(f"{name} is {value!r}, not of type {hints[name]}")
     try:
         return kind(**known)

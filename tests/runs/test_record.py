@@ -13,6 +13,7 @@ from filelock import Timeout
 from helpers import make_config, tiny
 
 from resnests.errors import UserError
+from resnests.results.columns import decode
 from resnests.runs import files
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.files import require_locks
@@ -73,6 +74,16 @@ def test_a_complete_record_has_all_that_was_measured(directory):
         lambda text: text.replace(b'"running"', b'"complete"'),
         lambda text: text.replace(b'"seed": 0', b'"seed": "zero"'),
         lambda text: measured(text, b"NaN"),
+        lambda text: measured(text, b"true"),
+        lambda text: measured(text, b"1e400"),
+        lambda text: changed(text, images_per_second=math.nan),
+        lambda text: changed(text, metrics={"f1": {"test": math.nan}}),
+        lambda text: changed(text, error="\ud800"),
+        lambda text: changed(text, seed=True),
+        lambda text: changed(text, classes=["cat", 1]),
+        lambda text: changed(text, mean=["a"]),
+        lambda text: changed(text, images={"test": "a"}),
+        lambda text: b"[" * 100_000,
         lambda text: changed(text, seconds=1e300),
         lambda text: changed(text, seconds=-1),
         lambda text: changed(text, parameters=-1),
@@ -95,6 +106,8 @@ def test_a_broken_record_is_never_taken_for_a_sound_one(directory, damage):
     assert damaged != text
     with pytest.raises(BrokenRecord):
         Record.from_json(damaged)
+    with pytest.raises(BrokenRecord):
+        decode(damaged)  # the reader of tables
     directory.record_file.write_bytes(damaged)
     assert directory.status() is None
 
