@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -205,19 +206,33 @@ def build_model(
     that of a head; `weights` a file, ours, official or .safetensors, whose names and shapes must
     fit.
     """
+    ok = isinstance(num_classes, Integral) and num_classes >= 1
+    require(ok, "num_classes", num_classes, "a whole number of at least 1")
     if isinstance(arch, str):
         arch = load_arch(arch)
     if not isinstance(arch, Arch):
-        blocks, widths = arch
-        arch = Arch(name="custom", blocks=list(blocks), widths=list(widths))
-    if isinstance(variant, str):
+        arch = _own_arch(arch)
+    if not isinstance(variant, Variant):
         if arch.target is None:
             require_one_of("variant", variant, HEADS)
         variant = Variant(name=variant, head=variant)
     network = build_network(arch, variant, num_classes)
     if weights is not None:
+        require(isinstance(weights, str | Path), "weights", weights, "the path of a file")
         load_weights(Path(weights).expanduser(), network)
     return network
+
+
+def _own_arch(arch: Any) -> Arch:
+    """Return the architecture of (blocks per stage, widths per stage); raise a UserError."""
+    try:
+        blocks, widths = map(list, arch)
+        ok = all(isinstance(number, Integral) for number in (*blocks, *widths))
+    except (TypeError, ValueError):
+        ok = False
+    expected = "a name in conf/arch, or whole numbers, (blocks per stage, widths per stage)"
+    require(ok, "arch", arch, expected)
+    return Arch(name="custom", blocks=blocks, widths=widths)
 
 
 def load_arch(name: str) -> Arch:

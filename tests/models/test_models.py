@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -148,3 +149,28 @@ def test_unknown_names_are_refused_with_the_choices():
         build_model("resnet21")
     with pytest.raises(UserError, match=r"variant=foo: expected one of standard"):
         build_model("resnet20", "foo")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"num_classes": -1}, "num_classes=-1: expected a whole number of at least 1"),
+        ({"num_classes": 0}, "num_classes=0: expected a whole"),
+        ({"num_classes": 2.5}, "num_classes=2.5: expected a whole"),
+        ({"num_classes": "a"}, "num_classes=a: expected a whole"),
+        ({"arch": ((1,), ("a",))}, "arch=.*: expected a name in conf/arch, or whole numbers"),
+        ({"arch": (3, 16)}, "arch=.*: expected a name in conf/arch, or whole numbers"),
+        ({"arch": ((1,),)}, "arch=.*: expected a name in conf/arch, or whole numbers"),
+        ({"arch": None}, "arch=None: expected a name in conf/arch, or whole numbers"),
+        ({"variant": 5}, "variant=5: expected one of standard"),
+        ({"weights": 5}, "weights=5: expected the path of a file"),
+    ],
+)
+def test_what_build_model_cannot_build_is_one_line(arguments, said):
+    with pytest.raises(UserError, match=f"^{said}"):
+        build_model(**{"arch": "resnet8"} | arguments)
+
+
+def test_whole_numbers_may_be_those_of_numpy():
+    model = build_model((np.array([1]), range(4, 5)), num_classes=np.int64(3))
+    assert model.linear.out_features == 3
