@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, NoReturn
 
 from resnests import __version__
-from resnests.errors import UserError, require_one_of
+from resnests.errors import USER_ERROR, UserError, require_one_of
 from resnests.results.measured import SPLITS
 from resnests.results.output import FORMATS
 from resnests.results.tables import STATISTICS
@@ -145,9 +145,16 @@ MODES: dict[str, tuple[str, ...]] = {
 _NOT_IN_CSV = ("statistic", "compare", "together", "metric", "split")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong; --help has the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: {message}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(
+    made = _Parser(
         description="Make tables, figures and a report from the runs that run.py made.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

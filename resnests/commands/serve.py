@@ -12,6 +12,7 @@ Whoever can reach the port may be anybody, and so may who wrote names, logs and 
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import hmac
 import ipaddress
@@ -45,6 +46,13 @@ def serve(root: str, port: int, host: str | None, plan: Plan) -> None:
     try:
         server = Server((host or "127.0.0.1", port), Handler)
     except (OSError, OverflowError) as error:
+        # gaierror has numbers of its own
+        if (
+            isinstance(error, socket.gaierror)
+            or getattr(error, "errno", None) == errno.EADDRNOTAVAIL
+        ):
+            expected = "expected an address or name of this machine"
+            raise UserError(f"--host {host}: {expected} ({error})") from None
         mend = "expected a free one of this machine, such as --serve 0 for any"
         raise UserError(f"--serve {port}: {mend} ({error})") from None
     server.live, server.token = Live(root, plan), secrets.token_urlsafe(24) if host else None

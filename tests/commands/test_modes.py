@@ -139,3 +139,13 @@ def test_the_best_are_those_of_the_metric(root, monkeypatch, capsys):
     status, _, err = run(root, monkeypatch, capsys, "--best", "1", "--metric", "f2")
     assert (status, len(err.splitlines())) == (2, 1)
     assert "--metric f2 --split val: no complete run has it" in err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--split", "train"), ("--best", "x")])
+def test_what_an_option_cannot_be_is_one_line(capsys, option, value):
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_intermixed_args([option, value])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.count("\n") == 1
+    assert f"argument {option}: invalid" in said

@@ -495,8 +495,9 @@ def test_a_port_that_is_taken_is_one_line(tmp_path):
             serve(str(tmp_path / "runs"), port, None, PLAN)
     with pytest.raises(UserError, match="expected a port"):
         serve(str(tmp_path / "runs"), 70_000, None, PLAN)
-    with pytest.raises(UserError, match="--serve 0: expected a free one"):
-        serve(str(tmp_path / "runs"), 0, "no.such.host.invalid", PLAN)
+    for host in ("no.such.host.invalid", "192.0.2.1"):
+        with pytest.raises(UserError, match=f"--host {host}: expected an address or name of this"):
+            serve(str(tmp_path / "runs"), 0, host, PLAN)
 
 
 @pytest.mark.slow
