@@ -26,6 +26,7 @@ not at all.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -302,6 +303,9 @@ class RunDirectory:
             if not path.is_dir() and path != self.lock_file:
                 raise UserError(f"{self.path}: cannot be made, as {path} is no directory")
             if not os.access(path, rights, effective_ids=effective):
+                if os.statvfs(path).f_flag & os.ST_RDONLY:
+                    reason = os.strerror(errno.EROFS)
+                    raise UserError(f"{self.path}: cannot be written ({reason})")
                 raise UserError(f"{self.path}: cannot be written; it belongs to {owner(path)}")
 
     def remove_temporaries(self) -> None:

@@ -184,3 +184,15 @@ def test_a_folder_that_cannot_be_listed_is_said(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(os, "scandir", scandir)
     assert list(find_runs(tmp_path)) == []
     assert "seed=1: cannot be read (Permission denied); it belongs to" in caplog.text
+
+
+def test_a_file_system_that_only_reads_is_named(tmp_path, monkeypatch):
+    run = run_in(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    with pytest.raises(UserError, match="cannot be written; it belongs to"):
+        run.require_writable()
+    found = [*os.statvfs(tmp_path)]
+    found[8] |= os.ST_RDONLY  # f_flag
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(found))
+    with pytest.raises(UserError, match=rf"cannot be written \({os.strerror(errno.EROFS)}\)$"):
+        run.require_writable()
