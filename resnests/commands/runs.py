@@ -53,7 +53,9 @@ def run_facts(run: pd.Series) -> dict[str, object]:
     recipe = json.loads(run["recipe_values"])
     own = [name for name in run.index if name.startswith(("val_", "test_"))]
     measured = {name: run[name] for name in dict.fromkeys((*METRICS, *own))}
-    analysed = [name for name in run.index if name.startswith("analysis.")]
+    # Without an analysis, columns of that name are only its keys in the configuration.
+    is_analysed = pd.notna(run.get("analysis.status"))
+    analysed = [name for name in run.index if is_analysed and name.startswith("analysis.")]
     count = run.get("frozen_parameters")
     frozen = {} if pd.isna(count) else {"frozen": count}
     lines: dict[str, object] = {

@@ -21,12 +21,13 @@ def evaluate(run: Run) -> None:
     """Measure the weights that the run names: ours or official, which have the same names."""
     config, record = run.config, run.record
     path = weights_file(config)
+    record.weights = str(path)  # also of a run that fails
     splits, dataset, model = run.prepare()
     require_same_classes(config, splits.train.classes)
     load_weights(path, model)
     if config.digests:  # the weights, which were read since
         require_unchanged(config)
-    record.weights, record.weights_sha256 = str(path), digest(path)
+    record.weights_sha256 = digest(path)
     move(model, run.device, config.trainer)
     test = run.images(splits.test, dataset)
     run.report({"state": "evaluating"})

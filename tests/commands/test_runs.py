@@ -145,6 +145,12 @@ def test_a_run_that_was_analysed_is_shown_with_what_that_found(tmp_path, capsys)
     assert shown["all"].endswith(str(run.config_file))
 
 
+def test_a_run_that_was_not_analysed_has_no_keys_of_an_analysis_among_its_numbers(tmp_path, capsys):
+    trees.add_run(tmp_path, 90)
+    print_run(load_runs(tmp_path))
+    assert "analysis." not in capsys.readouterr().out
+
+
 def test_what_follows_from_the_epochs_is_not_shown_as_a_key(tmp_path, capsys):
     run = trees.add_run(tmp_path, trainer__epochs=1)
     about = {"files": {}, "mean": 0, "std": 1, "num_classes": 10, "image_size": [8, 8]}

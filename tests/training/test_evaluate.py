@@ -14,7 +14,7 @@ from resnests.data.splits import load
 from resnests.errors import UserError
 from resnests.models.weights import load_weights, read_torch
 from resnests.paper import official_name
-from resnests.runs.directory import find_runs
+from resnests.runs.directory import RunDirectory, find_runs
 from resnests.tasks import preflight
 from resnests.tasks.experiment import run_experiment
 
@@ -149,6 +149,8 @@ def test_weights_are_evaluated_on_the_classes_that_they_were_trained_on(
         preflight.check(config, splits, torch.device("cpu"), preflight.Sizes.TWO)
     with pytest.raises(UserError, match=said):
         run_experiment(config)
+    failed = RunDirectory.of(config).read_record()
+    assert (failed.status, failed.weights) == ("failed", str(weights))
 
 
 @pytest.mark.parametrize("content", ["corrupt", "another's"])
