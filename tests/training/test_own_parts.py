@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import REPOSITORY, history, tiny
+from torch import nn
 
 from resnests.config.schema import config_dict, config_from, part_from
 from resnests.data.sources import SOURCES
@@ -308,10 +309,13 @@ def test_batches_are_tried_of_no_size_that_no_run_has(nets):
 
 
 @pytest.mark.parametrize("task", ["evaluate", "train"])
-def test_what_a_run_does_not_do_is_not_tried(nets, tmp_path, task):
+def test_what_a_run_does_not_do_is_not_tried(nets, tmp_path, task, monkeypatch):
     """Given weights are not trained, and a last batch of one image is of those who have one."""
+    monkeypatch.chdir(tmp_path)
     check(net("Squeezes", "dataset.test_limit=140"))
-    mine = dataclasses.replace(net("FixedBatch", "dataset.train_limit=70"), task=task)
+    torch.save({f"linear.{k}": v for k, v in nn.Linear(3072, 10).state_dict().items()}, "mine.pt")
+    mine = net("FixedBatch", "dataset.train_limit=70")
+    mine = dataclasses.replace(mine, task=task, weights="mine.pt" if task == "evaluate" else None)
     if task == "evaluate":
         return check(mine)
     with pytest.raises(UserError, match="a batch of 6 images"):
