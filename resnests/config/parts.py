@@ -250,10 +250,15 @@ class Optimizer(Component):
             require(ok, "optimizer.betas", self.betas, "two numbers of at least 0 and below 1")
 
 
+_SCHEDULES_OWN = ("_target_", "per", "_partial_", "_convert_")  # keys that are no arguments
+
+
 def schedule_component(values: dict[str, Any]) -> Component:
-    """Return a schedule, or one that it is made of, as a component."""
+    """Return a schedule, or one that it is made of, as a component, without Hydra's words for what
+    happens anyhow.
+    """
     require(isinstance(values, dict), "optimizer.schedule", values, "a _target_ and its arguments")
-    args = {key: value for key, value in values.items() if key not in ("_target_", "per")}
+    args = {key: value for key, value in values.items() if key not in _SCHEDULES_OWN}
     return Component(name="schedule", _target_=str(values.get("_target_")), args=args)
 
 

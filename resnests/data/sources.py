@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib.util
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -131,8 +132,6 @@ class Torchvision:
 
     def _split(self, opened: Any) -> Split:
         labels, images = opened.labels if self.split else opened.targets, opened.data
-        if hasattr(images, "numpy"):  # a tensor
-            images, labels = images.numpy(), labels.numpy()
         if images.shape[1] == 3:  # channels first
             images = images.transpose(0, 2, 3, 1)
         return Split(np.ascontiguousarray(images), np.array(labels, dtype=np.int64))
@@ -166,11 +165,18 @@ class Idx(Torchvision):
         self.md5s = md5s  # of the files in the order of IDX_FILES, zipped or not
         self.is_debians = is_debians  # whether Debian has a package of it
 
-    def folder(self, dataset: Dataset) -> Path | None:
+    def folders(self, dataset: Dataset) -> list[Path]:
+        """Return where files of these names are, of this set or another."""
         root = Path(dataset.root)
         debian = [DEBIAN_FASHION_MNIST] if self.is_debians else []
-        for folder in (root, root / self.class_name / "raw", *debian):
-            if all((folder / name).is_file() for name in IDX_FILES):
+        places = (root, root / self.class_name / "raw", *debian)
+        return [place for place in places if all((place / name).is_file() for name in IDX_FILES)]
+
+    def folder(self, dataset: Dataset) -> Path | None:
+        """Return the first of these whose smallest file is of this set."""
+        for folder in self.folders(dataset):
+            with suppress(UserError):
+                read_idx(folder / IDX_FILES[-1], self.md5s[-1])
                 return folder
         return None
 
@@ -178,7 +184,10 @@ class Idx(Torchvision):
         return self.folder(dataset) is not None
 
     def problem(self, dataset: Dataset) -> str | None:
-        return None if self.is_ready(dataset) else f"no {', '.join(IDX_FILES)}"
+        if self.is_ready(dataset):
+            return None
+        others = [f"{folder / IDX_FILES[-1]} is not its own" for folder in self.folders(dataset)]
+        return "; ".join(others) or f"no {', '.join(IDX_FILES)}"
 
     def download(self, dataset: Dataset) -> None:
         """Fetch the zipped files, which torchvision would not where there are unzipped ones."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,13 +81,17 @@ def _parameters(kind: type) -> set[str]:
     return found
 
 
-def _lock(dataset: Dataset) -> FileLock:
-    """Return a lock under which one process downloads what the others then find."""
+def _lock(dataset: Dataset) -> AbstractContextManager[Any]:
+    """Return a lock under which one process downloads what the others then find; none where nothing
+    can be written.
+    """
     root = Path(dataset.root)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"dataset.root={root}: cannot be made ({error.strerror})") from error
+    if not os.access(root, os.W_OK):
+        return nullcontext()
     return FileLock(root / f".{str(dataset.target).rpartition('.')[2]}.lock")
 
 

@@ -34,7 +34,8 @@ def analyze(run: Run) -> None:
         record.arithmetic = "fp32"
     trained = run.directory.analysed.record_or_none()
     record.epochs = trained.epochs if trained else 0
-    if epochs := run.directory.analysed.epochs_not_kept(config.trainer.keep_epochs):
+    asked = [] if config.weights else config.trainer.keep_epochs  # of no training on record
+    if epochs := run.directory.analysed.epochs_not_kept(asked):
         log.warning("no weights of epochs %s were kept in the training: they are left out", epochs)
     move(model, run.device, config.trainer)
     images = {

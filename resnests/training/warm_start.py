@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from fnmatch import fnmatchcase
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,19 @@ from resnests.runs.weights import init_file
 log = logging.getLogger(__name__)
 
 
+@cache
+def _print_untried(name: str) -> None:
+    """Say once that a dry run does not fetch the weights of this name."""
+    print(f"init.weights={name}: not tried, as a dry run downloads nothing")
+
+
 def warm_start(model: nn.Module, config: Config, num_classes: int) -> None:
     """Put the weights of `init` into `model`, and freeze what it says; raise a UserError."""
     init = config.init
     if init.weights is not None:
         path = init_file(init)
         if path is None and is_dry_run():
-            print(f"init.weights={init.weights}: not tried, as a dry run downloads nothing")
+            _print_untried(init.weights)
         else:
             given = read_weights(path, "init.weights") if path else _pretrained(init.weights)
             _load(model, given, init.weights, init.strict, num_classes)

@@ -74,13 +74,13 @@ def write_idx(path, array: np.ndarray) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def write_idx_files(folder) -> list[str]:
+def write_idx_files(folder, seed=0) -> list[str]:
     """Write small files of the names that MNIST and its relatives share; return their MD5s."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     arrays = []
     for count in (30, 20):
         arrays.append(rng.integers(0, 256, (count, 28, 28), dtype=np.uint8))
-        arrays.append((np.arange(count) % 10).astype(np.uint8))
+        arrays.append(((np.arange(count) + seed) % 10).astype(np.uint8))
     pairs = zip(IDX_FILES, arrays, strict=True)
     return [write_idx(folder / name, array) for name, array in pairs]
 
@@ -118,10 +118,18 @@ def test_damaged_files_of_them_are_named_and_not_used(idx, tmp_path, damage):
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "kmnist"])
-def test_files_of_another_relative_of_mnist_are_refused(tmp_path, name):
+def test_files_of_another_relative_of_mnist_are_refused(tmp_path, name, monkeypatch):
     write_idx_files(tmp_path)
-    with pytest.raises(UserError, match=rf"{IDX_FILES[0]} is .*another file \(its MD5 is"):
-        load(dataset(name, f"dataset.root={tmp_path}"))
+    given = dataset(name, f"dataset.root={tmp_path}", "dataset.download=false")
+    if name == "fashion_mnist":
+        monkeypatch.setattr("resnests.data.sources.DEBIAN_FASHION_MNIST", tmp_path / "none")
+    with pytest.raises(UserError, match=rf"no complete copy in .*{IDX_FILES[-1]} is not its own"):
+        load(given)
+    source = data.SOURCES[name]
+    own = tmp_path / source.class_name / "raw"
+    own.mkdir(parents=True)
+    monkeypatch.setattr(source, "md5s", write_idx_files(own, seed=1))
+    assert load(given).train.images.shape[0] == 30, "its own are found beside another's"
 
 
 def test_zipped_files_are_fetched_although_unzipped_ones_are_there(tmp_path, monkeypatch):

@@ -83,6 +83,12 @@ def test_what_a_class_hands_on_to_its_base_is_given():
     assert (len(splits.train), len(splits.test)) == (8, 4)
 
 
+def test_a_folder_that_only_reads_needs_no_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, how: False)
+    assert len(load(dataset("Flagged", root=str(tmp_path))).train) == 8
+    assert list(tmp_path.glob(".*.lock")) == []
+
+
 def test_a_dry_run_downloads_nothing():
     begin_dry_run()
     with pytest.raises(UserError, match="AssertionError"):

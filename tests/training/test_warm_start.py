@@ -23,9 +23,10 @@ from resnests.training.warm_start import warm_start
 
 ONE_CYCLE = "{_target_:torch.optim.lr_scheduler.OneCycleLR,per:step,max_lr:0.1}"
 EXPONENTIAL = "{_target_:torch.optim.lr_scheduler.ExponentialLR,per:epoch,gamma:0.5}"
-WARM = "{_target_:torch.optim.lr_scheduler.LinearLR,start_factor:0.5,total_iters:1}"
+WARM = "{_target_:torch.optim.lr_scheduler.LinearLR,_partial_:true,start_factor:0.5,total_iters:1}"
 SEQUENCE = (
-    "{_target_:torch.optim.lr_scheduler.SequentialLR,per:epoch,milestones:[1],schedulers:["
+    "{_target_:torch.optim.lr_scheduler.SequentialLR,per:epoch,_convert_:all,milestones:[1],"
+    "schedulers:["
     f"{WARM},{EXPONENTIAL.replace('per:epoch,', '')}]}}"
 )
 SCHEDULE = (f"optimizer.schedule={EXPONENTIAL}",)
@@ -123,8 +124,10 @@ def test_a_dry_run_fetches_no_published_weights(monkeypatch, capsys):
     monkeypatch.setattr(torchvision.models, "get_weight", lambda name: pytest.fail(name))
     begin_dry_run()
     model = torchvision.models.resnet18(num_classes=7)
-    warm_start(model, tiny("init.weights=ResNet18_Weights.IMAGENET1K_V1"), 7)
-    assert "not tried, as a dry run downloads nothing" in capsys.readouterr().out
+    for lr in (0.1, 0.2):
+        words = ("init.weights=ResNet18_Weights.IMAGENET1K_V1", f"optimizer.lr={lr}")
+        warm_start(model, tiny(*words), 7)
+    assert capsys.readouterr().out.count("not tried, as a dry run downloads nothing") == 1
 
 
 @pytest.mark.parametrize(
