@@ -107,7 +107,7 @@ def print_best(
         raise UserError(f"--best {count}: no complete run has {by} accuracy; {mend}")
     what = measured(runs, metric, split, "last")
     known = complete.dropna(subset=[what.column])
-    order = [what.better == "low", True]
+    order = [what.is_low_best(f"--best {count} --metric {metric}"), True]
     best = known.sort_values([what.column, "path"], ascending=order).head(count)
     words = by if metric == "accuracy" else what.words
     for value, path in zip(best[what.column], best["path"], strict=True):

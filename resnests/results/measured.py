@@ -26,7 +26,7 @@ class Measured:
     split: str = "test"  # one of SPLITS
     epoch: str = "last"  # or best, by validation accuracy
     unit: str = "%"
-    better: str = "high"  # or low
+    better: str = "high"  # or low, or "" where no run's configuration says
     notes: tuple[str, ...] = ()  # for below the tables
 
     @property
@@ -59,6 +59,16 @@ class Measured:
     def points(self) -> str:
         """Return what a difference is in."""
         return "percentage points" if self.unit == "%" else "its own unit"
+
+    def is_low_best(self, option: str) -> bool:
+        """Return whether the least value is the best; raise a UserError where nothing says."""
+        name, plain = self.name, self.name.removeprefix("ema_")
+        if not self.better:
+            raise UserError(
+                f"{option}: no run's configuration says whether a high or a low {name} is better; "
+                f"measure the runs again: their run.py command with metrics=[{plain}]"
+            )
+        return self.better == "low"
 
     @property
     def is_accuracy(self) -> bool:
@@ -116,8 +126,9 @@ def definitions(runs: pd.DataFrame, name: str) -> pd.Series:
 
 
 def _said(runs: pd.DataFrame, metric: str, key: str, default: str) -> str:
-    """Return what the configuration of `runs` says of a metric, `default` where it says nothing;
-    raise a UserError where they say different things, as such numbers have no mean.
+    """Return what the configurations of `runs` say of a metric: `default` where they have it but
+    not this key, "" where none has it. Raise a UserError where they say different things, as such
+    numbers have no mean.
     """
     columns = [f"metrics.{metric}._target_", f"metrics.{metric}.{key}"]
     known = runs.reindex(columns=columns).astype(object)
@@ -128,7 +139,7 @@ def _said(runs: pd.DataFrame, metric: str, key: str, default: str) -> str:
             f"--metric {metric}: runs have it with {columns[1]} {values}; expected one. Choose "
             f"runs by words, or measure them again: their run.py command with one metrics.{metric}"
         )
-    return str(said[0]) if len(said) else default
+    return str(said[0]) if len(said) else ""
 
 
 def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.DataFrame, Measured]:
@@ -140,6 +151,7 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
     """
     require_one_of("--by", by.partition("_")[0], ("val",))
     judge = measured(runs, by.removeprefix("val_"), "val", what.epoch, f"--select {key}")
+    is_low = judge.is_low_best(f"--select {key} --by {by}")
     if key not in runs:
         raise UserError(f"--select {key}: expected a key that the runs have, such as optimizer.lr")
     if not is_setting(key):
@@ -162,7 +174,7 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
         if not scores.count().any():
             left_out.append(f"{arch} {variant}{more}")
             continue
-        best = scores.mean().idxmax() if judge.better == "high" else scores.mean().idxmin()
+        best = scores.mean().idxmin() if is_low else scores.mean().idxmax()
         chosen.append(cell[cell[key] == best].assign(**{key: "chosen", "chosen": best}))
         said.append(f"{arch} {variant}{more}: {best} (of {_tried(scores.count())})")
     if not chosen:

@@ -31,10 +31,13 @@ def definitions(config: Config) -> dict[str, str]:
 
 
 def lacks_metrics(record: Record, config: Config) -> bool:
-    """Return whether a complete run has not all that `config` asks for, or has it otherwise."""
+    """Return whether a complete run has not all that `config` asks for, or has it otherwise; or
+    has its number alone, as an earlier version forgot the unit when it measured another one.
+    """
     asked = definitions(config) if record.status == "complete" else {}
+    known = record.config.get("metrics", {})
     return any(
-        record.metrics.get(name, {}).get("definition") != definition
+        record.metrics.get(name, {}).get("definition") != definition or name not in known
         for name, definition in asked.items()
     )
 

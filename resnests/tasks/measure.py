@@ -56,7 +56,9 @@ def measure(run: Run) -> None:
             measured |= {f"{split}_{kind}{name}": found[name] for name in metrics}
     require_numerics(config.trainer)
     note_metrics(record, measured, run.definitions)
-    record.config |= {"metrics": config.metrics, "predictions": config.predictions}
+    # What was measured before stays on record, so its unit and direction do, too.
+    record.config["metrics"] = record.config.get("metrics", {}) | config.metrics
+    record.config["predictions"] = record.config.get("predictions", False) or config.predictions
     record.measured = time.time()
     if rows:
         rows[-1] |= measured

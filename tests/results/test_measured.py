@@ -6,7 +6,7 @@ import pytest
 import trees
 
 from resnests import aggregate, load_runs
-from resnests.commands.runs import print_run
+from resnests.commands.runs import print_best, print_run
 from resnests.errors import UserError
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import read_runs
@@ -197,6 +197,23 @@ def test_a_metric_of_two_units_or_directions_is_refused(tmp_path, key, other):
     with pytest.raises(UserError, match=rf"--metric f1: runs have it with metrics.f1.{key} .* and"):
         cells(tmp_path, "f1")
     cells(tmp_path)  # it is in no other table's way
+
+
+def test_a_metric_of_no_known_direction_chooses_nothing(tmp_path):
+    """Runs that an earlier version measured by another one have its numbers alone."""
+    for rate, ece in ((0.1, 0.2), (0.3, 0.1)):
+        record = {"metrics": {"ece": {"test": ece, "val": ece, "definition": "aa"}}}
+        other = {"brier": {"_target_": "mine.brier", "better": "low"}}
+        options = HELD_OUT | {"metrics": other, "optimizer": trees.SGD | {"lr": rate}}
+        trees.add_run(tmp_path, record=record, **options)
+    runs, _ = read_runs(tmp_path)
+    what = measured(runs, "ece", "test", "last")
+    said = r"^--select optimizer.lr --by val_ece: no run's configuration says whether .* ece is"
+    with pytest.raises(UserError, match=said):
+        choose(runs, "optimizer.lr", "val_ece", what)
+    with pytest.raises(UserError, match=r"^--best 1 --metric ece: no run's configuration says"):
+        print_best(runs, 1, "validation", metric="ece")
+    assert cells(tmp_path, "ece")[1]  # tables need no direction
 
 
 @pytest.mark.parametrize(

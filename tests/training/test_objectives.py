@@ -183,6 +183,15 @@ def test_a_finished_run_is_measured_by_what_it_lacks_and_not_trained_again(tmp_p
     assert (after.test_loss, after.provenance) == (before.test_loss, before.provenance)
     assert directory.weights_file.read_bytes() == weights
     assert run.action() == "skip"
+    low = {"plain": {"_target_": "mine.Plain", "better": "low"}}
+    more = config(f"runs_dir={tmp_path}", metrics=low)
+    assert run_experiment(more, clear=lambda: pytest.fail("cleared")) == "complete"
+    after = directory.read_record()
+    assert after.config["metrics"] == asked.metrics | low, "each keeps its unit and direction"
+    assert run.action() == "skip"
+    after.config["metrics"] = low  # as an earlier version left it
+    assert lacks_metrics(after, asked)
+    after = directory.read_record()
     mine.write_text(MINE + "# edited\n")
     assert lacks_metrics(after, asked)
     directory.weights_file.unlink()
@@ -223,7 +232,10 @@ def test_predictions_are_written_at_the_end_of_a_run_and_for_a_finished_one(tmp_
     assert Run(asked, directory).action() == "resume"
     assert run_experiment(asked, clear=lambda: pytest.fail("cleared")) == "complete"
     assert Run(asked, directory).action() == "skip"
+    more = config(f"runs_dir={tmp_path}", metrics={"zeros": {"_target_": "mine.zeros"}})
+    assert run_experiment(more, clear=lambda: pytest.fail("cleared")) == "complete"
     record = directory.read_record()
+    assert record.config["predictions"], "it has them still"
     with np.load(directory.predictions_file, allow_pickle=False) as found:
         assert (found["prediction"] == found["logits"].argmax(1)).all()
         right = 100 * (found["prediction"] == found["label"]).mean()
