@@ -26,6 +26,12 @@ from resnests.results.style import (
 )
 
 LINE = ["arch", "row", "variant"]
+_OVER_EPOCHS = {"rho": "Selectivity", "squared_eps": "ε, squared", "eps": "ε", "slack": "Slack"}
+_OVER_PENALTIES = {
+    "eps": "ε, with penalty",
+    "eps.train_loss": "ε, loss alone",
+    "eps.test_loss": "ε, test",
+}
 MOST = 9  # lines that can be told apart
 _EPOCHS = (
     "Over epochs, {name}: selectivity (0 where training kept the best directions of the features "
@@ -48,17 +54,18 @@ _SPECTRUM = (
 def line_drawings(analyses: Analyses) -> Iterator[Drawing]:
     """Draw what there is to show, data set by data set."""
     kinds = (
-        (analyses.epochs, "epoch", _epochs),
-        (analyses.penalties, "penalty", _penalties),
-        (analyses.runs, None, _spectrum),
+        (analyses.epochs, "epoch", _OVER_EPOCHS, _epochs),
+        (analyses.penalties, "penalty", _OVER_PENALTIES, _penalties),
+        (analyses.runs, None, ["eigenvalues"], _spectrum),
     )
-    for frame, by, draw in kinds:
+    for frame, by, columns, draw in kinds:
         if by is None and not frame.empty:
             frame = frame[frame["eigenvalues"].str.len() > 0]
         if frame.empty:
             continue
         for dataset, mine in frame.groupby("dataset", observed=True):
-            if by is None or mine[by].nunique() > 1:
+            there = mine[[*columns]].notna().any(axis=None)  # ε is not where features are crowded
+            if there and (by is None or mine[by].nunique() > 1):
                 with mpl.rc_context(STYLE):
                     yield draw(mine, str(dataset))
 
@@ -126,24 +133,20 @@ def _panels(
 
 
 def _epochs(frame: pd.DataFrame, dataset: str) -> Drawing:
-    columns = {"rho": "Selectivity", "squared_eps": "ε, squared", "eps": "ε", "slack": "Slack"}
+    columns = _OVER_EPOCHS
     figure, panels = _panels(frame, dataset, "epoch", columns, "what training forgets")
     panels[0].axhline(1, color="#888888", linewidth=0.6)
     panels[-1].set_xlabel("Epoch")
     for axes, column in zip(panels[1:], list(columns)[1:], strict=True):
         axes.set_yscale("symlog", linthresh=1e-4)
-        axes.set_ylim(0, 1.5 * max(frame[column].astype(float).max(), 1e-4))
+        axes.set_ylim(0, 1.5 * max([1e-4, *frame[column].dropna()]))
     words = _EPOCHS.format(name=figure_name(dataset, "")) + _shown(frame)
     names = ["arch", "row", "variant", "seed", "epoch", *columns, "random_eps", "floor"]
     return Drawing(figure_key("epochs", dataset), words, figure, frame[names])
 
 
 def _penalties(frame: pd.DataFrame, dataset: str) -> Drawing:
-    columns = {
-        "eps": "ε, with penalty",
-        "eps.train_loss": "ε, loss alone",
-        "eps.test_loss": "ε, test",
-    }
+    columns = _OVER_PENALTIES
     figure, panels = _panels(frame, dataset, "penalty", columns, "the gap over penalties")
     panels[-1].set_xlabel("l2")
     words = _PENALTIES.format(name=figure_name(dataset, "")) + _shown(frame)

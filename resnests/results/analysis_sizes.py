@@ -58,7 +58,7 @@ def size_drawings(runs: pd.DataFrame) -> Iterator[Drawing]:
         for (dataset, same, other), mine in coupled.groupby(
             ["dataset", alike, "other"], observed=True
         ):
-            if mine[by].nunique() > 1:
+            if mine[by].nunique() > 1 and mine[[*_PANELS]].notna().any(axis=None):
                 with mpl.rc_context(STYLE):
                     key = figure_key(by, str(dataset), str(same), other)
                     yield _draw(mine, by, key, figure_name(str(dataset), other), what, label)

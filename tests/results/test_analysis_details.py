@@ -189,6 +189,18 @@ def test_figures_over_epochs_penalties_and_of_the_spectrum(analyses):
         assert found[key].render("png").startswith(b"\x89PNG")
 
 
+def test_a_figure_over_epochs_has_what_there_is(tmp_path):
+    """The limits of a panel without any number were nan, which ended the report."""
+    made = analysis_of(0.1)
+    made.kept = [analysis_of(0.1, epoch=1)]
+    for one in (made, *made.kept):
+        one.solves = [dataclasses.replace(solve, train_squared=None) for solve in one.solves]
+    found = {drawing.key: drawing for drawing in drawings(of_one_run(tmp_path, made))}
+    panels = found["epochs_cifar10"].figure.axes
+    assert [len(panel.lines) for panel in panels] == [1, 1, 2, 2]
+    assert panels[1].get_ylim() == (0, pytest.approx(1.5e-4))
+
+
 def test_a_figure_over_epochs_has_room_for_the_untrained_network(analyses):
     frame = analyses.epochs
     frame.loc[frame["epoch"] == 1, "epoch"] = 0
@@ -220,14 +232,16 @@ def test_as_many_features_as_images_is_a_line_and_no_number(tmp_path):
     run = trees.add_run(tmp_path, variant="resnest")
     run.analysis.path.mkdir()
     run.analysis.write_record(dataclasses.replace(run.read_record(), task="analyze"))
-    run.analysis.write_analysis(analysis_of(0.1, images=105))
+    made = analysis_of(0.1, images=105)
+    made.kept = [analysis_of(0.1, images=105, epoch=1)]
+    run.analysis.write_analysis(made)
     analyses = read_analyses(label_rows(load_runs(tmp_path)))
     table = analysis_tables(analyses)[0]
     row = dict(zip(table.header, table.rows[0], strict=True))
     assert row["(a) trained"] == "0.5000"
     assert row["(c) bound"] == row["ε"] == "—"
     assert any("can fit whatever labels there are" in note for note in table.notes)
-    assert not any(drawing.key.startswith("blocks") for drawing in drawings(analyses))
+    assert [drawing.key for drawing in drawings(analyses)] == []
     assert not [table for table in analysis_tables(analyses) if "_blocks_" in table.key]
 
 
