@@ -71,6 +71,11 @@ class Measured:
         return self.better == "low"
 
     @property
+    def is_of_predictions(self) -> bool:
+        """Return whether predictions.npz tells it: the test accuracy of the last epoch."""
+        return self.is_accuracy and self.epoch == "last"
+
+    @property
     def is_accuracy(self) -> bool:
         """Return whether it is what the paper has."""
         return (self.name, self.split) == ("accuracy", "test")

@@ -72,9 +72,10 @@ def comparison_table(
     runs: pd.DataFrame, what: Measured = ACCURACY, by_image: bool = False
 ) -> Table:
     """Return every variant's difference to Standard, paired by seed; with `by_image` McNemar's
-    test, too, where the predictions of a pair are there.
+    test, too, where the predictions of a pair are there and tell what is compared.
     """
     differences, digits = against_baseline(runs, what), what.digits
+    by_image = by_image and what.is_of_predictions
     exact = [_mcnemar(pairs) for pairs in differences["pairs"]] if by_image else []
     rows = [
         [
@@ -103,29 +104,29 @@ def comparison_table(
 
 
 def axis_table(runs: pd.DataFrame, key: str, value: str, what: Measured = ACCURACY) -> Table:
-    """Return the difference of every other value of `key` to `value`, paired by seed, and where the
-    predictions of both are there, McNemar's test on the same images; raise a UserError.
+    """Return the difference of every other value of `key` to `value`, paired by seed, and of what
+    predictions tell McNemar's test on the same images; raise a UserError.
     """
     (differences, lone), digits = against_value(runs, key, value, what), what.digits
     rows = [
         [
             *_name(d), str(d["value"]), f"{d['n']}", f"{d['delta']:+.{digits}f}",
             NONE if pd.isna(d["low"]) else f"{d['low']:+.{digits}f} to {d['high']:+.{digits}f}",
-            _p(d["p"]), _p(d["p_holm"]), _mcnemar(d["pairs"]),
+            _p(d["p"]), _p(d["p_holm"]), *[_mcnemar(d["pairs"])] * what.is_of_predictions,
         ]
         for d in differences.to_dict("records")
     ]  # fmt: skip
     header = [
         "Data set", "Architecture", "Variant", key, "Pairs", f"Δ to {value}", "95% interval",
-        "p", "p (Holm)", MCNEMAR,
+        "p", "p (Holm)", *[MCNEMAR] * what.is_of_predictions,
     ]  # fmt: skip
     title = f"Differences to {key}={value}"
     caption = (
         f"Difference of {what.words} {notes.of_epoch(what.epoch)} to {key}={value} in "
         f"{what.points}, paired by seed: mean, 95% interval, two-sided p of a paired t test over "
-        f"seeds, and p corrected for the {differences['p'].notna().sum()} tests here (Holm). "
-        f"{_OF_MCNEMAR}"
+        f"seeds, and p corrected for the {differences['p'].notna().sum()} tests here (Holm)."
     )
+    caption += f" {_OF_MCNEMAR}" * what.is_of_predictions
     lines = [*what.notes, *lone]
     if len(differences):
         lines += notes.power(differences, what)

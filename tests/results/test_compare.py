@@ -10,6 +10,7 @@ from scipy import stats
 from resnests.errors import UserError
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import read_runs
+from resnests.results.measured import Measured
 from resnests.results.output import Results, _numbers, plan
 from resnests.results.select import select
 from resnests.results.tables import MCNEMAR, axis_table, comparison_table
@@ -83,6 +84,16 @@ def test_each_pair_with_predictions_has_an_exact_test_beside_its_seed(tmp_path):
     assert [row[-1] for row in made.rows] == [f"0: {p}, 2: {p}"]
     assert made.header[-1] == MCNEMAR
     assert MCNEMAR not in comparison_table(runs).header
+    others = (Measured(epoch="best"), Measured(split="val"), Measured("f1"))
+    runs = runs.assign(val_accuracy=90.0, test_f1=90.0)
+    for what in others:  # of which the predictions of the last epoch tell nothing
+        for made in (
+            comparison_table(runs, what, by_image=True),
+            axis_table(runs, "arch", "resnet20", what),
+        ):
+            assert MCNEMAR not in made.header
+            assert "McNemar" not in made.caption
+            assert {len(row) for row in made.rows} == {len(made.header)}
 
 
 def test_differences_of_an_axis_are_written_as_numbers(tmp_path):
