@@ -96,8 +96,9 @@ class AnalysisOptions:
         for key in ("l2", "tolerance", "memory_gb"):
             value = getattr(self, key)
             require(is_positive(value), f"analysis.{key}", value, "a positive number")
-        expected = "positive numbers, such as [5e-5,5e-3]"
-        require(all(map(is_positive, self.l2_path)), "analysis.l2_path", self.l2_path, expected)
+        path, expected = self.l2_path, "positive numbers, each once, such as [5e-5,5e-3]"
+        ok = all(map(is_positive, path)) and len({*path}) == len(path)
+        require(ok, "analysis.l2_path", path, expected)
 
 
 @dataclass

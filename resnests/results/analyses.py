@@ -117,7 +117,7 @@ def _penalties(analysis: Analysis) -> Iterator[dict[str, Any]]:
     summary = analysis.summary()
     if analysis.l2 not in analysis.l2_path:
         yield {"penalty": analysis.l2} | {name: summary[name] for name in compared(None, None)}
-    for l2 in analysis.l2_path:
+    for l2 in dict.fromkeys(analysis.l2_path):  # earlier versions kept one that was given twice
         yield {"penalty": l2} | compared(*analysis.over(l2))
 
 

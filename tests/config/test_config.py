@@ -160,6 +160,7 @@ def test_a_configuration_survives_the_way_through_plain_values():
         ("devices.slots=0", "devices.slots=0"),
         ("devices.cpu_slots=0", "devices.cpu_slots=0"),
         ("analysis.l2=0", "analysis.l2=0.0"),
+        ("analysis.l2_path=[0.02,2e-2]", "analysis.l2_path=[0.02, 0.02]"),
         ("analysis.memory_gb=-1", "analysis.memory_gb=-1.0"),
         ("+logger.mine=5", "logger.mine=5"),
         ("tune.trials=0", "tune.trials=0"),

@@ -56,7 +56,7 @@ def analyses(tmp_path) -> Analyses:
         ]
         made.descents = [Descent("random", 0.31 + seed / 100, 100)]
         made.kept = [analysis_of(0.2, epoch=1)]
-        made.l2_path = [0.01]
+        made.l2_path = [0.01, 0.01]  # as earlier versions kept it where it was given twice
         made.over_l2 = [
             dataclasses.replace(solve, l2=0.01, value=2 * solve.value)
             for solve in (made.solves[2], made.solves[4])
@@ -89,9 +89,9 @@ def test_each_detail_has_its_table(analyses):
     assert (row["Block"], row["at least"], row["at most"]) == ("1.2", "1.0e-05", "3.0e+00")
     assert row["drop"] == "0.10", "known to 2e-3, which two digits carry"
     rows = shown(analyses, "l2_")
-    assert [(row["l2"], row["ε"].split()[0]) for row in rows] == [
-        ("0.0005", "0.1050"),
-        ("0.01", "0.2100"),
+    assert [(row["l2"], row["n"], row["ε"].split()[0]) for row in rows] == [
+        ("0.0005", "2", "0.1050"),
+        ("0.01", "2", "0.2100"),
     ]
     rows = shown(analyses, "epochs_")
     assert [(row["epoch"], row["selectivity"].split()[0]) for row in rows] == [
