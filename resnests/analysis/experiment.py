@@ -66,12 +66,13 @@ def analyze(
     work = _Work(config, directory, splits, done, stop, report)
     work.analyse(model, done)
     before = {(kept.epoch, kept.weights_sha256): kept for kept in done.kept}
-    done.kept = []
-    for epoch, file in kept_weights(directory.analysed.path):
+    weights = kept_weights(directory.analysed.path)
+    keys = [(epoch, digest_of(file)) for epoch, file in weights]
+    # All at once, as each solve writes all: an interruption loses none of what is known of others.
+    done.kept = [before.get(key) or new_analysis(options, key[1], key[0]) for key in keys]
+    for kept, (_, file) in zip(done.kept, weights, strict=True):
         load_weights(file, model)
-        key = (epoch, digest_of(file))
-        done.kept.append(before.get(key) or new_analysis(options, key[1], epoch))
-        work.analyse(model, done.kept[-1])
+        work.analyse(model, kept)
     directory.write_analysis(done)
     return done
 

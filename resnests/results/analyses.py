@@ -102,11 +102,11 @@ def _blocks(analysis: Analysis) -> int:
 
 
 def _epochs(analysis: Analysis, run: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what is known of each epoch, where weights of some were kept."""
-    for kept in analysis.kept:
+    """Yield what is known of each epoch, where weights of some were kept and analysed so far."""
+    begun = [kept for kept in analysis.kept if kept.solves]
+    for kept in begun:
         yield kept.summary() | {"epoch": kept.epoch}
-    kept_last = any(kept.epoch == run["epochs"] for kept in analysis.kept)
-    if analysis.kept and not kept_last:
+    if begun and all(kept.epoch != run["epochs"] for kept in begun):
         yield analysis.summary() | {"epoch": run["epochs"]}
 
 

@@ -116,6 +116,30 @@ def test_more_penalties_are_added_and_fewer_take_nothing_away(tmp_path, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_descents")
+def test_an_interruption_at_one_kept_epoch_loses_none_of_the_others(tmp_path):
+    """What was known of later epochs was out of the file until their turn came."""
+    keeps = "trainer.keep_epochs=[0,1]"
+    assert run_experiment(narrow(tmp_path, keeps)) == "complete"
+    config = narrow(tmp_path, keeps, "task=analyze")
+    assert run_experiment(config) == "complete"
+    directory = RunDirectory.of(config)
+    whole = directory.read_analysis()
+    lacking = dataclasses.replace(whole, kept=whole.kept[1:])
+    directory.write_analysis(lacking)  # as where epoch 0 was not kept before
+    said = []
+    stops = {"should_stop": lambda: any("epoch 0: " in text for text in said)}
+    states = {"report": lambda now: said.append(now.get("state", ""))}
+    assert run_experiment(config, **stops, **states) == "interrupted"
+    first, second = directory.read_analysis().kept
+    assert (first.epoch, len(first.solves)) == (0, 1)
+    assert second == whole.kept[1]
+    assert run_experiment(config) == "complete"
+    assert [kept.epoch for kept in directory.read_analysis().kept] == [0, 1]
+    assert all(kept.solves for kept in directory.read_analysis().kept)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short_descents")
 def test_epochs_that_a_complete_run_did_not_keep_are_named(tmp_path, capsys, caplog):
     assert run_experiment(narrow(tmp_path)) == "complete"
     keeps = ("trainer.keep_epochs=[0,2]", "analysis.train=true")

@@ -192,12 +192,14 @@ def test_figures_over_epochs_penalties_and_of_the_spectrum(analyses):
 def test_a_figure_over_epochs_has_what_there_is(tmp_path):
     """The limits of a panel without any number were nan, which ended the report."""
     made = analysis_of(0.1)
-    made.kept = [analysis_of(0.1, epoch=1)]
+    made.kept = [analysis_of(0.1, epoch=epoch) for epoch in (1, 2)]
+    made.kept[1].solves = []  # it was interrupted there
     for one in (made, *made.kept):
         one.solves = [dataclasses.replace(solve, train_squared=None) for solve in one.solves]
     found = {drawing.key: drawing for drawing in drawings(of_one_run(tmp_path, made))}
     panels = found["epochs_cifar10"].figure.axes
     assert [len(panel.lines) for panel in panels] == [1, 1, 2, 2]
+    assert found["epochs_cifar10"].data["epoch"].tolist() == [1, 3]
     assert panels[1].get_ylim() == (0, pytest.approx(1.5e-4))
 
 
