@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -213,6 +214,8 @@ def scientific(cell: pd.DataFrame, column: str) -> str:
     error = _error(cell, column) or 0.0
 
     def written(number: float) -> str:
+        if not math.isfinite(number):
+            return f"{number}"
         first = 10.0 ** int(f"{number:e}".partition("e")[2])
         text = f"{number:.{int(error <= first / 10)}e}"
         return f"{text} ± {at_most(error):.0e}" if error > first else text

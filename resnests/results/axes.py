@@ -79,9 +79,11 @@ def _column(runs: pd.DataFrame, key: str, value: str) -> str:
     if key == "augment":
         expected = "runs keep what it stands for; expected pipeline.augment=... or pipeline.mix=..."
         recipes = [json.loads(text) for text in runs["recipe_values"].unique()]
+        told = []
         for name in ("pipeline.augment", "pipeline.mix"):
             known = {str(brief(recipe[name])) for recipe in recipes if name in recipe}
-            expected += "".join(f", such as '{name}={one}'" for one in sorted(known)[:4])
+            told += [f"'{name}={one}'" for one in sorted(known)[:4]]
+        expected += f", such as {', '.join(told)}" if told else ""
     raise UserError(f"--compare {key}={value}: {expected}")
 
 

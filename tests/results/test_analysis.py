@@ -1,6 +1,7 @@
 """Tables and figures of analyses, of made-up ones."""
 
 import dataclasses
+import math
 
 import pandas as pd
 import pytest
@@ -171,6 +172,10 @@ def test_no_interval_of_zeros_has_a_minus():
 )
 def test_an_interval_is_cut_where_no_value_can_be(column, values, shown):
     assert interval(pd.DataFrame({column: values}), column) == shown
+
+
+def test_an_infinite_value_is_text():
+    assert scientific(pd.DataFrame({"least": [1.0, math.inf]}), "least") == "inf [1.0e+00 to inf]"
 
 
 def test_a_mean_is_within_the_least_and_the_largest_as_they_are_shown():
