@@ -363,4 +363,4 @@ def test_a_node_without_the_data_set_says_so(tmp_path, slurm):
     assert done.returncode == 1
     assert f"dataset.root={images}: expected" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert done.stdout.count("submitted") == 1
+    assert done.stdout.count("submitted") == 2, "once more, on the only node"
