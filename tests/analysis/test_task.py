@@ -78,6 +78,14 @@ def narrow(folder, *overrides: str) -> Config:
     return make_config(*words, f"runs_dir={folder}", *overrides)
 
 
+def analysed(folder, *overrides: str) -> tuple[Config, RunDirectory]:
+    """Train such a network and analyse it; return what was asked for, and where it is."""
+    assert run_experiment(narrow(folder, *overrides)) == "complete"
+    config = narrow(folder, *overrides, "task=analyze")
+    assert run_experiment(config) == "complete"
+    return config, RunDirectory.of(config)
+
+
 def again(config: Config) -> str:
     """Do what a sweep would do with `config`, in this process; return its action."""
     run = Run(config, RunDirectory.of(config))
@@ -118,11 +126,7 @@ def test_more_penalties_are_added_and_fewer_take_nothing_away(tmp_path, monkeypa
 @pytest.mark.usefixtures("short_descents")
 def test_an_interruption_at_one_kept_epoch_loses_none_of_the_others(tmp_path):
     """What was known of later epochs was out of the file until their turn came."""
-    keeps = "trainer.keep_epochs=[0,1]"
-    assert run_experiment(narrow(tmp_path, keeps)) == "complete"
-    config = narrow(tmp_path, keeps, "task=analyze")
-    assert run_experiment(config) == "complete"
-    directory = RunDirectory.of(config)
+    config, directory = analysed(tmp_path, "trainer.keep_epochs=[0,1]")
     whole = directory.read_analysis()
     lacking = dataclasses.replace(whole, kept=whole.kept[1:])
     directory.write_analysis(lacking)  # as where epoch 0 was not kept before
@@ -197,11 +201,7 @@ def test_a_small_run_of_each_experiment_on_forgetting_shows_what_training_forget
 
 @pytest.mark.usefixtures("short_descents")
 def test_epochs_start_with_the_network_before_its_first_step(tmp_path):
-    keeps = "trainer.keep_epochs=[0,2]"
-    assert run_experiment(narrow(tmp_path, keeps)) == "complete"
-    config = narrow(tmp_path, keeps, "task=analyze")
-    assert run_experiment(config) == "complete"
-    directory = RunDirectory.of(config)
+    directory = analysed(tmp_path, "trainer.keep_epochs=[0,2]")[1]
     assert directory.analysed.epochs_not_kept([0, 2]) == []
     untrained, last = directory.read_analysis().kept
     assert (untrained.epoch, last.epoch) == (0, 2)
