@@ -155,13 +155,13 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
     Cells that choose different values stay in one row of the tables, as they would with one value.
     """
     require_one_of("--by", by.partition("_")[0], ("val",))
-    judge = measured(runs, by.removeprefix("val_"), "val", what.epoch, f"--select {key}")
-    is_low = judge.is_low_best(f"--select {key} --by {by}")
     if key not in runs:
         raise UserError(f"--select {key}: expected a key that the runs have, such as optimizer.lr")
     if not is_setting(key):
         expected = "expected a setting of which a cell has several values, such as optimizer.lr"
         raise UserError(f"--select {key}: {expected}; means are over seeds, and of each cell")
+    judge = measured(runs, by.removeprefix("val_"), "val", what.epoch, f"--select {key}")
+    is_low = judge.is_low_best(f"--select {key} --by {by}")
     chosen, said, left_out = [], [], []
     recipes = [json.loads(text) for text in runs["recipe_values"]]
     others = [json.dumps(recipe | {key: "chosen"}, sort_keys=True) for recipe in recipes]
