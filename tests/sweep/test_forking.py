@@ -189,6 +189,7 @@ def test_unseeded_draws_of_two_trainings_differ(server, tmp_path, monkeypatch):
 
 def test_its_memory_does_not_grow_with_the_number_of_trainings(server):
     """Jobs that die as soon as they have a training do not disturb it, either."""
+    files = server.num_fds()
 
     def start(count: int) -> None:
         for _ in range(count):
@@ -196,13 +197,12 @@ def test_its_memory_does_not_grow_with_the_number_of_trainings(server):
                 job.connect(os.environ[forking.ADDRESS])
                 socket.send_fds(job, [b"\n"], [null.fileno()] * 2)
                 assert receive(job)
-        until(lambda: not server.children())
+        until(lambda: not server.children() and server.num_fds() == files)
 
     start(10)
-    before = server.memory_full_info().uss, server.num_fds()
+    before = server.memory_full_info().uss
     start(100)
-    assert server.memory_full_info().uss < before[0] + 2**20
-    assert server.num_fds() == before[1]
+    assert server.memory_full_info().uss < before + 2**20
 
 
 def test_trainings_outlive_their_server_and_later_ones_do_without(tmp_path, capfd, monkeypatch):
