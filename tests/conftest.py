@@ -13,7 +13,8 @@ def pytest_configure(config):
     """Run the tests on a machine with a GPU as on one without; -m gpu asks for those of a GPU.
     Trainings that share the cores would take four times as long if their threads spun while they
     wait. What the tests start can be interrupted although nohup or a shell's & started the tests.
-    What is printed, and how much a run gets, is as without a terminal and outside of a job.
+    What is printed, and how much a run gets, is as without a terminal and outside of a job; servers
+    of the tests are asked without a proxy.
     """
     for number, usual in (
         (signal.SIGINT, signal.default_int_handler),
@@ -22,7 +23,7 @@ def pytest_configure(config):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, usual)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    for name in ("FORCE_COLOR", *OF_A_JOB):
+    for name in ("FORCE_COLOR", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", *OF_A_JOB):
         os.environ.pop(name, None)
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
