@@ -20,7 +20,16 @@ import psutil
 import pytest
 from faults import FAULTS, campaign
 from filelock import FileLock
-from helpers import REPOSITORY, TINY, run_command, statuses, tiny, until, write_run
+from helpers import (
+    REPOSITORY,
+    TINY,
+    hold_all_cores,
+    run_command,
+    statuses,
+    tiny,
+    until,
+    write_run,
+)
 from sweeps import Sweep
 
 from resnests.config.parts import Arch
@@ -32,7 +41,7 @@ from resnests.runs.lock import flocked
 from resnests.runs.record import Provenance, Record, UnreadableRun
 from resnests.runs.sweeps import find_asked, read_asked
 from resnests.sweep import process, worker
-from resnests.sweep.devices import Allocation, allocate
+from resnests.sweep.devices import allocate
 from resnests.sweep.drive import run_single, run_sweep
 from resnests.sweep.executors.local import LauncherExecutor, local_sweep
 from resnests.sweep.folders import temporary_folder
@@ -449,9 +458,7 @@ def test_pieces_of_a_users_own_that_fail_stop_a_sweep_before_its_first_run(tmp_p
 
 @pytest.mark.slow
 def test_what_was_interrupted_while_it_waited_for_a_device_was_not_started(tmp_path):
-    held = lease(
-        Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
-    )
+    held = hold_all_cores()
     sweep = Sweep(tmp_path)
     while not list(tmp_path.glob("runs/**/progress.json")):
         time.sleep(0.05)
@@ -471,9 +478,7 @@ def test_a_run_with_a_damaged_record_that_could_not_start_keeps_its_checkpoint(t
     directory.path.mkdir(parents=True)
     for name in ("record.json", "checkpoint.pt"):
         (directory.path / name).write_bytes(b"torn")
-    held = lease(
-        Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
-    )
+    held = hold_all_cores()
     done = run_command(*TINY, "trainer.device=cpu", "devices.wait=false", cwd=tmp_path)
     held.release()
     assert done.returncode == 1
@@ -503,9 +508,7 @@ def test_what_is_finished_is_there_until_nothing_can_refuse_to_start_it_afresh(t
     )
     assert refused.returncode == 2, refused.stderr
     assert contents(tmp_path) == before
-    held = lease(
-        Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
-    )
+    held = hold_all_cores()
     taken = run_command("-m", *TINY, *OVER, "devices.wait=false", cwd=tmp_path)
     held.release()
     assert taken.returncode == 1
@@ -743,9 +746,7 @@ def test_a_file_system_that_is_away_for_a_moment_does_not_end_the_heartbeat(
 @pytest.mark.slow
 def test_a_second_sweep_that_is_interrupted_leaves_the_first_one_alone(tmp_path):
     """It waits for a device all the while, and has no record yet."""
-    held = lease(
-        Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
-    )
+    held = hold_all_cores()
     first = Sweep(tmp_path, "seed=0", "variant=standard")
     while not list(tmp_path.glob("runs/**/progress.json")):
         time.sleep(0.05)
