@@ -20,6 +20,8 @@ from resnests.config.compose import register
 from resnests.config.schema import Config, config_from
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.record import Provenance, Record
+from resnests.sweep.devices import allocate
+from resnests.sweep.leases import Lease, lease
 
 REPOSITORY = Path(__file__).parent.parent
 TINY = (
@@ -94,6 +96,13 @@ def until(is_so: Callable[[], object], seconds: float = 90) -> None:
     while not is_so():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.02)
+
+
+def hold_all_cores() -> Lease:
+    """Lease all cores that a run may use here, as a run of somebody else's does."""
+    held = lease(allocate(make_config("trainer.device=cpu"), 1), "somebody else's run")
+    assert held is not None
+    return held
 
 
 def gpu(number: int) -> str:

@@ -87,7 +87,7 @@ def test_the_gpu_report_has_every_mode(monkeypatch, capsys):
 
 @pytest.fixture
 def session(tmp_path) -> gpu_session.Session:
-    return gpu_session.Session(argparse.Namespace(smoke=True, output=tmp_path, minutes=1))
+    return gpu_session.Session(argparse.Namespace(smoke=True, output=tmp_path, minutes=9))
 
 
 @pytest.mark.slow

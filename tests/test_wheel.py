@@ -18,6 +18,7 @@ GRID = ("dataset=stripes", "trainer.epochs=2", "trainer.batch_size=32")
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """Return a folder with what the wheel installs."""
+    pytest.importorskip("pip", reason="needs pip")
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
     command += ["--no-build-isolation", "--wheel-dir", str(folder), str(REPOSITORY)]

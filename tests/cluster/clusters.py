@@ -20,6 +20,8 @@ SLURM = ("cluster=slurm", "cluster.cpus=1", "cluster.gpus=0")
 EPOCHS = 300
 LONG = f"trainer.epochs={EPOCHS}"  # some eight seconds, and many with the machine busy
 
+SEEN = "trainer.epochs=100"  # some three seconds, more than two jobs at once begin apart
+
 
 def start(folder: Path, *overrides: str, **environment: str) -> subprocess.Popen:
     """Start a sweep, whose lines are appended to sweep.log."""

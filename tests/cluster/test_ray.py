@@ -10,6 +10,7 @@ import pytest
 from clusters import (
     GRID,
     LONG,
+    SEEN,
     assert_refused,
     assert_same_results,
     epochs,
@@ -40,14 +41,14 @@ def nodes():
 
 
 def test_a_grid_is_trained_by_tasks_with_their_share_at_once(tmp_path, nodes):
-    assert sweep(tmp_path, *RAY, *GRID) == 0
+    assert sweep(tmp_path, *RAY, *GRID, SEEN) == 0
     records = [run.read_record() for run in runs(tmp_path).values()]
     assert [record.status for record in records] == ["complete"] * 4
     assert {record.provenance.threads for record in records} == {1}
     assert len({record.provenance.job for record in records}) == 4
     spans = sorted((r.provenance.started, r.provenance.ended) for r in records)
     assert spans[1][0] < spans[0][1]
-    assert sweep(tmp_path, *RAY, *GRID) == 0
+    assert sweep(tmp_path, *RAY, *GRID, SEEN) == 0
     assert "nothing to do" in log(tmp_path)
 
 

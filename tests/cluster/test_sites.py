@@ -16,6 +16,7 @@ import pytest
 from clusters import (
     GRID,
     LONG,
+    SEEN,
     SLURM,
     assert_same_results,
     epochs,
@@ -177,7 +178,7 @@ def spans(folder) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("most", [0, 1])
 def test_a_site_without_arrays_gets_a_job_for_each_run(tmp_path, most):
     with Slurm(more=f"MaxArraySize={most}"):
-        assert sweep(tmp_path, *SLURM, "seed=range(3)", "trainer.epochs=40") == 0
+        assert sweep(tmp_path, *SLURM, "seed=range(3)", SEEN) == 0
         assert sweep(tmp_path, *SLURM, "seed=3,4", "cluster.jobs=1", "cluster.detach=true") == 0
         until(lambda: statuses(tmp_path) == ["complete"] * 5)
     jobs = {run.read_record().provenance.job for run in runs(tmp_path).values()}

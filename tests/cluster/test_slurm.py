@@ -13,6 +13,7 @@ from clusters import (
     EPOCHS,
     GRID,
     LONG,
+    SEEN,
     SLURM,
     assert_refused,
     assert_same_results,
@@ -52,7 +53,7 @@ def _jobs(folder) -> set[str]:
 
 
 def test_a_grid_is_trained_on_both_nodes_with_what_each_job_was_given(tmp_path, slurm):
-    assert sweep(tmp_path, *SLURM, *GRID) == 0
+    assert sweep(tmp_path, *SLURM, *GRID, SEEN) == 0
     records = [run.read_record() for run in runs(tmp_path).values()]
     assert [record.status for record in records] == ["complete"] * 4
     assert {record.provenance.host for record in records} == {"n1", "n2"}
@@ -67,7 +68,7 @@ def test_a_grid_is_trained_on_both_nodes_with_what_each_job_was_given(tmp_path, 
     spans = sorted((r.provenance.started, r.provenance.ended) for r in records)
     assert spans[1][0] < spans[0][1]
     assert not left_over(tmp_path)
-    assert sweep(tmp_path, *SLURM, *GRID) == 0
+    assert sweep(tmp_path, *SLURM, *GRID, SEEN) == 0
     assert "nothing to do" in log(tmp_path)
 
 
@@ -198,7 +199,7 @@ def test_a_node_that_is_drained_gets_no_more_runs_until_it_is_resumed(tmp_path, 
 
 def test_a_time_limit_changes_no_bit(tmp_path, slurm, undisturbed):
     """The limit is a minute: runs that take longer write a checkpoint, and queue once more."""
-    seconds = max(run.read_record().seconds for run in runs(undisturbed).values())
+    seconds = min(run.read_record().seconds for run in runs(undisturbed).values())
     epochs_of_80_seconds = int(EPOCHS * 80 / seconds)
     grid = ("seed=0,1", f"trainer.epochs={epochs_of_80_seconds}")
     (tmp_path / "reference").mkdir()
@@ -266,19 +267,19 @@ def test_jobs_outlive_their_sweep_and_the_same_command_finds_them(tmp_path, slur
 
 
 def test_detached_jobs_need_no_sweep(tmp_path, slurm):
-    assert sweep(tmp_path, *SLURM, *GRID, "cluster.detach=true") == 0
+    assert sweep(tmp_path, *SLURM, *GRID, SEEN, "cluster.detach=true") == 0
     assert len(slurm.queue()) == 4
     (command,) = re.findall(r"python (aggregate.py --status .*) tells how far", log(tmp_path))
     script, *words = command.split()
     status = run_command(*words, cwd=tmp_path, script=script)  # before any run is on record
     assert (status.returncode, status.stderr) == (0, "")
     assert "queued: runs/digits/tiny/" in status.stdout
-    assert sweep(tmp_path, *SLURM, *GRID, "cluster.detach=true") == 0
+    assert sweep(tmp_path, *SLURM, *GRID, SEEN, "cluster.detach=true") == 0
     assert len(slurm.queue()) <= 4  # none of them twice
     until(lambda: not slurm.queue())
     assert statuses(tmp_path) == ["complete"] * 4
     assert left_over(tmp_path)
-    assert sweep(tmp_path, *SLURM, *GRID) == 0
+    assert sweep(tmp_path, *SLURM, *GRID, SEEN) == 0
     assert "nothing to do" in log(tmp_path)
     assert not left_over(tmp_path)
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from helpers import until
 from spaces import LR, make_space
 
 pytest.importorskip("optuna", reason="needs resnests[tune]")
@@ -38,7 +39,7 @@ class Trainings:
 
     def __init__(self):
         self.begun, self.resumed = 0, 0
-        self.pace = lambda config: 0.0  # seconds an epoch
+        self.goes_on = lambda config, epoch: True  # or waits in an epoch until it is to stop
         self.at_once, self.most_at_once = 0, 0
         self.end = lambda config: ("complete", None)
 
@@ -71,7 +72,7 @@ class Trainings:
             rows[-1] |= {"train_loss": 1.0, "test_accuracy": 9.0}
             directory.write_history(rows)
             record.epochs = epoch
-            time.sleep(self.pace(config))
+            until(lambda epoch=epoch: self.goes_on(config, epoch) or stop.requested())
         if record.status == "complete":
             record = replace(record, train_loss=1, train_accuracy=9, test_loss=1)
             record = replace(record, test_accuracy=9, parameters=1)
@@ -139,7 +140,7 @@ def test_a_study_is_finished_once_and_shown(tmp_path, trainings, capsys, objecti
 
 @pytest.mark.slow
 def test_a_pruned_run_is_on_record_and_resumes_when_asked_for_again(tmp_path, trainings, capsys):
-    trainings.pace = lambda config: 0.2
+    trainings.goes_on = lambda config, epoch: epoch != 2
     pruner = "+tune.pruner={_target_: optuna.pruners.ThresholdPruner, lower: 200}"
     words = (*BASE, "tune.trials=1", pruner)
     assert run_search(make_space(tmp_path, *words, "tune.warmup=0.25"), []) == 0
@@ -210,7 +211,7 @@ def test_a_trial_that_ends_while_another_process_looks_is_not_taken_again(tmp_pa
 
 @pytest.mark.slow
 def test_every_device_has_a_run_and_none_has_two(tmp_path, trainings):
-    trainings.pace = lambda config: 0.1
+    trainings.goes_on = lambda *_: time.sleep(0.1) or trainings.most_at_once >= 3
     words = (*BASE, "devices.slots=3", "devices.cpu_slots=3", "tune.seeds=2", "tune.trials=3")
     assert run_search(make_space(tmp_path, *words), []) == 0
     assert trainings.most_at_once == 3
@@ -221,8 +222,9 @@ def test_every_device_has_a_run_and_none_has_two(tmp_path, trainings):
 @pytest.mark.parametrize("fail_fast", ["true", "false"])
 def test_a_seed_that_fails_stops_the_others_of_its_trial(tmp_path, trainings, capsys, fail_fast):
     trainings.end = lambda config: ("failed", "no luck") if config.seed else ("complete", None)
-    trainings.pace = lambda config: 0.0 if config.seed else 0.3
-    words = (*BASE, "tune.seeds=2", "tune.trials=1", f"sweep.fail_fast={fail_fast}")
+    trainings.goes_on = lambda config, epoch: config.seed == 1
+    words = (*BASE, "devices.cpu_slots=2", "tune.seeds=2", "tune.trials=1")
+    words += (f"sweep.fail_fast={fail_fast}",)
     assert run_search(make_space(tmp_path, *words), []) == 1
     assert states(tmp_path) == ["FAIL"]
     ends = {run.read_config().seed: run.status() for run in find_runs(tmp_path / "study-tune")}
@@ -266,16 +268,13 @@ def test_fail_fast_ends_the_search_and_a_retry_saves_the_trial(tmp_path, trainin
 
 @pytest.mark.slow
 def test_a_second_signal_reaches_the_trainings(tmp_path, trainings):
-    trainings.pace = lambda config: 0.2
     space = make_space(tmp_path, *BASE)
     search = drive.Search(Study(space), allocate(space.first, 2), lambda runs: None)
     seen = []
 
     def train(run, stop):
         search.stop.signals = 2  # as two of them do
-        until = time.monotonic() + 30
-        while stop.signals < 2 and time.monotonic() < until:
-            time.sleep(0.02)
+        until(lambda: stop.signals > 1)
         seen.append(stop.signals)
         return INTERRUPTED
 

@@ -26,7 +26,7 @@ from resnests.search import plan as search_plan
 from resnests.sweep import device_errors, drive, process, tryout
 from resnests.sweep.aside import Aside, News, NoDevice, Note
 from resnests.sweep.device_errors import device_failure
-from resnests.sweep.devices import Allocation
+from resnests.sweep.devices import CORES, Allocation
 from resnests.sweep.drive import run_single, run_sweep
 from resnests.sweep.executors import slurm_job
 from resnests.sweep.leases import lease, leased_slots
@@ -606,11 +606,14 @@ def test_cards_that_nvml_sees_and_torch_cannot_use_end_a_sweep_before_its_first_
     reason="needs Linux and two cores",
 )
 def test_a_broken_device_costs_a_sweep_nothing(tmp_path):
-    """Slots of a CPU stand for cards: every run on one of two fails at its first epoch."""
+    """Slots of a CPU stand for cards, one for each run however many cores there are: every run on
+    one of them fails at its first epoch.
+    """
     dying = f"cpu-{min(os.sched_getaffinity(0))}"
     (tmp_path / "dying").write_text(dying)
     command = [sys.executable, str(REPOSITORY / "run.py"), "-m", *SMALL, "seed=range(4)"]
     path = {"PYTHONPATH": str(REPOSITORY / "tests" / "broken"), "CUDA_VISIBLE_DEVICES": ""}
+    path |= {CORES: "2"}
     options = ["trainer.device=cpu", "devices.cpu_slots=2"]
     done = subprocess.run(
         [*command, *options], cwd=tmp_path, env=os.environ | path, capture_output=True, text=True

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from helpers import until
 
 from resnests.errors import UserError
 from resnests.sweep import leases
@@ -101,15 +102,19 @@ class Waiter(threading.Thread):
     def __init__(self, allocation: Allocation) -> None:
         super().__init__(daemon=True)
         self.allocation, self.held = allocation, None
-        self.over = threading.Event()
+        self.over, self.looks = threading.Event(), 0
         self.start()
-        time.sleep(3 * leases.POLL_SECONDS)  # it waits by now
+        until(lambda: self.looks > 1)  # it has tried once, and has its place
 
     def run(self) -> None:
-        self.held = lease(self.allocation, "waiter", should_stop=self.over.is_set)
+        self.held = lease(self.allocation, "waiter", should_stop=self._is_over)
+
+    def _is_over(self) -> bool:
+        self.looks += 1  # before each try
+        return self.over.is_set()
 
     def ended(self) -> bool:
-        self.join(20 * leases.POLL_SECONDS)
+        self.join(60)
         return not self.is_alive()
 
     def close(self) -> None:

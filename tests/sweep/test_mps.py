@@ -7,7 +7,9 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,7 +127,7 @@ os.kill(os.getpid(), 9)
     time.sleep(0.5)
     assert not is_gone(pid), "a run is still its client"
     (program.folder / "clients").unlink()
-    until(lambda: is_gone(pid) and not Path(folder).exists(), 20)
+    until(lambda: is_gone(pid) and not Path(folder).exists())
 
 
 @pytest.mark.parametrize("wanted", [True, None, False])
@@ -181,7 +183,8 @@ def test_what_stands_against_a_daemon_is_one_line(
 
 
 def test_a_daemon_that_does_not_answer_is_stopped(program, monkeypatch, tmp_path):
-    monkeypatch.setattr(mps, "ANSWER_SECONDS", 0.3)
+    clock = chain([0.0], repeat(mps.ANSWER_SECONDS + 1))  # it has had its time
+    monkeypatch.setattr(mps, "time", SimpleNamespace(monotonic=clock.__next__, sleep=time.sleep))
     program.behaves("mute")
     assert mps.start(str(tmp_path), gpu(0)) == "its nvidia-cuda-mps-control does not answer"
     pid = daemon(str(tmp_path))

@@ -3,9 +3,7 @@
 import errno
 import signal
 import socket
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from helpers import run_command, tiny, write_run
@@ -436,7 +434,7 @@ def test_a_cluster_is_no_part_of_a_runs_identity_and_excludes_what_it_would_igno
 
 @pytest.mark.slow
 def test_slurm_and_ray_that_are_not_there_are_one_line(tmp_path):
-    place = {"PATH": str(Path(sys.executable).parent)}
+    place = {"PATH": str(tmp_path)}
     command = ("-m", "dataset=digits", "seed=0,1")
     done = run_command(*command, "cluster=slurm", cwd=tmp_path, environment=place)
     assert done.returncode == 2

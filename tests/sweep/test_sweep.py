@@ -11,14 +11,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 
 import psutil
 import pytest
 from faults import FAULTS, campaign
 from filelock import FileLock
-from helpers import REPOSITORY, TINY, run_command, statuses, tiny, until, write_run
+from helpers import (
+    REPOSITORY,
+    TINY,
+    hold_all_cores,
+    run_command,
+    statuses,
+    tiny,
+    until,
+    write_run,
+)
 from sweeps import Sweep
 
 from resnests.config.parts import Arch
@@ -28,8 +39,9 @@ from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.lock import flocked
 from resnests.runs.record import Provenance, Record, UnreadableRun
+from resnests.runs.sweeps import find_asked, read_asked
 from resnests.sweep import process, worker
-from resnests.sweep.devices import Allocation, allocate
+from resnests.sweep.devices import allocate
 from resnests.sweep.drive import run_single, run_sweep
 from resnests.sweep.executors.local import LauncherExecutor, local_sweep
 from resnests.sweep.folders import temporary_folder
@@ -140,6 +152,13 @@ def test_a_killed_training_is_on_record_with_its_signal_and_resumes(tmp_path):
     assert Sweep(tmp_path).wait() == 0
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Return whether a process has not ended, whether or not anybody has waited for it."""
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 @pytest.mark.slow
 def test_no_training_outlives_a_killed_sweep(tmp_path):
     sweep = Sweep(tmp_path)
@@ -148,14 +167,13 @@ def test_no_training_outlives_a_killed_sweep(tmp_path):
     below = psutil.Process(sweep.process.pid).children(recursive=True)
     sweep.process.kill()
     sweep.wait()
-    _, alive = psutil.wait_procs(below, timeout=30)
-    assert not [process for process in alive if process.status() != "zombie"]
-    assert "running" not in statuses(tmp_path).values()
+    until(lambda: not any(map(is_alive, below)))
+    until(lambda: "running" not in statuses(tmp_path).values())  # of what began meanwhile, too
 
 
 @pytest.mark.slow
 def test_the_launchers_lost_worker_does_not_end_the_sweep(tmp_path):
-    sweep = Sweep(tmp_path)
+    sweep = Sweep(tmp_path, "devices.cpu_slots=2")  # with one, joblib needs no worker
     while not sweep.children("worker") or not sweep.children("training"):
         time.sleep(0.05)
     sweep.children("worker")[0].kill()
@@ -386,7 +404,7 @@ def test_a_run_that_is_asked_to_stop_before_it_can_listen_was_not_started(
         young.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(young))
     with Stop() as stop:
-        monkeypatch.setattr(stop, "requested", iter([False] + [True] * 100).__next__)
+        monkeypatch.setattr(stop, "requested", chain([False], repeat(True)).__next__)
         stop.signals = 1
         assert run_process(run, allocate(run.config, 1), stop) == INTERRUPTED
     assert run.directory.read_record() is None
@@ -399,7 +417,7 @@ def test_a_second_signal_kills_a_training_that_does_not_end(tmp_path, monkeypatc
     monkeypatch.setattr(sys, "executable", str(deaf))
     run = Run(tiny(f"runs_dir={tmp_path}"), RunDirectory.of(tiny(f"runs_dir={tmp_path}")))
     with Stop() as stop:
-        monkeypatch.setattr(stop, "requested", iter([False] + [True] * 100).__next__)
+        monkeypatch.setattr(stop, "requested", chain([False], repeat(True)).__next__)
         stop.signals = 2
         assert run_process(run, allocate(run.config, 1), stop) == -signal.SIGKILL
     assert run.directory.read_record().error == "killed by SIGKILL"
@@ -440,9 +458,7 @@ def test_pieces_of_a_users_own_that_fail_stop_a_sweep_before_its_first_run(tmp_p
 
 @pytest.mark.slow
 def test_what_was_interrupted_while_it_waited_for_a_device_was_not_started(tmp_path):
-    held = lease(
-        Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
-    )
+    held = hold_all_cores()
     sweep = Sweep(tmp_path)
     while not list(tmp_path.glob("runs/**/progress.json")):
         time.sleep(0.05)
@@ -462,9 +478,7 @@ def test_a_run_with_a_damaged_record_that_could_not_start_keeps_its_checkpoint(t
     directory.path.mkdir(parents=True)
     for name in ("record.json", "checkpoint.pt"):
         (directory.path / name).write_bytes(b"torn")
-    held = lease(
-        Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
-    )
+    held = hold_all_cores()
     done = run_command(*TINY, "trainer.device=cpu", "devices.wait=false", cwd=tmp_path)
     held.release()
     assert done.returncode == 1
@@ -494,9 +508,7 @@ def test_what_is_finished_is_there_until_nothing_can_refuse_to_start_it_afresh(t
     )
     assert refused.returncode == 2, refused.stderr
     assert contents(tmp_path) == before
-    held = lease(
-        Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
-    )
+    held = hold_all_cores()
     taken = run_command("-m", *TINY, *OVER, "devices.wait=false", cwd=tmp_path)
     held.release()
     assert taken.returncode == 1
@@ -734,14 +746,13 @@ def test_a_file_system_that_is_away_for_a_moment_does_not_end_the_heartbeat(
 @pytest.mark.slow
 def test_a_second_sweep_that_is_interrupted_leaves_the_first_one_alone(tmp_path):
     """It waits for a device all the while, and has no record yet."""
-    held = lease(
-        Allocation("cpu", [f"cpu-{i}" for i in range(256)], [], 256, 1, 1), "somebody else's run"
-    )
+    held = hold_all_cores()
     first = Sweep(tmp_path, "seed=0", "variant=standard")
     while not list(tmp_path.glob("runs/**/progress.json")):
         time.sleep(0.05)
     second = Sweep(tmp_path, "seed=0", "variant=standard")
-    time.sleep(4)
+    until(lambda: read_asked(*find_asked(tmp_path / "runs")).pid == second.process.pid)
+    time.sleep(2)  # all that it may do by now
     second.process.send_signal(signal.SIGINT)
     assert second.wait() == 130
     (directory,) = (RunDirectory(p.parent) for p in tmp_path.glob("runs/**/progress.json"))

@@ -293,6 +293,7 @@ def test_runs_of_somebody_else_are_sent_although_nothing_can_be_written(tmp_path
 @pytest.mark.slow
 def test_a_watch_sends_what_is_trained_until_all_is_over(tmp_path, mine, monkeypatch, capsys):
     monkeypatch.setattr(export_module, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(export_module, "BUSY_SHARE", 1.0)  # or a busy machine waits for minutes
     monkeypatch.setattr(RunSync, "_figures", lambda self: {})
     alive = {"host": os.uname().nodename, "pid": os.getpid()}
     alive["process_started"] = psutil.Process().create_time()
@@ -306,11 +307,11 @@ def test_a_watch_sends_what_is_trained_until_all_is_over(tmp_path, mine, monkeyp
     until(lambda: len(notes(tmp_path / "Notes")) == 6)
     trees.add_run(tmp_path / "runs", seed=1, logger={"n": mine("Notes")})
     queue.clear()
-    watch.join(60)
+    watch.join(200)
     told = [note[0] for note in notes(tmp_path / "Notes")]
     assert told == ["start", *["epoch"] * 4, "end", "start", "end", "start", "end"]
     shown = capsys.readouterr().out
-    assert "n has 0 runs, 1 still run\nn has 1 runs\n" in shown
+    assert shown.startswith("n has 0 runs, 1 still run\nn has 1 runs")
     assert "n has 2 runs and 5 figures" in shown
 
 
