@@ -1,5 +1,7 @@
 """What makes the bounds rigorous: the logits are the network's own maps of its exact features."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -19,32 +21,32 @@ from resnests.models.single_stage import SingleStage
 from resnests.runs.analysis import Analysis
 
 
-def trained(model: nn.Module, channels: int = 3) -> nn.Module:
-    """Return the model in float64, with running statistics of its own as after some training."""
+def trained(name: str) -> nn.Module:
+    """Return a network in float64, with running statistics of its own as after some training."""
     torch.manual_seed(1)
-    model = model.double().train()
+    model = NETWORKS[name]().double().train()
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.normal_(layer.weight, 1, 0.3)
             nn.init.normal_(layer.bias, 0, 0.3)
     for _ in range(3):
-        model(torch.randn(8, channels, 32, 32, dtype=torch.float64))
+        model(torch.randn(8, 3, 32, 32, dtype=torch.float64))
     return model
 
 
 NETWORKS = {
-    **{head: build_model("resnet20", head) for head in ("resnest", "bn_resnest", "a_resnest")},
-    "one stage": build_model(((3,), (12,)), "resnest"),
-    "odd sizes": build_model(((1, 2), (6, 12)), "bn_resnest"),
-    "densenest": DenseNet(10, 22, 4, 0.5, True, "densenest"),
-    "connected resnest": SingleStage(10, 8, 3, 5, 11),
-    "connected densenest": SingleStage(10, 8, 3, 5, head="densenest"),
+    **{h: partial(build_model, "resnet20", h) for h in ("resnest", "bn_resnest", "a_resnest")},
+    "one stage": partial(build_model, ((3,), (12,)), "resnest"),
+    "odd sizes": partial(build_model, ((1, 2), (6, 12)), "bn_resnest"),
+    "densenest": partial(DenseNet, 10, 22, 4, 0.5, True, "densenest"),
+    "connected resnest": partial(SingleStage, 10, 8, 3, 5, 11),
+    "connected densenest": partial(SingleStage, 10, 8, 3, 5, head="densenest"),
 }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_are_the_networks_own_maps_of_its_exact_features(name):
-    model = trained(NETWORKS[name])
+    model = trained(name)
     side = 30 if name == "odd sizes" else 32
     images = torch.randn(6, 3, side, side - 2, dtype=torch.float64)
     known = extractor(model)
@@ -61,7 +63,7 @@ def test_logits_are_the_networks_own_maps_of_its_exact_features(name):
 @pytest.mark.parametrize("name", ["resnest", "bn_resnest", "one stage", "connected resnest"])
 def test_the_representation_before_the_last_block_is_linear_in_the_features(name):
     """(b) is posed in x_{L-1}: here it is, read where the network has it."""
-    model = trained(NETWORKS[name])
+    model = trained(name)
     images = torch.randn(6, 3, 32, 32, dtype=torch.float64)
     known = extractor(model)
     family, seen = known.families["exact"], {}
@@ -102,7 +104,7 @@ def test_counts_of_features(arch, augmented, windows):
 @pytest.mark.slow
 def test_pooled_features_are_not_enough_for_a_resnest():
     """The obvious experiment, pooled v_i for window means, would miss the logits by far."""
-    model = trained(NETWORKS["resnest"])
+    model = trained("resnest")
     known = extractor(model)
     with torch.no_grad():
         features, logits = known.read(torch.randn(400, 3, 32, 32, dtype=torch.float64))
@@ -128,7 +130,7 @@ def test_a_network_without_known_features_is_one_line():
 
 
 def test_features_beyond_the_limit_are_kept_in_a_file_but_not_what_solving_takes(tmp_path):
-    known, images = extractor(NETWORKS["resnest"]), 7000
+    known, images = extractor(NETWORKS["resnest"]()), 7000
     done = Analysis(5e-4, 5e-4, "", train_images=6000, test_images=1000)
     all_of_it = bytes_needed(known.families["exact"], images) / 1e9
     square = bytes_needed(known.families["exact"], 0) / 1e9

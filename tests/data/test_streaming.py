@@ -383,6 +383,7 @@ def test_a_file_that_vanished_while_it_is_open_is_read_to_the_end(tmp_path, cach
 
 def test_memory_does_not_grow_with_the_images(tmp_path, monkeypatch):
     monkeypatch.setattr(views, "CHUNK", 2**18)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)  # each core has four pictures in memory
     for index in range(60):
         folder = tmp_path / "data" / ("ant" if index % 2 else "bee")
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
 """Who owns a run directory, what removes it, and what cannot be read of it."""
 
 import errno
-import getpass
 import json
 import os
+import pwd
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,14 @@ def run_in(root: Path, *overrides: str) -> RunDirectory:
     directory.write_config(config)
     directory.write_record(replace(Record.of(config, Provenance(host="here")), status="failed"))
     return directory
+
+
+def me() -> str:
+    """Return the name of the user who makes files, whatever USER or LOGNAME says."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # as in many containers
+        return f"user {os.geteuid()}"
 
 
 @pytest.fixture
@@ -121,7 +129,7 @@ def test_what_cannot_be_read_of_a_run_is_one_line_with_its_owner(tmp_path, monke
         return refuse
 
     monkeypatch.setattr(os, "open", refusing(os.open))
-    said = rf"seed=0: cannot be read \({os.strerror(code)}\); it belongs to {getpass.getuser()}$"
+    said = rf"seed=0: cannot be read \({os.strerror(code)}\); it belongs to {me()}$"
     for ask in (run.read_record, run.status, run.is_locked):
         with pytest.raises(UnreadableRun, match=said):
             ask()
@@ -146,7 +154,7 @@ def test_a_run_of_another_user_cannot_be_written(tmp_path, monkeypatch):
     run.require_writable()
     RunDirectory(run.path.parent / "seed=1").require_writable()
     monkeypatch.setattr(os, "access", lambda path, *_, **__: Path(path) != run.path)
-    with pytest.raises(UserError, match=rf"seed=0: cannot be written; .*{getpass.getuser()}$"):
+    with pytest.raises(UserError, match=rf"seed=0: cannot be written; .*{me()}$"):
         run.require_writable()
 
 

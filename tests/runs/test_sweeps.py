@@ -47,8 +47,9 @@ def grid(root, seeds=3, variants=("standard", "resnest"), **more):
 def ask(root, configs, dead=False, replaces=(), **change):
     """Write what a sweep leaves, and change it as if another process had."""
     root.mkdir(exist_ok=True)
+    before = {path: path.stat().st_ino for path in find_asked(root)}
     write_asked(configs, "waiting for a device", replaces)
-    file = max(find_asked(root), key=lambda path: path.stat().st_mtime_ns)
+    (file,) = (path for path in find_asked(root) if path.stat().st_ino != before.get(path))
     if dead or change:
         asked = json.loads(file.read_text()) | ({"process_started": 1.0} if dead else {}) | change
         file.write_text(json.dumps(asked))

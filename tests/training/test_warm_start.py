@@ -19,7 +19,7 @@ from resnests.tasks.experiment import run_experiment
 from resnests.training import loop
 from resnests.training.loop import State, is_exhausted
 from resnests.training.optim import build_optimizer, parameter_groups, set_learning_rate
-from resnests.training.warm_start import warm_start
+from resnests.training.warm_start import _print_untried, warm_start
 
 ONE_CYCLE = "{_target_:torch.optim.lr_scheduler.OneCycleLR,per:step,max_lr:0.1}"
 EXPONENTIAL = "{_target_:torch.optim.lr_scheduler.ExponentialLR,per:epoch,gamma:0.5}"
@@ -123,6 +123,7 @@ def test_published_weights_of_timm_by_their_name(monkeypatch):
 def test_a_dry_run_fetches_no_published_weights(monkeypatch, capsys):
     monkeypatch.setattr(torchvision.models, "get_weight", lambda name: pytest.fail(name))
     begin_dry_run()
+    _print_untried.cache_clear()  # another test may have said it
     model = torchvision.models.resnet18(num_classes=7)
     for lr in (0.1, 0.2):
         words = ("init.weights=ResNet18_Weights.IMAGENET1K_V1", f"optimizer.lr={lr}")
