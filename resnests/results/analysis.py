@@ -118,6 +118,12 @@ def _table(
         rows.append([*row_labels(name), f"{len(cell)}", *cells])
     notes = [INTERVALS, _KINDS, *_unfinished(runs), *lacking, *_crowded(runs)]
     notes += open_notes(runs, columns) + _learning_rates(runs)
+    narrow = runs["coupled"].eq(True) & runs["status"].eq("complete") & ~runs["crowded"].eq(True)
+    if (narrow & runs["squared_bound"].notna() & runs["squared_last_maps"].isna()).any():
+        notes.append(
+            f"{NONE} for (b) and what follows from it: a last stage that is narrower than the "
+            "number of classes leaves no convex problem over its two last maps."
+        )
     if runs["coupled"].isna().any():
         notes.append(f"{NONE} for Standard: its relu before the pooling leaves no exact features.")
     return Table(key, title, caption, ["Architecture", "Variant", "n", *columns], rows, notes)

@@ -52,20 +52,14 @@ def marker(trouble: Troubles) -> str:
 def mixed(runs: pd.DataFrame, what: Measured = ACCURACY) -> dict[Cell, list[str]]:
     """Return the cells whose complete runs were not made alike, with what differs and in which
     seeds: code, type of device, how the metric is defined, and how often was evaluated, where that
-    chose or ended something.
+    chose something.
     """
     complete = runs[runs["status"] == "complete"]
     conditions = {"code": _code(complete), "devices": _device_type(complete)}
-    columns = complete.reindex(columns=["trainer.eval_every", "trainer.patience"])
-    every = [
-        f"every {n} epochs" if n != 1 else "every epoch" for n in columns["trainer.eval_every"]
-    ]
     if what.epoch == "best":
-        conditions["evaluations, of which more give a higher best by chance"] = every
-    # Earlier versions gave such runs one recipe.
-    patient = pd.to_numeric(columns["trainer.patience"], errors="coerce").notna()
-    ended = "evaluations, which decide when trainer.patience ends a training"
-    conditions[ended] = pd.Series(every, complete.index).where(patient, "")
+        conditions["evaluations, of which more give a higher best by chance"] = [
+            f"every {n} epochs" if n != 1 else "every epoch" for n in complete["trainer.eval_every"]
+        ]
     if what.column in complete:
         ways = definitions(complete, what.name).where(complete[what.column].notna())
         conditions[f"definitions of {what.name}"] = ways

@@ -31,7 +31,7 @@ from resnests.models.weights import load_weights
 from resnests.runs.weights import weights_file
 from resnests.tasks.classes import require_same_classes
 from resnests.training.device_words import words_of_device
-from resnests.training.loop import evaluate
+from resnests.training.loop import predict
 from resnests.training.numerics import move, require_numerics, set_numerics
 from resnests.training.objectives import build_loss, build_metrics
 from resnests.training.optim import (
@@ -75,10 +75,7 @@ def check(config: Config, splits: Splits, device: torch.device, sizes: Sizes = S
         evaluated.append(splits.train)
     for split in filter(None, evaluated):
         _check_evaluation(config, model, split, device, sizes)
-    metrics = build_metrics(config, device)
-    if metrics:
-        few = Images(splits.test.take(in_turn(splits.test.labels, 32)), config.dataset, device)
-        evaluate(model, few, config.trainer.precision, metrics=metrics)
+    _check_metrics(config, model, splits, device)
     require_numerics(config.trainer)
     if config.task == "analyze":
         extractor(model)
@@ -127,6 +124,23 @@ def _check_evaluation(
         taken = Images(split.take(slice(size)), config.dataset, device, layout)
         images = taken.as_input(taken.images)
         _logits(config, model, images, f"an evaluation of {_described(images)}")
+
+
+@torch.no_grad()
+def _check_metrics(config: Config, model: nn.Module, splits: Splits, device: torch.device) -> None:
+    """Call each metric as a run does, with the labels of whole splits: one may fail where a class
+    is missing. The logits of a few images stand in for all.
+    """
+    metrics = build_metrics(config, device)
+    if not metrics:
+        return
+    few = Images(splits.test.take(in_turn(splits.test.labels, 32)), config.dataset, device)
+    logits = torch.cat([some for some, _ in predict(model, few, config.trainer.precision)])
+    for split in filter(None, (splits.val, splits.test)):
+        labels = torch.from_numpy(split.labels).to(device)
+        repeated = logits[torch.arange(len(labels), device=device) % len(logits)]
+        for measure in metrics.values():
+            measure(repeated, labels)
 
 
 def _sizes(count: int, batch_size: int, sizes: Sizes) -> list[int]:

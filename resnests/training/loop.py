@@ -95,7 +95,7 @@ def fit(training: Training, state: State) -> None:
         started = time.perf_counter()
         if state.epoch % trainer.eval_every == 0 or state.epoch == trainer.epochs:
             row |= _evaluate_all(training, whole, state, progress)
-        _end_epoch(training, state)
+        _end_epoch(training)
         row["seconds"] = round(state.epoch_seconds + time.perf_counter() - started, 4)
         row["images_per_second"] = round(pipeline.count / state.epoch_seconds, 2)
         state.history.append(row)
@@ -106,19 +106,17 @@ def fit(training: Training, state: State) -> None:
         training.epoch_done(state)
 
 
-def _end_epoch(training: Training, state: State) -> None:
+def _end_epoch(training: Training) -> None:
     """Step a schedule that is one of epochs.
 
-    After the evaluation, as one that is interrupted leaves the epoch to be ended once more. Earlier
-    versions stepped before it: a checkpoint of theirs may say that this epoch's step is done.
+    This follows the evaluation: one that is interrupted leaves the epoch to be ended once more.
     """
     schedule = training.schedule
     if schedule is None or training.config.optimizer.is_per_step:
         return
-    if getattr(schedule, "last_epoch", None) != state.epoch:  # which counts the steps
-        with warnings.catch_warnings():  # of no optimizer's step in this process, where it resumed
-            warnings.filterwarnings("ignore", "Detected call of")
-            schedule.step()
+    with warnings.catch_warnings():  # of no optimizer's step in this process, where it resumed
+        warnings.filterwarnings("ignore", "Detected call of")
+        schedule.step()
 
 
 def is_exhausted(trainer: Trainer, state: State) -> bool:

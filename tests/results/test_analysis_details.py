@@ -247,6 +247,18 @@ def test_as_many_features_as_images_is_a_line_and_no_number(tmp_path):
     assert not [table for table in analysis_tables(analyses) if "_blocks_" in table.key]
 
 
+@pytest.mark.parametrize("is_narrow", [True, False])
+def test_a_width_below_the_number_of_classes_is_why_last_maps_have_no_number(tmp_path, is_narrow):
+    run, made = trees.add_run(tmp_path, variant="resnest"), analysis_of(0.1)
+    run.analysis.path.mkdir()
+    run.analysis.write_record(dataclasses.replace(run.read_record(), task="analyze"))
+    made.solves = made.solves[:-1] if is_narrow else made.solves
+    run.analysis.write_analysis(made)
+    for table in analysis_tables(read_analyses(label_rows(load_runs(tmp_path))))[:3]:
+        said = [note for note in table.notes if "narrower than the number of classes" in note]
+        assert len(said) == is_narrow
+
+
 def test_analyses_of_an_earlier_method_are_not_averaged_with_others(tmp_path):
     for seed, method in enumerate((1, METHOD)):
         run = trees.add_run(tmp_path, variant="resnest", seed=seed)

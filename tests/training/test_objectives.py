@@ -42,6 +42,15 @@ class Plain:
             raise ValueError("one class alone")
         return 0.5
 
+class OfSizes:
+    def __init__(self, sizes):
+        self.sizes = sizes
+
+    def __call__(self, logits, labels):
+        if len(labels) not in self.sizes or len(logits) != len(labels):
+            raise ValueError(f"of {len(labels)} images")
+        return 0.5
+
 class Learned(nn.Linear):
     def __init__(self):
         super().__init__(2, 2)
@@ -134,6 +143,24 @@ def test_a_metric_without_arguments_is_tried_on_images_of_several_classes():
     few = sorted_test.take(in_turn(sorted_test.labels, 40))
     many = few.take(np.concatenate([np.repeat(0, 40), np.arange(len(few))]))
     preflight.check(mine, replace(splits, test=many), CPU, preflight.Sizes.TWO)
+
+
+def test_metrics_are_tried_with_as_many_images_as_a_run_has():
+    """Some need every class, or have no memory for all images: a run failed after its training."""
+    held_out = "dataset.train_limit=200", "dataset.val_fraction=0.25", "dataset.test_limit=100"
+    splits = load(config(*held_out).dataset)
+    sizes = [len(splits.val), len(splits.test)]
+    assert min(sizes) > 32
+
+    def check(sizes):
+        metrics = {"sized": {"_target_": "mine.OfSizes", "sizes": sizes}}
+        preflight.check(config(*held_out, metrics=metrics), splits, CPU, preflight.Sizes.TWO)
+
+    check(sizes)
+    for lacking in sizes:
+        said = f"metrics.sized._target_=mine.OfSizes: ValueError: of {lacking} images"
+        with pytest.raises(UserError, match=said):
+            check([size for size in [*sizes, 32] if size != lacking])
 
 
 def test_a_metric_of_a_package_that_is_missing_names_what_to_install(monkeypatch):
