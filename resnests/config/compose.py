@@ -159,7 +159,8 @@ def in_one_line(error: Exception) -> str:
     kept = [line for line in said if line and not line.startswith(tuple(skipped))]
     if one_of_several := re.search("Could not load '(.+)/.+'", kept[0]):  # as metrics=[f1,ece]
         group = one_of_several[1]
-        there = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        folders = re.findall("path=file://(.+)", str(error))  # --config-dir among them
+        there = sorted({path.stem for one in folders for path in Path(one, group).glob("*.yaml")})
         kept += [f"Available options in '{group}': {', '.join(there)}"] if there else []
     unknown = re.match("Could not override '(.+)'", kept[0])
     known = _keys(OmegaConf.to_container(OmegaConf.structured(hydra_schema())))
