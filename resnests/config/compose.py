@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from resnests.config.schema import Config, hydra_schema
+from resnests.config.schema import PARTS, Config, hydra_schema
 from resnests.errors import UserError, require
 
 CHOICES = {
@@ -95,7 +95,9 @@ def require_words(words: Sequence[str]) -> None:
 def _require_names(key: str, text: str, value: Any) -> None:
     """Raise a UserError unless `value` of a group is a name, or several."""
     chosen: list[Any] = value.list if isinstance(value, ChoiceSweep) else [value]
-    bad = [one for one in chosen if one is None or isinstance(one, bool | int | float | dict)]
+    lists = [one for one in chosen if isinstance(one, list)]
+    names = [one for one in chosen if one not in lists] + [name for one in lists for name in one]
+    bad = [one for one in names if one is None or isinstance(one, bool | int | float | dict | list)]
     expected = f"names of files in {key}/, in quotes where they could be numbers"
     require(not bad, key, text, expected)
 
@@ -111,6 +113,9 @@ def _require_text(word: str, error: HydraException) -> None:
     except HydraException:
         return
     # A value with brackets or quotes may be a list, a mapping or a sweep with a slip in it
+    # Of two networks, or lists of transforms, Hydra would take the last without a word
+    expected = "one name; with -m and without brackets each of several in turn"
+    require(not lists or key not in (*PARTS, "augment"), key, text, expected)
     if key in _text_keys() or not re.search(r"[][(){},'\"]", text):
         raise UserError(f"{word}: expected quotes: {quoted}")
 

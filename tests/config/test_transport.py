@@ -78,6 +78,10 @@ def test_a_partial_optimizer_is_what_is_made_of_all():
         ("arch=null", "arch=null: expected names of files in arch/, in quotes where"),
         ("arch=resnet8,null", "arch=resnet8,null: expected names"),
         ("logger=5", "logger=5: expected names of files in logger/"),
+        ("logger=[tensorboard,5]", "logger=.*5.: expected names of files in logger/"),
+        ("metrics=[f1],[[ece]]", "expected names of files in metrics/"),
+        ("arch=[resnet20,resnet8]", "arch=.resnet20,resnet8.: expected one name; with -m and"),
+        ("augment=none,[cutout,jitter]", "augment=none,.*: expected one name"),
         ("arch=1_1_1", "arch=1_1_1: expected names"),
         ("optimizer.clip_norm=choice(null,1.0)", r"expected null outside of choice\(\): optim"),
         ("arch.name=2024_01", "arch.name=2024_01: expected text, which needs quotes"),
@@ -152,6 +156,6 @@ def test_what_hydra_makes_of_words_of_its_own_is_one_line():
 def test_words_that_mean_what_they_say_pass():
     text = "runs_dir=2024", 'weights="runs/seed=0/model.pt"', "arch.name='1_1'", "tune.study=my_1"
     numbers = "trainer.epochs=1_000", "seed=range(3)", "optimizer.clip_norm=null,1.0"
-    choices = "arch=resnet8,resnet20", "logger=[tensorboard]", "arch=glob(*)"
+    choices = "arch=resnet8,resnet20", "logger=[tensorboard],[wandb]", "arch=glob(*)"
     words = ["-m", "--cfg=job", "optimizer.lr=tag(log, interval(1e-3, 1))", "foo bar=("]
     require_words([*words, *text, *numbers, *choices])
