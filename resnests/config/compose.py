@@ -8,7 +8,7 @@ import difflib
 import re
 import shlex
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,7 @@ CHOICES = {
     "job_logging": "none",
     "hydra_logging": "none",
 }
+OWNERS = {"tune": "tune", "analysis": "analyze"}  # the one task that has such options
 SWEEPER = "hydra_plugins.resnests_sweeper.grid_sweeper.GridSweeper"
 
 
@@ -92,6 +93,18 @@ def require_words(words: Sequence[str]) -> None:
             require(not numbers, key, text, expected)
 
 
+def require_used(words: Iterable[str], task: str) -> None:
+    """Raise a UserError for what was typed, the overrides `words`, and `task` would ignore.
+
+    What a file brings for another task is no mistake.
+    """
+    for word in words:
+        key, _, text = word.lstrip("+").partition("=")
+        owner = OWNERS.get(key.partition(".")[0], task)
+        expected = f"task={owner}, whose option it is, not task={task}"
+        require(owner == task, key, text, expected)
+
+
 def _require_names(key: str, text: str, value: Any) -> None:
     """Raise a UserError unless `value` of a group is a name, or several."""
     chosen: list[Any] = value.list if isinstance(value, ChoiceSweep) else [value]
@@ -100,6 +113,9 @@ def _require_names(key: str, text: str, value: Any) -> None:
     bad = [one for one in names if one is None or isinstance(one, bool | int | float | dict | list)]
     expected = f"names of files in {key}/, in quotes where they could be numbers"
     require(not bad, key, text, expected)
+    # Of two networks, or lists of transforms, Hydra would take the last without a word
+    expected = "one name; with -m and without brackets each of several in turn"
+    require(not lists or key not in (*PARTS, "augment"), key, text, expected)
 
 
 def _require_text(word: str, error: HydraException) -> None:
@@ -113,9 +129,6 @@ def _require_text(word: str, error: HydraException) -> None:
     except HydraException:
         return
     # A value with brackets or quotes may be a list, a mapping or a sweep with a slip in it
-    # Of two networks, or lists of transforms, Hydra would take the last without a word
-    expected = "one name; with -m and without brackets each of several in turn"
-    require(not lists or key not in (*PARTS, "augment"), key, text, expected)
     if key in _text_keys() or not re.search(r"[][(){},'\"]", text):
         raise UserError(f"{word}: expected quotes: {quoted}")
 
