@@ -15,7 +15,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from resnests import __version__
-from resnests.config.compose import conf_dir, hydras_own, in_one_line, register, require_words
+from resnests.config.compose import (
+    conf_dir,
+    hydras_own,
+    in_one_line,
+    register,
+    require_used,
+    require_words,
+)
 from resnests.config.flags import in_hydras_order
 from resnests.config.schema import config_from
 from resnests.config.submitit import LAUNCHERS, LOCAL
@@ -52,7 +59,9 @@ def app(tree: DictConfig) -> str | None:
 
     def train() -> int:
         nonlocal status
-        (config,) = with_digests([config_from(tree)])
+        config = config_from(tree)
+        require_used(HydraConfig.get().overrides.task, config.task)
+        (config,) = with_digests([config])
         code = run_single(config)
         record = RunDirectory.of(config).record_or_none()
         status = record.status if record else None

@@ -30,6 +30,7 @@ class GridSweeper(BasicSweeper):
         protocol.exit_status = exit_status_of(lambda: self._sweep(arguments))
 
     def _sweep(self, arguments: list[str]) -> int:
+        from resnests.config.compose import require_used
         from resnests.sweep.drive import run_sweep
         from resnests.sweep.executors.launcher import launch_jobs
 
@@ -48,7 +49,9 @@ class GridSweeper(BasicSweeper):
         def launch(numbers: list[int], allocation: Allocation, folder: SweepFolder) -> None:
             launch_jobs(launcher, jobs, numbers, allocation, folder)
 
-        return run_sweep(_limited(self._on_cluster(self._configs(jobs)), launcher), launch)
+        configs = self._configs(jobs)
+        require_used(arguments, configs[0].task)
+        return run_sweep(_limited(self._on_cluster(configs), launcher), launch)
 
     def _on_cluster(self, configs: list[Config]) -> list[Config]:
         """Return `configs`, in which a launcher that hands runs to Slurm is a cluster."""
@@ -72,6 +75,7 @@ class GridSweeper(BasicSweeper):
         """Search what the overrides leave open. Its trials are no jobs of Hydra's, as it feeds and
         ends them one by one.
         """
+        from resnests.config.compose import require_used
         from resnests.environment import begin_dry_run
         from resnests.errors import require
         from resnests.search.plan import run_search
@@ -79,6 +83,7 @@ class GridSweeper(BasicSweeper):
 
         assert self.hydra_context is not None
         assert self.config is not None
+        require_used(arguments, "tune")
         name = self.config.hydra.runtime.choices["hydra/launcher"]
         expected = "joblib for task=tune, which trains on its own host; the same command on other "
         expected += "hosts shares the study"

@@ -8,7 +8,7 @@ import difflib
 import re
 import shlex
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from resnests.config.schema import Config, hydra_schema
+from resnests.config.schema import PARTS, Config, hydra_schema
 from resnests.errors import UserError, require
 
 CHOICES = {
@@ -32,6 +32,7 @@ CHOICES = {
     "job_logging": "none",
     "hydra_logging": "none",
 }
+OWNERS = {"tune": "tune", "analysis": "analyze"}  # the one task that has such options
 SWEEPER = "hydra_plugins.resnests_sweeper.grid_sweeper.GridSweeper"
 
 
@@ -92,12 +93,29 @@ def require_words(words: Sequence[str]) -> None:
             require(not numbers, key, text, expected)
 
 
+def require_used(words: Iterable[str], task: str) -> None:
+    """Raise a UserError for what was typed, the overrides `words`, and `task` would ignore.
+
+    What a file brings for another task is no mistake.
+    """
+    for word in words:
+        key, _, text = word.lstrip("+").partition("=")
+        owner = OWNERS.get(key.partition(".")[0], task)
+        expected = f"task={owner}, whose option it is, not task={task}"
+        require(owner == task, key, text, expected)
+
+
 def _require_names(key: str, text: str, value: Any) -> None:
     """Raise a UserError unless `value` of a group is a name, or several."""
     chosen: list[Any] = value.list if isinstance(value, ChoiceSweep) else [value]
-    bad = [one for one in chosen if one is None or isinstance(one, bool | int | float | dict)]
+    lists = [one for one in chosen if isinstance(one, list)]
+    names = [one for one in chosen if one not in lists] + [name for one in lists for name in one]
+    bad = [one for one in names if one is None or isinstance(one, bool | int | float | dict | list)]
     expected = f"names of files in {key}/, in quotes where they could be numbers"
     require(not bad, key, text, expected)
+    # Of two networks, or lists of transforms, Hydra would take the last without a word
+    expected = "one name; with -m and without brackets each of several in turn"
+    require(not lists or key not in (*PARTS, "augment"), key, text, expected)
 
 
 def _require_text(word: str, error: HydraException) -> None:
@@ -159,7 +177,8 @@ def in_one_line(error: Exception) -> str:
     kept = [line for line in said if line and not line.startswith(tuple(skipped))]
     if one_of_several := re.search("Could not load '(.+)/.+'", kept[0]):  # as metrics=[f1,ece]
         group = one_of_several[1]
-        there = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        folders = re.findall("path=file://(.+)", str(error))  # --config-dir among them
+        there = sorted({path.stem for one in folders for path in Path(one, group).glob("*.yaml")})
         kept += [f"Available options in '{group}': {', '.join(there)}"] if there else []
     unknown = re.match("Could not override '(.+)'", kept[0])
     known = _keys(OmegaConf.to_container(OmegaConf.structured(hydra_schema())))

@@ -29,6 +29,7 @@ from resnests.runs.digests import Digester
 from resnests.runs.directory import RunDirectory, study_folder
 
 Value = float | int | str
+OF = " of "  # between a digest and the choice that brings it
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Space:
         self.first = self.config(first)
         # Of each dimension by itself: all of its choices, or its two ends
         self.ends: list[Config] = []
+        self.sources: dict[str, str] = {}  # what choices bring, and its digest
         for key in self.dimensions:
             self.dimensions[key] = self._checked(key, first)
         held_out = self.first.dataset.val_fraction
@@ -139,7 +141,7 @@ class Space:
             values[group] = getattr(config, group).name
         values |= {"seed": config.seed, "tune.seeds": config.tune.seeds}
         values["tune.objective"] = config.tune.objective
-        return values | {key: str(dim) for key, dim in self.dimensions.items()}
+        return values | self.sources | {key: str(dim) for key, dim in self.dimensions.items()}
 
     def _words(self, params: Mapping[str, Value]) -> list[str]:
         return [*self.fixed, *(f"{key}={value}" for key, value in params.items())]
@@ -153,6 +155,9 @@ class Space:
             require(False, name, dim, expected)
         ends = [self.config({**first, key: end}) for end in dim.ends]
         self.ends += (trial_configs(config)[0] for config in ends)
+        for end, config in zip(dim.ends, ends, strict=True):
+            brought = config.digests if dim.choices else {}
+            self.sources |= {f"{what}{OF}{key}={end}": sha for what, sha in brought.items()}
         if len({RunDirectory.of(config).path for config in ends}) < len(dim.ends):
             expected = "values that change the numbers of a run, each in another way"
             require(False, name, dim, expected)

@@ -30,7 +30,7 @@ from resnests.config.schedule import MOVED
 from resnests.config.targets import build, locate
 from resnests.errors import UserError
 from resnests.runs.directory import STUDY, study_folder
-from resnests.search.space import Dimension, Space
+from resnests.search.space import OF, Dimension, Space
 
 _AGAIN, _SETTING = "again", "setting"  # attributes: of a trial, whose trial it repeats; of a study
 WAIT_SECONDS = 60.0  # for another process to finish writing
@@ -176,7 +176,9 @@ def _compare(folder: Path, study: optuna.Study, space: Space) -> None:
     """Raise a UserError where the trials so far are those of another setting."""
     setting = json.loads(json.dumps(space.setting()))
     known = study.user_attrs.get(_SETTING, setting)
-    keys = sorted(known.keys() | setting.keys(), key=lambda key: (key == MOVED, key))
+    # Studies of before have the source of the first choices alone
+    asked = {key for key in setting if key in known or OF not in key}
+    keys = sorted(known.keys() | asked, key=lambda key: (key == MOVED, key))
     for key in (*space.dimensions, *keys):  # what follows from others is named last
         before, now = known.get(key, "its default"), setting.get(key, "its default")
         if before != now:

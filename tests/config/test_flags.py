@@ -4,8 +4,10 @@ import os
 
 import pytest
 from helpers import run_command
+from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 
-from resnests.config.compose import in_one_line
+from resnests.config.compose import conf_dir, in_one_line, register
 from resnests.config.flags import in_hydras_order
 from resnests.errors import UserError
 
@@ -53,9 +55,17 @@ def test_flags_come_first_and_folders_are_absolute(words, meant, monkeypatch):
     assert in_hydras_order(words.split()) == meant.replace("CWD", os.getcwd()).split()
 
 
-def test_one_choice_of_several_that_is_not_there_is_told_which_are():
-    said = in_one_line(Exception("In 'config': Could not load 'metrics/nosuch'."))
-    assert "Available options in 'metrics': auroc, balanced_accuracy, " in said
+def test_one_choice_of_several_that_is_not_there_is_told_which_are(tmp_path):
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "mine.yaml").touch()
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        place = f"hydra.searchpath=[file://{tmp_path}]"
+        with pytest.raises(MissingConfigException) as caught:
+            compose("config", [place, "metrics=[f1,nosuch]"])
+    choices = "auroc, balanced_accuracy, brier, ece, f1, mine, top5"
+    said = "In 'config': Could not load 'metrics/nosuch'. Available options in 'metrics': "
+    assert in_one_line(caught.value) == said + choices
 
 
 def test_a_configuration_in_a_relative_folder_is_found(tmp_path):

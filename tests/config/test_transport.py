@@ -4,11 +4,11 @@ import json
 import shlex
 
 import pytest
-from helpers import REPOSITORY, make_config, tiny
+from helpers import REPOSITORY, TINY, make_config, run_command, tiny
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import configure_log
 
-from resnests.config.compose import hydras_own, require_words
+from resnests.config.compose import hydras_own, require_used, require_words
 from resnests.config.recipe import recipe_hash
 from resnests.config.schema import config_dict, config_from, part_from
 from resnests.errors import UserError
@@ -78,6 +78,10 @@ def test_a_partial_optimizer_is_what_is_made_of_all():
         ("arch=null", "arch=null: expected names of files in arch/, in quotes where"),
         ("arch=resnet8,null", "arch=resnet8,null: expected names"),
         ("logger=5", "logger=5: expected names of files in logger/"),
+        ("logger=[tensorboard,5]", "logger=.*5.: expected names of files in logger/"),
+        ("metrics=[f1],[[ece]]", "expected names of files in metrics/"),
+        ("arch=[resnet20,resnet8]", "arch=.resnet20,resnet8.: expected one name; with -m and"),
+        ("augment=none,[cutout,jitter]", "augment=none,.*: expected one name"),
         ("arch=1_1_1", "arch=1_1_1: expected names"),
         ("optimizer.clip_norm=choice(null,1.0)", r"expected null outside of choice\(\): optim"),
         ("arch.name=2024_01", "arch.name=2024_01: expected text, which needs quotes"),
@@ -152,6 +156,29 @@ def test_what_hydra_makes_of_words_of_its_own_is_one_line():
 def test_words_that_mean_what_they_say_pass():
     text = "runs_dir=2024", 'weights="runs/seed=0/model.pt"', "arch.name='1_1'", "tune.study=my_1"
     numbers = "trainer.epochs=1_000", "seed=range(3)", "optimizer.clip_norm=null,1.0"
-    choices = "arch=resnet8,resnet20", "logger=[tensorboard]", "arch=glob(*)"
+    choices = "arch=resnet8,resnet20", "logger=[tensorboard],[wandb]", "arch=glob(*)"
     words = ["-m", "--cfg=job", "optimizer.lr=tag(log, interval(1e-3, 1))", "foo bar=("]
     require_words([*words, *text, *numbers, *choices])
+
+
+def test_an_option_of_another_task_is_refused_where_it_was_typed():
+    require_used(["seed=0", "analysis.l2=1", "+analysis.train=true"], "analyze")
+    require_used(["tune.trials=5"], "tune")
+    for word in ("tune.trials=5", "+tune.pruner.x=1", "tune={trials:1}", "analysis.l2=1"):
+        for task in ("train", "evaluate"):
+            with pytest.raises(UserError, match=f": expected task=.*, not task={task}$"):
+                require_used(["seed=0", word], task)
+
+
+@pytest.mark.slow
+def test_both_ways_to_start_ask_for_whom_the_options_are(tmp_path):
+    """One run and a sweep; what a file brings for another task stays allowed."""
+    (tmp_path / "experiment").mkdir()
+    own = "# @package _global_\nanalysis: {l2: 0.1}\ntune: {trials: 5}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(own)
+    words = (*TINY, f"--config-dir={tmp_path}", "experiment=mine", "sweep.dry_run=true")
+    for mode in ([], ["-m"]):
+        done = run_command(*mode, *words, "analysis.l2=1", cwd=tmp_path)
+        said = "error: analysis.l2=1: expected task=analyze, whose option it is, not task=train\n"
+        assert (done.returncode, done.stderr) == (2, said)
+    assert run_command(*words, cwd=tmp_path).returncode == 0

@@ -5,6 +5,8 @@ import math
 import os
 import time
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers import until
@@ -23,7 +25,7 @@ from resnests.runs.sweeps import find_asked
 from resnests.search import drive
 from resnests.search.plan import run_search
 from resnests.search.results import winner_line
-from resnests.search.study import Study, ended_trials
+from resnests.search.study import Study, _compare, ended_trials
 from resnests.sweep import process
 from resnests.sweep.aside import Aside, Note
 from resnests.sweep.devices import allocate
@@ -418,3 +420,34 @@ def test_the_line_of_the_winner(monkeypatch):
 def test_settings_survive_json(tmp_path):
     setting = make_space(tmp_path, LR).setting()
     assert json.loads(json.dumps(setting)) == setting
+
+
+@pytest.mark.slow
+def test_the_source_of_every_choice_is_part_of_the_setting(tmp_path, monkeypatch):
+    """Not of the first choice alone: trials of an edited loss were compared with earlier ones."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known: dict = {}
+    study: Any = SimpleNamespace(user_attrs={"setting": known})
+
+    def edit(name, text):
+        (tmp_path / f"{name}.py").write_text(f"loss = {text}")
+
+    def space():
+        return make_space(
+            tmp_path, "tune.study=x", "+loss._target_=first_loss.loss,other_loss.loss"
+        )
+
+    edit("first_loss", "abs")
+    edit("other_loss", "abs")
+    known |= space().setting()
+    _compare(tmp_path, study, space())
+    edit("other_loss", "max")
+    said = r"expected loss.code of \+loss._target_=other_loss.loss=.*, as its trials so far have"
+    with pytest.raises(UserError, match=said):
+        _compare(tmp_path, study, space())
+    for key in [key for key in known if " of " in key]:  # as in a study of an earlier version
+        del known[key]
+    _compare(tmp_path, study, space())
+    edit("first_loss", "max")
+    with pytest.raises(UserError, match=r"expected loss\.code="):
+        _compare(tmp_path, study, space())
