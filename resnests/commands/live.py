@@ -14,7 +14,7 @@ import pandas as pd
 
 from resnests.commands.runs import log_end, run_facts
 from resnests.commands.status import Status
-from resnests.commands.status_lines import run_progress
+from resnests.commands.status_lines import run_label, run_progress
 from resnests.commands.views import InsideReader, View
 from resnests.config.recipe import distinguishing_keys
 from resnests.errors import UserError
@@ -254,10 +254,8 @@ def _waiting(status: Status) -> dict[str, Any]:
 
 
 def _named(run: dict[str, Any]) -> dict[str, Any]:
-    label = f"{run['dataset']}/{run['arch']}/{run['variant']} seed={run['seed']}"
-    label += f", {run['row']}" if run["row"] else ""
     status = "" if run["status"] == "running" else f"{run['status']}: "
-    return {"label": status + label, "path": run["path"]}
+    return {"label": status + run_label(run), "path": run["path"]}
 
 
 def _axes(runs: pd.DataFrame) -> dict[str, list[str]]:

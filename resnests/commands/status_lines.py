@@ -63,11 +63,17 @@ def _cell(done: int, trouble: notes.Troubles) -> str:
 
 def run_line(run: dict[str, Any]) -> str:
     """Return one run that is not complete: how far it is, or why it ended."""
-    label = f"{run['status']}: {run['dataset']}/{run['arch']}/{run['variant']} seed={run['seed']}"
+    label = f"{run['status']}: {run_label(run)}"
     if not run["status"].endswith("running"):
         reason = "" if pd.isna(run["error"]) else f": {run['error']}"
         return f"{label}{reason}; see {RunDirectory(run['path']).log_file}"
     return f"{label} {', '.join(run_progress(run))}"
+
+
+def run_label(run: dict[str, Any]) -> str:
+    """Return the name of a run, with what tells it from the other recipes of its data set."""
+    label = f"{run['dataset']}/{run['arch']}/{run['variant']} seed={run['seed']}"
+    return label + (f", {run['row']}" if run["row"] else "")
 
 
 def run_progress(run: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from resnests.runs.record import UnreadableRun
+from resnests.runs.record import FINAL, UnreadableRun
 from resnests.runs.sweeps import remove_done
 from resnests.sweep.plan import Run
 from resnests.sweep.process import last_log_line
@@ -48,6 +48,8 @@ def print_summary(runs: Sequence[Run], interrupted: bool, barred: int = 0) -> in
 
 def _what_goes_on(incomplete: Sequence[Run], count: int) -> str:
     """Return which command goes on with these of `count` runs, and how many are as they were."""
+    if all(_status(run) in FINAL for run in incomplete):
+        return "what diverged is tried again with trainer.overwrite=true only"
     untouched = sum(run.replaces not in (None, "") and _status(run) is None for run in incomplete)
     overwrites = incomplete[0].config.trainer.overwrite and untouched < count
     if overwrites and untouched == len(incomplete):  # it would make the others once more

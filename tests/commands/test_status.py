@@ -87,6 +87,18 @@ def test_a_run_whose_process_is_gone_is_not_shown_as_running(grid):
     assert done.stdout.count("\nrunning:") == 1
 
 
+def test_runs_of_two_recipes_with_one_seed_are_told_apart(tmp_path):
+    for rate in (0.1, 0.05):
+        add_run(tmp_path, status="interrupted", optimizer__lr=rate)
+        add_run(tmp_path, status="running", seed=1, provenance=ME, optimizer__lr=rate)
+    lines = [str(line) for line in Status(str(tmp_path)).poll().renderables]
+    for status, seed in (("interrupted", 0), ("running", 1)):
+        own = [line for line in lines if line.startswith(f"{status}: ")]
+        assert len(own) == 2
+        named = f"cifar10/resnet20/standard seed={seed}, optimizer.lr=0.05"
+        assert [named in line for line in own].count(True) == 1
+
+
 @pytest.mark.slow
 def test_an_error_text_full_of_markup_is_shown_as_it_is(tmp_path):
     error = "RuntimeError: [/opt/pytorch/x.cc:3] [enforce fail at a.cpp:127] [red]boom :warning:"
@@ -237,4 +249,4 @@ def test_a_low_terminal_shows_what_runs_before_the_table(tmp_path, monkeypatch, 
     run = add_run(tmp_path, seed=1, status="running", provenance=ME)
     run.write_progress(PROGRESS)
     watch(tmp_path, monkeypatch, [lambda: None])
-    assert "epoch 3/10" in capsys.readouterr().out
+    assert "epoch 3/10" in " ".join(capsys.readouterr().out.split())

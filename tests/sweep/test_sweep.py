@@ -571,6 +571,16 @@ def test_a_run_that_cannot_be_read_any_more_is_a_line_of_the_summary(runs, monke
     assert end == "1 of 4 runs are not complete; the same command goes on"
 
 
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+def test_no_command_is_named_that_would_skip_what_is_left(runs, capsys, status):
+    for run, how in zip(runs, ["complete", "complete", "diverged", status], strict=True):
+        ended(run, how)
+    assert print_summary(runs, interrupted=False) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("2 of 4 runs are not complete; ")
+    assert last.endswith("; the same command goes on") == (status == "failed")
+
+
 @pytest.mark.parametrize("count", [1, 4], ids=["some", "all"])
 def test_runs_that_were_not_started_afresh_yet_are_not_left_to_a_command_that_redoes_the_others(
     runs, capsys, count
