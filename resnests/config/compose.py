@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -65,12 +66,9 @@ def require_words(words: Sequence[str]) -> None:
     """Raise a UserError for what Hydra refuses with a stack trace or without the mend, or takes for
     something else than text.
     """
-    for before, word in zip(["", *words], words, strict=False):
+    _require_keys(words)
+    for word in words:
         key, equals, text = word.lstrip("+").partition("=")
-        if not equals and before.startswith(tuple(f"{name}=" for name in _text_keys())):
-            mend = f"a value with a space needs quotes: {_quoted(f'{before} {word}')}"
-            if not word.startswith(("-", "~")):
-                raise UserError(f"{word}: expected KEY=VALUE; {mend}")
         if word.startswith("~hydra"):
             raise UserError(f"{word}: expected another choice, as Hydra works with each of its own")
         if not equals or word.startswith("-"):
@@ -79,7 +77,8 @@ def require_words(words: Sequence[str]) -> None:
             value = OverridesParser.create().parse_override(word).value()
         except HydraException as error:
             _require_text(word, error)
-            continue  # Hydra says it
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{word}: expected a value as Hydra reads it ({reason})") from None
         if (conf_dir() / key).is_dir() or key.split("/")[0] == "hydra":
             _require_names(key, text, value)
         elif (is_text := key in _text_keys()) or key.startswith(("logger.", "hydra.launcher.")):
@@ -90,6 +89,26 @@ def require_words(words: Sequence[str]) -> None:
             mend = _quoted(f"{key}={text}")
             expected = f"text, which needs quotes as it could be a number: {mend}"
             require(not numbers, key, text, expected)
+
+
+def _require_keys(words: Sequence[str]) -> None:
+    """Raise a UserError for a word without a key, as of a value that has a space and no quotes."""
+    for place, (before, word) in enumerate(zip(["", *words], words, strict=False)):
+        alone = before in ("-m", "--multirun") or "=" in before
+        is_of_flag = before.startswith("-") and not alone
+        if not _has_no_key(word) or is_of_flag:
+            continue
+        mend = ""
+        if "=" in before and not before.startswith("-"):
+            whole = " ".join([before, *takewhile(_has_no_key, words[place:])])
+            is_text = before.lstrip("+").partition("=")[0] in _text_keys()
+            quoted = _quoted(whole) if is_text else shlex.quote(whole)
+            mend = f"; a value with a space needs quotes: {quoted}"
+        raise UserError(f"{word}: expected KEY=VALUE{mend}")
+
+
+def _has_no_key(word: str) -> bool:
+    return "=" not in word and not word.startswith(("-", "~"))
 
 
 def _require_names(key: str, text: str, value: Any) -> None:
