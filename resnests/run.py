@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from yaml import MarkedYAMLError
 
 from resnests import __version__
 from resnests.config.compose import conf_dir, hydras_own, in_one_line, register, require_words
@@ -123,7 +124,7 @@ def _main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
-    except CompactHydraException as error:  # there is no such key or choice
+    except (CompactHydraException, MarkedYAMLError) as error:  # no such key or choice, or no YAML
         if wants_all:
             raise
         print(f"error: {in_one_line(error)}", file=sys.stderr)

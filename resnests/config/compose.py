@@ -23,6 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from yaml import MarkedYAMLError
 
 from resnests.config.schema import Config, hydra_schema
 from resnests.errors import UserError, require
@@ -169,8 +170,12 @@ def _keys_of_text(kind: Any, prefix: str) -> Iterator[str]:
 
 def in_one_line(error: Exception) -> str:
     """Return what Hydra says of an override that it refuses, without the structure of our code, and
-    which key may have been meant.
+    which key may have been meant; or where a YAML file breaks off, and why.
     """
+    if isinstance(error, MarkedYAMLError):
+        mark = error.problem_mark
+        place = f"{mark.name}, line {mark.line + 1}" if mark else "configuration"
+        return str(UserError(f"{place}: expected YAML ({error.problem})"))
     said = [line.strip() for e in (error, error.__cause__) if e for line in str(e).splitlines()]
     skipped = ["full_key:", "reference_type=", "object_type=", "Config search path:", "provider="]
     if any(" not in '" in line for line in said):
@@ -180,6 +185,8 @@ def in_one_line(error: Exception) -> str:
         group = one_of_several[1]
         there = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
         kept += [f"Available options in '{group}': {', '.join(there)}"] if there else []
+    if any("@experiment." in line or "Key 'experiment' not" in line for line in kept):
+        kept.append("(expected # @package _global_ as the first line of its file)")
     unknown = re.match("Could not override '(.+)'", kept[0])
     known = _keys(OmegaConf.to_container(OmegaConf.structured(hydra_schema())))
     close = difflib.get_close_matches(unknown[1], known, 1, 0.8) if unknown else []

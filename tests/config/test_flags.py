@@ -4,7 +4,9 @@ import os
 
 import pytest
 from helpers import run_command
+from omegaconf import OmegaConf
 
+from resnests import run
 from resnests.config.compose import in_one_line
 from resnests.config.flags import in_hydras_order
 from resnests.errors import UserError
@@ -56,6 +58,27 @@ def test_flags_come_first_and_folders_are_absolute(words, meant, monkeypatch):
 def test_one_choice_of_several_that_is_not_there_is_told_which_are():
     said = in_one_line(Exception("In 'config': Could not load 'metrics/nosuch'."))
     assert "Available options in 'metrics': auroc, balanced_accuracy, " in said
+
+
+def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.yaml").write_text("dataset:\n  name: mine\n root: x\n")
+    monkeypatch.setattr("sys.argv", ["run.py", "seed=0"])
+    monkeypatch.setenv(run.FULL_ERROR, "0")
+    monkeypatch.setattr(run, "_compose_and_run", lambda: OmegaConf.load(tmp_path / "mine.yaml"))
+    with pytest.raises(SystemExit) as end:
+        run._main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/mine.yaml, line 3: expected YAML (")
+
+
+@pytest.mark.parametrize("key", ["dataset@experiment.dataset", "trainer@experiment.trainer"])
+def test_an_experiment_without_its_first_line_is_told_so(key):
+    said = in_one_line(Exception(f"In 'experiment/mine': Could not override '{key}'."))
+    assert said.endswith("(expected # @package _global_ as the first line of its file)")
+    composing = "In 'experiment/mine': ConfigKeyError raised while composing config:"
+    said = in_one_line(Exception(f"{composing}\nKey 'experiment' not in 'Schema'"))
+    assert said.endswith("(expected # @package _global_ as the first line of its file)")
 
 
 def test_a_configuration_in_a_relative_folder_is_found(tmp_path):

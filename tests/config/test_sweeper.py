@@ -5,8 +5,9 @@ from typing import Any, cast
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from hydra_plugins.resnests_sweeper.grid_sweeper import _require_grid
+from hydra_plugins.resnests_sweeper.grid_sweeper import _require_flat, _require_grid
 from resnests.errors import UserError
 
 
@@ -17,3 +18,14 @@ def test_a_sweep_over_nothing_is_one_line_that_names_the_key(word):
     with pytest.raises(UserError) as refused:
         _require_grid(overrides)
     assert str(refused.value) == f"{word}: expected at least one value; it has none"
+
+
+def test_nested_keys_of_a_grid_are_one_line_with_the_key_that_is_right():
+    params = OmegaConf.create({"seed": "0,1", "optimizer": {"lr": "0.1,0.2"}})
+    with pytest.raises(UserError) as refused:
+        _require_flat(params)
+    assert str(refused.value) == (
+        "hydra.sweeper.params.optimizer={'lr': '0.1,0.2'}: expected its keys in one line each, "
+        "such as optimizer.lr: ..."
+    )
+    _require_flat(OmegaConf.create({"optimizer.lr": "0.1,0.2", "metrics": ["f1"]}))
