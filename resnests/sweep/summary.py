@@ -48,6 +48,8 @@ def print_summary(runs: Sequence[Run], interrupted: bool, barred: int = 0) -> in
 
 def _what_goes_on(incomplete: Sequence[Run], count: int) -> str:
     """Return which command goes on with these of `count` runs, and how many are as they were."""
+    if all(_status(run) == "diverged" for run in incomplete):  # the same command skips them
+        return "what diverged is not tried again"
     untouched = sum(run.replaces not in (None, "") and _status(run) is None for run in incomplete)
     overwrites = incomplete[0].config.trainer.overwrite and untouched < count
     if overwrites and untouched == len(incomplete):  # it would make the others once more

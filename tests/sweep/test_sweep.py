@@ -559,6 +559,17 @@ def test_a_run_that_cannot_be_read_any_more_is_a_line_of_the_summary(runs, monke
     assert end == "1 of 4 runs are not complete; the same command goes on"
 
 
+def test_nobody_is_told_to_go_on_with_what_diverged(runs, capsys):
+    for run, status in zip(runs, ("complete", "diverged", "complete", "diverged"), strict=True):
+        ended(run, status)
+    assert print_summary(runs, interrupted=False) == 1
+    end = "2 of 4 runs are not complete; what diverged is not tried again"
+    assert capsys.readouterr().err.splitlines()[-1] == end
+    ended(runs[0], "failed")
+    assert print_summary(runs, interrupted=False) == 1
+    assert capsys.readouterr().err.endswith("the same command goes on\n")
+
+
 @pytest.mark.parametrize("count", [1, 4], ids=["some", "all"])
 def test_runs_that_were_not_started_afresh_yet_are_not_left_to_a_command_that_redoes_the_others(
     runs, capsys, count
