@@ -13,6 +13,7 @@ import pandas as pd
 from resnests.config.recipe import distinguishing_keys
 from resnests.errors import UserError, require_one_of
 from resnests.results.columns import PLANNED, is_setting
+from resnests.results.select import column_of
 from resnests.text import brief
 
 SPLITS = {"test": "test", "val": "validation"}
@@ -155,8 +156,7 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
     Cells that choose different values stay in one row of the tables, as they would with one value.
     """
     require_one_of("--by", by.partition("_")[0], ("val",))
-    if key not in runs:
-        raise UserError(f"--select {key}: expected a key that the runs have, such as optimizer.lr")
+    key = column_of(runs, key, f"--select {key}")
     if not is_setting(key):
         expected = "expected a setting of which a cell has several values, such as optimizer.lr"
         raise UserError(f"--select {key}: {expected}; means are over seeds, and of each cell")
