@@ -183,7 +183,8 @@ def in_one_line(error: Exception) -> str:
     kept = [line for line in said if line and not line.startswith(tuple(skipped))]
     if one_of_several := re.search("Could not load '(.+)/.+'", kept[0]):  # as metrics=[f1,ece]
         group = one_of_several[1]
-        there = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+        folders = [conf_dir(), *map(Path, re.findall("path=file://(.+)", str(error)))]
+        there = sorted({path.stem for one in folders for path in (one / group).glob("*.yaml")})
         kept += [f"Available options in '{group}': {', '.join(there)}"] if there else []
     if any("@experiment." in line or "Key 'experiment' not" in line for line in kept):
         kept.append("(expected # @package _global_ as the first line of its file)")

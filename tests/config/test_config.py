@@ -167,6 +167,7 @@ def test_a_configuration_survives_the_way_through_plain_values():
         ("runs_dir=", "runs_dir=: "),
         ("weights=", "weights=: "),
         ("dataset.root=", "dataset.root=: "),
+        ("optimizer.milestones=0.5", "optimizer.milestones: expected a list, in brackets: "),
     ],
 )
 def test_values_out_of_range_are_named(override, key):

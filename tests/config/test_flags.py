@@ -55,9 +55,13 @@ def test_flags_come_first_and_folders_are_absolute(words, meant, monkeypatch):
     assert in_hydras_order(words.split()) == meant.replace("CWD", os.getcwd()).split()
 
 
-def test_one_choice_of_several_that_is_not_there_is_told_which_are():
-    said = in_one_line(Exception("In 'config': Could not load 'metrics/nosuch'."))
+def test_one_choice_of_several_that_is_not_there_is_told_which_are(tmp_path):
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "mine.yaml").touch()
+    searched = f"Config search path:\n\tprovider=command-line, path=file://{tmp_path}"
+    said = in_one_line(Exception(f"In 'config': Could not load 'metrics/nosuch'.\n\n{searched}"))
     assert "Available options in 'metrics': auroc, balanced_accuracy, " in said
+    assert "f1, mine, top5" in said
 
 
 def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path, monkeypatch, capsys):
