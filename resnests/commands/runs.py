@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from resnests.runs.lock import flocked, is_flocked
 from resnests.runs.record import METRICS
 from resnests.text import as_typed, duration, short
 
+_TIMES = {f"provenance.{name}" for name in ("process_started", "started", "ended")}
 LOG, LOG_BYTES = 10, 20_000  # lines of it that are shown, and where in it they are looked for
 
 
@@ -70,8 +72,10 @@ def run_facts(run: pd.Series) -> dict[str, object]:
         "differs": _differences(directory, recipe) or "in nothing from the recipes beside it",
     }
     lines |= {key: as_typed(value) for key, value in sorted(without_implied(recipe).items())}
-    shown = run[[name for name in run.index if name.startswith("provenance.")]].dropna()
-    return lines | {"all values": directory.config_file} | shown.to_dict()
+    shown = run[[name for name in run.index if name.startswith("provenance.")]].dropna().to_dict()
+    for name in _TIMES & shown.keys():
+        shown[name] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(shown[name]))
+    return lines | {"all values": directory.config_file} | shown
 
 
 def log_end(log: Path) -> list[str]:
