@@ -54,19 +54,18 @@ def run_facts(run: pd.Series) -> dict[str, object]:
     directory = RunDirectory(run["path"])
     recipe = json.loads(run["recipe_values"])
     own = [name for name in run.index if name.startswith(("val_", "test_"))]
-    measured = {name: run[name] for name in dict.fromkeys((*METRICS, *own))}
+    numbers = {name: run[name] for name in dict.fromkeys((*METRICS, *own))}
     # Without an analysis, columns of that name are only its keys in the configuration.
     is_analysed = pd.notna(run.get("analysis.status"))
     analysed = [name for name in run.index if is_analysed and name.startswith("analysis.")]
-    count = run.get("frozen_parameters")
-    frozen = {} if pd.isna(count) else {"frozen": count}
+    frozen = run.get("frozen_parameters")
     lines: dict[str, object] = {
         "directory": run["path"],
         "status": run["status"] if pd.isna(run["error"]) else f"{run['status']}: {run['error']}",
         "epochs": run["epochs"],
         "parameters": run["parameters"],
-        **{f"{name} parameters": int(count) for name, count in frozen.items()},
-        **{name: f"{value:.4f}" for name, value in measured.items() if pd.notna(value)},
+        **({} if pd.isna(frozen) else {"frozen parameters": int(frozen)}),
+        **{name: f"{value:.4f}" for name, value in numbers.items() if pd.notna(value)},
         **{name: short(run[name]) for name in analysed if pd.notna(run[name])},
         "took": duration(run["seconds"]),
         "differs": _differences(directory, recipe) or "in nothing from the recipes beside it",
