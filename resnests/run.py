@@ -6,7 +6,8 @@ import os
 import platform
 import re
 import sys
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -48,6 +49,7 @@ def app(tree: DictConfig) -> str | None:
         instead = "-m" if launcher in LAUNCHERS else f"one of {', '.join(LOCAL)}"
         expected = f"{instead}, as Hydra trains a single run on this host; or cluster=slurm"
         sys.exit(f"error: hydra/launcher={launcher}: expected {expected}")
+    _note_grid(HydraConfig.get().sweeper.get("params") or {})
     os.chdir(HydraConfig.get().runtime.cwd)  # whatever hydra.job.chdir says: see SpecLoader
     status = None
 
@@ -66,6 +68,13 @@ def app(tree: DictConfig) -> str | None:
             raise
         sys.exit(1)  # as Hydra would print that the job failed
     return status
+
+
+def _note_grid(params: Mapping[str, Any]) -> None:
+    """Say that one run is not the grid of an experiment file, for whom forgot -m."""
+    if params:
+        grid = ", ".join(map(str, params))
+        print(f"note: one run, without the grid of {grid}, which -m trains", file=sys.stderr)
 
 
 def _refuse_sweeper(key: str, value: str) -> NoReturn:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from hydra_plugins.resnests_sweeper.grid_sweeper import _require_flat, _require_grid
 from resnests.errors import UserError
+from resnests.run import _note_grid
 
 
 @pytest.mark.parametrize("word", ["seed=range(0)", "seed=range(5,2)", "variant=glob(nosuch*)"])
@@ -29,3 +30,11 @@ def test_nested_keys_of_a_grid_are_one_line_with_the_key_that_is_right():
         "such as optimizer.lr: ..."
     )
     _require_flat(OmegaConf.create({"optimizer.lr": "0.1,0.2", "metrics": ["f1"]}))
+
+
+def test_one_run_of_an_experiment_with_a_grid_says_that_m_trains_it(capsys):
+    _note_grid({})
+    assert capsys.readouterr().err == ""
+    _note_grid(OmegaConf.create({"seed": "0,1", "optimizer.lr": "0.1,0.2"}))
+    said = "note: one run, without the grid of seed, optimizer.lr, which -m trains\n"
+    assert capsys.readouterr().err == said
