@@ -6,13 +6,15 @@ import os
 import platform
 import re
 import sys
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from yaml import MarkedYAMLError
 
 from resnests import __version__
 from resnests.config.compose import (
@@ -54,6 +56,7 @@ def app(tree: DictConfig) -> str | None:
         instead = "-m" if launcher in LAUNCHERS else f"one of {', '.join(LOCAL)}"
         expected = f"{instead}, as Hydra trains a single run on this host; or cluster=slurm"
         sys.exit(f"error: hydra/launcher={launcher}: expected {expected}")
+    _note_grid(HydraConfig.get().sweeper.get("params") or {})
     os.chdir(HydraConfig.get().runtime.cwd)  # whatever hydra.job.chdir says: see SpecLoader
     status = None
 
@@ -74,6 +77,13 @@ def app(tree: DictConfig) -> str | None:
             raise
         sys.exit(1)  # as Hydra would print that the job failed
     return status
+
+
+def _note_grid(params: Mapping[str, Any]) -> None:
+    """Say that one run is not the grid of an experiment file, for whom forgot -m."""
+    if params:
+        grid = ", ".join(map(str, params))
+        print(f"note: one run, without the grid of {grid}, which -m trains", file=sys.stderr)
 
 
 def _refuse_sweeper(key: str, value: str) -> NoReturn:
@@ -132,7 +142,7 @@ def _main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)
-    except CompactHydraException as error:  # there is no such key or choice
+    except (CompactHydraException, MarkedYAMLError) as error:  # no such key or choice, or no YAML
         if wants_all:
             raise
         print(f"error: {in_one_line(error)}", file=sys.stderr)

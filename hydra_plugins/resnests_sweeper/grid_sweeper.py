@@ -4,6 +4,7 @@ not done, and launched again; or, for task=tune, the space of a search.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ class GridSweeper(BasicSweeper):
         assert self.hydra_context is not None
         assert self.config is not None
         launcher: Any = self.launcher
+        _require_flat(self.params)
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         parsed = parser.parse_overrides([*self._parse_config(), *arguments])
         overrides = [*{override.get_key_element(): override for override in parsed}.values()]
@@ -124,6 +126,15 @@ def _limited(configs: list[Config], launcher: Any) -> list[Config]:
     require(configs[0].cluster is None, "hydra.launcher.n_jobs", given, expected)
     slots = min(given, configs[0].devices.slots or given)
     return [replace(c, devices=replace(c.devices, slots=slots)) for c in configs]
+
+
+def _require_flat(params: Mapping[str, Any]) -> None:
+    from resnests.errors import UserError
+
+    for key, value in params.items():
+        for inner in value if isinstance(value, Mapping) else ():
+            expected = f"its keys in one line each, such as {key}.{inner}: ..."
+            raise UserError(f"hydra.sweeper.params.{key}={value}: expected {expected}")
 
 
 def _require_one_experiment(overrides: list[Override]) -> None:

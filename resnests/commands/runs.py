@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from resnests.runs.lock import flocked, is_flocked
 from resnests.runs.record import METRICS
 from resnests.text import as_typed, duration, short
 
+_TIMES = {f"provenance.{name}" for name in ("process_started", "started", "ended")}
 LOG, LOG_BYTES = 10, 20_000  # lines of it that are shown, and where in it they are looked for
 
 
@@ -52,26 +54,27 @@ def run_facts(run: pd.Series) -> dict[str, object]:
     directory = RunDirectory(run["path"])
     recipe = json.loads(run["recipe_values"])
     own = [name for name in run.index if name.startswith(("val_", "test_"))]
-    measured = {name: run[name] for name in dict.fromkeys((*METRICS, *own))}
+    numbers = {name: run[name] for name in dict.fromkeys((*METRICS, *own))}
     # Without an analysis, columns of that name are only its keys in the configuration.
     is_analysed = pd.notna(run.get("analysis.status"))
     analysed = [name for name in run.index if is_analysed and name.startswith("analysis.")]
-    count = run.get("frozen_parameters")
-    frozen = {} if pd.isna(count) else {"frozen": count}
+    frozen = run.get("frozen_parameters")
     lines: dict[str, object] = {
         "directory": run["path"],
         "status": run["status"] if pd.isna(run["error"]) else f"{run['status']}: {run['error']}",
         "epochs": run["epochs"],
         "parameters": run["parameters"],
-        **{f"{name} parameters": int(count) for name, count in frozen.items()},
-        **{name: f"{value:.4f}" for name, value in measured.items() if pd.notna(value)},
+        **({} if pd.isna(frozen) else {"frozen parameters": int(frozen)}),
+        **{name: f"{value:.4f}" for name, value in numbers.items() if pd.notna(value)},
         **{name: short(run[name]) for name in analysed if pd.notna(run[name])},
         "took": duration(run["seconds"]),
         "differs": _differences(directory, recipe) or "in nothing from the recipes beside it",
     }
     lines |= {key: as_typed(value) for key, value in sorted(without_implied(recipe).items())}
-    shown = run[[name for name in run.index if name.startswith("provenance.")]].dropna()
-    return lines | {"all values": directory.config_file} | shown.to_dict()
+    shown = run[[name for name in run.index if name.startswith("provenance.")]].dropna().to_dict()
+    for name in _TIMES & shown.keys():
+        shown[name] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(shown[name]))
+    return lines | {"all values": directory.config_file} | shown
 
 
 def log_end(log: Path) -> list[str]:

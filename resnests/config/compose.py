@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import is_dataclass
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -22,6 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from yaml import MarkedYAMLError
 
 from resnests.config.schema import PARTS, Config, hydra_schema
 from resnests.errors import UserError, require
@@ -66,12 +68,9 @@ def require_words(words: Sequence[str]) -> None:
     """Raise a UserError for what Hydra refuses with a stack trace or without the mend, or takes for
     something else than text.
     """
-    for before, word in zip(["", *words], words, strict=False):
+    _require_keys(words)
+    for word in words:
         key, equals, text = word.lstrip("+").partition("=")
-        if not equals and before.startswith(tuple(f"{name}=" for name in _text_keys())):
-            mend = f"a value with a space needs quotes: {_quoted(f'{before} {word}')}"
-            if not word.startswith(("-", "~")):
-                raise UserError(f"{word}: expected KEY=VALUE; {mend}")
         if word.startswith("~hydra"):
             raise UserError(f"{word}: expected another choice, as Hydra works with each of its own")
         if not equals or word.startswith("-"):
@@ -80,7 +79,8 @@ def require_words(words: Sequence[str]) -> None:
             value = OverridesParser.create().parse_override(word).value()
         except HydraException as error:
             _require_text(word, error)
-            continue  # Hydra says it
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{word}: expected a value as Hydra reads it ({reason})") from None
         if (conf_dir() / key).is_dir() or key.split("/")[0] == "hydra":
             _require_names(key, text, value)
         elif (is_text := key in _text_keys()) or key.startswith(("logger.", "hydra.launcher.")):
@@ -103,6 +103,26 @@ def require_used(words: Iterable[str], task: str) -> None:
         owner = OWNERS.get(key.partition(".")[0], task)
         expected = f"task={owner}, whose option it is, not task={task}"
         require(owner == task, key, text, expected)
+
+
+def _require_keys(words: Sequence[str]) -> None:
+    """Raise a UserError for a word without a key, as of a value that has a space and no quotes."""
+    for place, (before, word) in enumerate(zip(["", *words], words, strict=False)):
+        alone = before in ("-m", "--multirun") or "=" in before
+        is_of_flag = before.startswith("-") and not alone
+        if not _has_no_key(word) or is_of_flag:
+            continue
+        mend = ""
+        if "=" in before and not before.startswith("-"):
+            whole = " ".join([before, *takewhile(_has_no_key, words[place:])])
+            is_text = before.lstrip("+").partition("=")[0] in _text_keys()
+            quoted = _quoted(whole) if is_text else shlex.quote(whole)
+            mend = f"; a value with a space needs quotes: {quoted}"
+        raise UserError(f"{word}: expected KEY=VALUE{mend}")
+
+
+def _has_no_key(word: str) -> bool:
+    return "=" not in word and not word.startswith(("-", "~"))
 
 
 def _require_names(key: str, text: str, value: Any) -> None:
@@ -168,8 +188,12 @@ def _keys_of_text(kind: Any, prefix: str) -> Iterator[str]:
 
 def in_one_line(error: Exception) -> str:
     """Return what Hydra says of an override that it refuses, without the structure of our code, and
-    which key may have been meant.
+    which key may have been meant; or where a YAML file breaks off, and why.
     """
+    if isinstance(error, MarkedYAMLError):
+        mark = error.problem_mark
+        place = f"{mark.name}, line {mark.line + 1}" if mark else "configuration"
+        return str(UserError(f"{place}: expected YAML ({error.problem})"))
     said = [line.strip() for e in (error, error.__cause__) if e for line in str(e).splitlines()]
     skipped = ["full_key:", "reference_type=", "object_type=", "Config search path:", "provider="]
     if any(" not in '" in line for line in said):
@@ -180,6 +204,8 @@ def in_one_line(error: Exception) -> str:
         folders = re.findall("path=file://(.+)", str(error))  # --config-dir among them
         there = sorted({path.stem for one in folders for path in Path(one, group).glob("*.yaml")})
         kept += [f"Available options in '{group}': {', '.join(there)}"] if there else []
+    if any("@experiment." in line or "Key 'experiment' not" in line for line in kept):
+        kept.append("(expected # @package _global_ as the first line of its file)")
     unknown = re.match("Could not override '(.+)'", kept[0])
     known = _keys(OmegaConf.to_container(OmegaConf.structured(hydra_schema())))
     close = difflib.get_close_matches(unknown[1], known, 1, 0.8) if unknown else []

@@ -304,7 +304,10 @@ def config_from(node: DictConfig | dict[str, Any]) -> Config:
         mend = f"expected a value, as it has no default: {error.full_key}=..."
         raise UserError(f"{error.full_key}: {mend}") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from error
+        said = str(error.msg or error).splitlines()[0]
+        if "is not a ListConfig" in said:
+            said = f"expected a list, in brackets: {error.full_key}=[...]"
+        raise UserError(f"{error.full_key}: {said}") from error
 
 
 def part_from(group: str, values: dict[str, Any]) -> Any:

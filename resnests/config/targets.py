@@ -5,6 +5,7 @@ Errors are one line that names the key and says what is wrong, and where in the 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.machinery
@@ -21,6 +22,7 @@ from functools import cache
 from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from resnests.config.parts import Component
@@ -130,8 +132,10 @@ def locate(group: str, part: Component) -> Callable[..., Any]:
         found: Any = importlib.import_module(module)
         for name in filter(None, rest.split(".")):
             if not hasattr(found, name) and inspect.ismodule(found):
-                importlib.import_module(f"{found.__name__}.{name}")
+                _import_below(found, name, what)
             found = getattr(found, name)
+    except UserError:
+        raise
     except Exception as error:
         package = str(getattr(error, "name", None)).partition(".")[0]
         if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
@@ -140,6 +144,20 @@ def locate(group: str, part: Component) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"{what}: expected something to call, not {found!r}")
     return found
+
+
+def _import_below(module: ModuleType, name: str, what: str) -> None:
+    """Import the module `name` of a package; raise a UserError where there is none."""
+    path = f"{module.__name__}.{name}"
+    try:
+        importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name != path:
+            raise
+        near = difflib.get_close_matches(name, dir(module), 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        place = getattr(module, "__file__", None) or module.__name__
+        raise UserError(f"{what}: cannot be imported: {place} has no {name}{meant}") from error
 
 
 def code_digest(part: Component) -> str | None:

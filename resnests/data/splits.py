@@ -140,11 +140,15 @@ def read(dataset: Dataset, memory_gb: float | None = None) -> Loaded:
     what = f"dataset._target_={dataset.target}"
     if not isinstance(parts, dict) or not {"train", "test"} <= parts.keys():
         form = '{"train": (images, labels), "test": (images, labels)}'
-        raise UserError(f"{what}: expected it to return {form}, not {type(parts).__name__}")
+        found = type(parts).__name__
+        found += f" with the keys {[*parts]}" if isinstance(parts, dict) else ""
+        raise UserError(f"{what}: expected it to return {form}, not {found}")
     names, pairs = zip(
         *((f"{what}: {name}", parts[name]) for name in ("train", "test")), strict=True
     )
-    return from_arrays(names, pairs, parts.get("classes"))
+    other = sorted(map(str, parts.keys() - {"train", "test", "classes"}))
+    notes = (f"not read: {', '.join(other)}",) if other else ()
+    return from_arrays(names, pairs, parts.get("classes"), notes)
 
 
 def described(dataset: Dataset, memory_gb: float | None = None) -> Iterator[str]:

@@ -14,6 +14,7 @@ from resnests.results import notes
 from resnests.results.cells import CELL, Cell, describe
 from resnests.results.columns import is_setting
 from resnests.results.measured import Measured
+from resnests.results.select import column_of
 from resnests.results.stats import paired_differences
 from resnests.text import as_typed, brief
 
@@ -68,14 +69,8 @@ def against_value(
 
 
 def _column(runs: pd.DataFrame, key: str, value: str) -> str:
-    """Return the column of an axis: arch for arch.name, too, and optimizer.name for optimizer."""
-    for name in (key, f"{key}.name", key.removesuffix(".name")):
-        if name in runs and (is_setting(name) or name in _AXES):
-            return name
-    if key in runs:
-        expected = "expected what runs are asked for, such as arch or optimizer.lr"
-        raise UserError(f"--compare {key}={value}: {expected}; runs of the same seed are pairs")
-    expected = "expected a key that the runs have, such as arch"
+    """Return the column of an axis; raise a UserError where `key` names none."""
+    asked = f"--compare {key}={value}"
     if key == "augment":
         expected = "runs keep what it stands for; expected pipeline.augment=... or pipeline.mix=..."
         recipes = [json.loads(text) for text in runs["recipe_values"].unique()]
@@ -84,7 +79,12 @@ def _column(runs: pd.DataFrame, key: str, value: str) -> str:
             known = {str(brief(recipe[name])) for recipe in recipes if name in recipe}
             told += [f"'{name}={one}'" for one in sorted(known)[:4]]
         expected += f", such as {', '.join(told)}" if told else ""
-    raise UserError(f"--compare {key}={value}: {expected}")
+        raise UserError(f"{asked}: {expected}")
+    column = column_of(runs, key, asked)
+    if not is_setting(column) and column not in _AXES:
+        expected = "expected what runs are asked for, such as arch or optimizer.lr"
+        raise UserError(f"{asked}: {expected}; runs of the same seed are pairs")
+    return column
 
 
 def _require_one(pairs: pd.DataFrame, what: str) -> None:

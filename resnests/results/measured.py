@@ -13,6 +13,7 @@ import pandas as pd
 from resnests.config.recipe import distinguishing_keys
 from resnests.errors import UserError, require_one_of
 from resnests.results.columns import PLANNED, is_setting
+from resnests.results.select import column_of
 from resnests.text import brief
 
 SPLITS = {"test": "test", "val": "validation"}
@@ -155,8 +156,7 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
     Cells that choose different values stay in one row of the tables, as they would with one value.
     """
     require_one_of("--by", by.partition("_")[0], ("val",))
-    if key not in runs:
-        raise UserError(f"--select {key}: expected a key that the runs have, such as optimizer.lr")
+    key = column_of(runs, key, f"--select {key}")
     if not is_setting(key):
         expected = "expected a setting of which a cell has several values, such as optimizer.lr"
         raise UserError(f"--select {key}: {expected}; means are over seeds, and of each cell")
@@ -166,22 +166,25 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
     recipes = [json.loads(text) for text in runs["recipe_values"]]
     others = [json.dumps(recipe | {key: "chosen"}, sort_keys=True) for recipe in recipes]
     _require_choice(runs, key, others)
-    cells = runs.assign(recipe_values=others).groupby(
-        ["dataset", "arch", "variant", "recipe_values"], sort=False
-    )
-    telling = sorted(distinguishing_keys([json.loads(text) for text in set(others)]))
-    telling = [name for name in telling if not name.startswith(("arch.", "variant.", key))]
-    for (_, arch, variant, recipe), cell in cells:
+    names = ["dataset", "arch", "variant"]
+    labelled = runs.assign(recipe_values=others)
+    telling = {
+        name: sorted(distinguishing_keys([json.loads(text) for text in same.unique()]))
+        for name, same in labelled.groupby(names)["recipe_values"]
+    }
+    several = runs["dataset"].nunique() > 1
+    for (*name, recipe), cell in labelled.groupby([*names, "recipe_values"], sort=False):
+        values = {k: brief(v) for k, v in json.loads(recipe).items()}
+        differing = [f", {k}={values[k]}" for k in telling[tuple(name)] if k in values]
+        cell_words = " ".join(name if several else name[1:]) + "".join(differing)
         begun = cell[cell["status"] != PLANNED]
         scores = begun[judge.column].where(begun["status"] == "complete").groupby(begun[key])
-        values = {k: brief(v) for k, v in json.loads(recipe).items()}
-        more = "".join(f", {name}={values[name]}" for name in telling if name in values)
         if not scores.count().any():
-            left_out.append(f"{arch} {variant}{more}")
+            left_out.append(cell_words)
             continue
         best = scores.mean().idxmin() if is_low else scores.mean().idxmax()
         chosen.append(cell[cell[key] == best].assign(**{key: "chosen", "chosen": best}))
-        said.append(f"{arch} {variant}{more}: {best} (of {_tried(scores.count())})")
+        said.append(f"{cell_words}: {best} (of {_tried(scores.count())})")
     if not chosen:
         raise UserError(f"--select {key}: no complete run has {by}")
     of = " of the best epoch" if what.epoch == "best" else ""

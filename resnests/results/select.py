@@ -24,12 +24,7 @@ def select(runs: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
         typed, equals, value = word.partition("=")
         if not equals or not value:
             raise UserError(f"{word}: expected key=value, such as arch=resnet20 or status=failed")
-        names = (typed, f"{typed}.name", typed.removesuffix(".name"))
-        key = next((name for name in names if name in runs), typed)
-        if key not in runs:
-            near = difflib.get_close_matches(key, runs.columns, 1)
-            meant = f"; did you mean {near[0]}?" if near else ", such as arch or optimizer.lr"
-            raise UserError(f"{word}: expected a key that the runs have{meant}")
+        key = column_of(runs, typed, word)
         patterns = split_values(value)
         fits = {known: _fits(known, patterns) for known in runs[key].unique()}
         left = runs[runs[key].map(fits).astype(bool)]
@@ -38,6 +33,18 @@ def select(runs: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
             raise UserError(f"{word}: no run has it; expected one of {known}")
         runs = left
     return runs.reset_index(drop=True) if words else runs
+
+
+def column_of(runs: pd.DataFrame, key: str, asked: str) -> str:
+    """Return the column that a typed key means: arch for arch.name, too, and optimizer.name for
+    optimizer. Raise a UserError that begins with what was `asked` where the runs have none.
+    """
+    for name in (key, f"{key}.name", key.removesuffix(".name")):
+        if name in runs:
+            return name
+    near = difflib.get_close_matches(key, runs.columns, 1)
+    meant = f"; did you mean {near[0]}?" if near else ", such as arch or optimizer.lr"
+    raise UserError(f"{asked}: expected a key that the runs have{meant}")
 
 
 def split_values(text: str) -> list[str]:

@@ -77,14 +77,7 @@ def comparison_table(
     differences, digits = against_baseline(runs, what), what.digits
     by_image = by_image and what.is_of_predictions
     exact = [_mcnemar(pairs) for pairs in differences["pairs"]] if by_image else []
-    rows = [
-        [
-            *_name(d), f"{d['n']}", f"{d['delta']:+.{digits}f}",
-            NONE if pd.isna(d["low"]) else f"{d['low']:+.{digits}f} to {d['high']:+.{digits}f}",
-            _p(d["p"]), _p(d["p_holm"]),
-        ]
-        for d in differences.to_dict("records")
-    ]  # fmt: skip
+    rows = [[*_name(d), *_tested(d, digits)] for d in differences.to_dict("records")]
     header = [
         "Data set", "Architecture", "Variant", "Pairs", "Δ to Standard", "95% interval",
         "p", "p (Holm)",
@@ -110,9 +103,8 @@ def axis_table(runs: pd.DataFrame, key: str, value: str, what: Measured = ACCURA
     (differences, lone), digits = against_value(runs, key, value, what), what.digits
     rows = [
         [
-            *_name(d), str(d["value"]), f"{d['n']}", f"{d['delta']:+.{digits}f}",
-            NONE if pd.isna(d["low"]) else f"{d['low']:+.{digits}f} to {d['high']:+.{digits}f}",
-            _p(d["p"]), _p(d["p_holm"]), *[_mcnemar(d["pairs"])] * what.is_of_predictions,
+            *_name(d), str(d["value"]), *_tested(d, digits),
+            *[_mcnemar(d["pairs"])] * what.is_of_predictions,
         ]
         for d in differences.to_dict("records")
     ]  # fmt: skip
@@ -252,6 +244,13 @@ def _name(cell: dict[str, Any]) -> list[str]:
     """Return data set, architecture and variant of a row that is one cell."""
     row = row_name(cell["arch"], cell["row"])
     return [dataset_label(cell["dataset"]), row, variant_label(cell["variant"])]
+
+
+def _tested(difference: dict[str, Any], digits: int) -> list[str]:
+    """Return number of pairs, difference, interval and both p of a row of paired_differences."""
+    n, delta, low, high = (difference[name] for name in ("n", "delta", "low", "high"))
+    interval = NONE if pd.isna(low) else f"{low:+.{digits}f} to {high:+.{digits}f}"
+    return [f"{n}", f"{delta:+.{digits}f}", interval, _p(difference["p"]), _p(difference["p_holm"])]
 
 
 def _p(value: float) -> str:

@@ -59,7 +59,7 @@ def export(config: Config) -> Path:
         return _official(config, directory)
     model.eval()
     test = load(config.dataset, memory_gb=config.pipeline.memory_gb).test
-    images = _images(2, test)
+    images = _noise(2, test)
     about = _about(config, record, test)
     try:
         data = _WRITERS[config.format](config, model, images, about)
@@ -211,7 +211,7 @@ def _verify(form: str, model: nn.Module, other: Callable[[Tensor], Tensor], imag
             raise UserError(f"format={form}: {reason}")
 
 
-def _images(count: int, split: Split) -> Tensor:
+def _noise(count: int, split: Split) -> Tensor:
     """Return noise as large as normalised images of `split`, (count, 3, H, W)."""
     height, width = split.images.shape[1:3]
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))

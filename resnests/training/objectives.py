@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -91,5 +92,8 @@ def _measure(metric: Metric, call: Callable[..., Any], logits: Tensor, labels: T
         value = call(logits, labels)
         if reset := getattr(call, "reset", None):
             reset()
+        shape = tuple(getattr(value, "shape", ()))
+        if math.prod(shape) != 1:
+            raise UserError(f"{what}: expected a number, not values of shape {shape}")
         number = float(value)
     return number * (100 if metric.unit == "%" else 1)

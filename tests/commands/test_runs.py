@@ -129,6 +129,7 @@ def test_a_run_is_shown_with_metrics_of_its_own(tmp_path, capsys):
         "81.5000", "80.2500", "91.0000",
     ]  # fmt: skip
     assert found["test_accuracy"] == "90.0000"
+    assert found["provenance.started"] == "2025-01-01 00:00:00 UTC"
     assert "val_ema_accuracy" not in found
 
 

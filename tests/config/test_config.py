@@ -167,6 +167,7 @@ def test_a_configuration_survives_the_way_through_plain_values():
         ("runs_dir=", "runs_dir=: "),
         ("weights=", "weights=: "),
         ("dataset.root=", "dataset.root=: "),
+        ("optimizer.milestones=0.5", "optimizer.milestones: expected a list, in brackets: "),
     ],
 )
 def test_values_out_of_range_are_named(override, key):
@@ -246,6 +247,17 @@ def test_every_value_is_part_of_the_recipe_or_declared_free(path, free):
     given |= {"milestones": [0.9], "epochs": 9}
     setattr(node, path[-1], given.get(path[-1], "another value"))
     assert (recipe_hash(changed) == before) == (free or path in LABELS)
+
+
+def test_a_study_file_sets_what_the_command_line_may(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nseed: 5\nruns_dir: mine\n"
+    )
+    words = f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"
+    config = make_config(*words)
+    assert (config.seed, config.runs_dir) == (5, "mine")
+    assert make_config(*words, "seed=7").seed == 7
 
 
 def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch):

@@ -6,7 +6,9 @@ import pytest
 from helpers import run_command
 from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
 
+from resnests import run
 from resnests.config.compose import conf_dir, in_one_line, register
 from resnests.config.flags import in_hydras_order
 from resnests.errors import UserError
@@ -66,6 +68,27 @@ def test_one_choice_of_several_that_is_not_there_is_told_which_are(tmp_path):
     choices = "auroc, balanced_accuracy, brier, ece, f1, mine, top5"
     said = "In 'config': Could not load 'metrics/nosuch'. Available options in 'metrics': "
     assert in_one_line(caught.value) == said + choices
+
+
+def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.yaml").write_text("dataset:\n  name: mine\n root: x\n")
+    monkeypatch.setattr("sys.argv", ["run.py", "seed=0"])
+    monkeypatch.setenv(run.FULL_ERROR, "0")
+    monkeypatch.setattr(run, "_compose_and_run", lambda: OmegaConf.load(tmp_path / "mine.yaml"))
+    with pytest.raises(SystemExit) as end:
+        run._main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path}/mine.yaml, line 3: expected YAML (")
+
+
+@pytest.mark.parametrize("key", ["dataset@experiment.dataset", "trainer@experiment.trainer"])
+def test_an_experiment_without_its_first_line_is_told_so(key):
+    said = in_one_line(Exception(f"In 'experiment/mine': Could not override '{key}'."))
+    assert said.endswith("(expected # @package _global_ as the first line of its file)")
+    composing = "In 'experiment/mine': ConfigKeyError raised while composing config:"
+    said = in_one_line(Exception(f"{composing}\nKey 'experiment' not in 'Schema'"))
+    assert said.endswith("(expected # @package _global_ as the first line of its file)")
 
 
 def test_a_configuration_in_a_relative_folder_is_found(tmp_path):

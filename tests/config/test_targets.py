@@ -66,7 +66,8 @@ def test_targets_may_nest():
     ("target", "said"),
     [
         ("nowhere.Net", "arch._target_=nowhere.Net: cannot be imported"),
-        ("nets.Missing", "arch._target_=nets.Missing: cannot be imported"),
+        ("nets.Missing", "arch._target_=nets.Missing: cannot be imported: /"),
+        ("nets.constnat", "/nets.py has no constnat; did you mean constant?"),
         ("nets.constant", "arch._target_=nets.constant: expected something to call, not 3"),
         ("nets.fails", "arch._target_=nets.fails: RuntimeError: no such depth (/"),
         ("nets.headed", "arch._target_=nets.headed: TypeError: headed() got an unexpected"),

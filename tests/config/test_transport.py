@@ -142,6 +142,23 @@ def test_a_word_that_was_the_end_of_another_is_named_with_the_quotes():
     require_words(["--config-dir", "leaves", "dataset.root=/data/my", "~logger"])
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("seed 3", "seed: expected KEY=VALUE$"),
+        ("--config-dir=conf seed 3", "seed: expected KEY=VALUE$"),
+        ("seed:3", "seed:3: expected KEY=VALUE"),
+        ("-m optimizer.lr = 0.1", "optimizer.lr: expected KEY=VALUE"),
+        ("-m seed=0, 1 2", "1: expected KEY=VALUE; .* needs quotes: 'seed=0, 1 2'"),
+        ("metrics=[f1, ece] seed=0", r"ece\]: expected KEY=VALUE; .*: 'metrics=\[f1, ece\]'"),
+        ("-m seed=range(3", r"seed=range\(3: expected a value as Hydra reads it \(no viable"),
+    ],
+)
+def test_words_that_are_no_key_with_a_value_are_named(words, said):
+    with pytest.raises(UserError, match=f"^{said}"):
+        require_words(words.split())
+
+
 def test_what_hydra_makes_of_words_of_its_own_is_one_line():
     with pytest.raises(AssertionError) as caught:
         configure_log({}, None)
@@ -157,7 +174,7 @@ def test_words_that_mean_what_they_say_pass():
     text = "runs_dir=2024", 'weights="runs/seed=0/model.pt"', "arch.name='1_1'", "tune.study=my_1"
     numbers = "trainer.epochs=1_000", "seed=range(3)", "optimizer.clip_norm=null,1.0"
     choices = "arch=resnet8,resnet20", "logger=[tensorboard],[wandb]", "arch=glob(*)"
-    words = ["-m", "--cfg=job", "optimizer.lr=tag(log, interval(1e-3, 1))", "foo bar=("]
+    words = ["-m", "--cfg=job", "optimizer.lr=tag(log, interval(1e-3, 1))"]
     require_words([*words, *text, *numbers, *choices])
 
 

@@ -134,10 +134,16 @@ def test_a_callable_gives_arrays_and_takes_root_and_its_arguments(module):
     assert splits.test.labels.tolist() == [0, 1, 2, 0]
 
 
+def test_what_a_callable_returns_beside_train_and_test_is_named_as_not_read(module):
+    returned = f"{{'train': {PAIR}, 'test': {PAIR}, 'val': {PAIR}, 'classes': list('abc')}}"
+    assert load(module(returned)).notes == ("not read: val",)
+
+
 @pytest.mark.parametrize(
     ("returned", "said"),
     [
         ("[1, 2]", "expected it to return"),
+        (f"{{'train': {PAIR}, 'Test': {PAIR}}}", r"not dict with the keys \['train', 'Test'\]"),
         (f"{{'train': 3, 'test': {PAIR}}}", "train: expected a pair of arrays"),
         (
             f"{{'train': {PAIR}, 'test': (np.zeros((4, 5, 5)), [0, 1, 2, 0])}}",

@@ -150,6 +150,37 @@ def test_a_cell_without_a_complete_run_is_named(tmp_path):
     assert list(found) == ["ResNet-20"]
 
 
+def test_cells_that_choose_are_told_apart_by_networks_and_data_sets(tmp_path):
+    for rate, worse in ((0.1, 0), (0.3, 5)):
+        options = {"optimizer": trees.SGD | {"lr": rate}}
+        for blocks in ([1, 1, 1], [2, 2, 2]):
+            add(tmp_path, 90, 80 - worse, arch__blocks=blocks, **options)
+        add(tmp_path, 90, 80 + worse, dataset="svhn", **options)
+    runs, _ = read_runs(tmp_path)
+    what = measured(runs, "accuracy", "test", "last")
+    (note,) = choose(runs, "optimizer.lr", "val_accuracy", what)[1].notes
+    assert set(note.partition("over seeds: ")[2].removesuffix(".").split("; ")) == {
+        "cifar10 resnet20 standard, arch.blocks=[1,1,1]: 0.1 (of 2)",
+        "cifar10 resnet20 standard, arch.blocks=[2,2,2]: 0.1 (of 2)",
+        "svhn resnet20 standard: 0.3 (of 2)",
+    }
+
+
+def test_an_axis_is_typed_as_for_compare_and_as_a_word(tmp_path):
+    for name, val in (("tensor", 70), ("torchvision", 80)):
+        add(tmp_path, 90, val, pipeline={"name": name})
+    runs, _ = read_runs(tmp_path)
+    what = measured(runs, "accuracy", "test", "last")
+    for key in ("pipeline", "pipeline.name"):
+        (note,) = choose(runs, key, "val_accuracy", what)[1].notes
+        assert note.startswith("pipeline.name chosen by")
+        assert note.endswith(": torchvision (of 2).")
+    said = "--select optimizer.rl: expected a key that the runs have; did you mean optimizer.lr?"
+    with pytest.raises(UserError) as refused:
+        choose(runs, "optimizer.rl", "val_accuracy", what)
+    assert str(refused.value) == said
+
+
 def test_an_axis_that_brings_other_keys_along_is_no_choice(tmp_path):
     for epochs in (2, 4):
         options = {"trainer__epochs": epochs, "history": trees.history_rows(90, epochs, val=True)}

@@ -118,6 +118,10 @@ def test_losses():
         ({"metrics": {"loss": {"_target_": "mine.zeros"}}}, "metrics=loss: expected another name"),
         ({"metrics": {"w": {"unit": "%"}}}, "metrics.w._target_=null: expected an import path"),
         ({"metrics": {"w": {"_target_": "mine.words"}}}, "metrics.w._target_=mine.words: ValueErr"),
+        (
+            {"metrics": {"w": {"_target_": "mine.vector"}}},
+            r"metrics.w._target_=mine.vector: expected a number, not values of shape \(32,\)",
+        ),
         ({"metrics": {"w": 3}}, "metrics.w=3: expected a _target_"),
         (
             {"metrics": {"w": {"_target_": "a.b", "better": "up"}}},
