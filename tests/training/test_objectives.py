@@ -120,7 +120,7 @@ def test_losses():
         ({"metrics": {"w": {"_target_": "mine.words"}}}, "metrics.w._target_=mine.words: ValueErr"),
         (
             {"metrics": {"w": {"_target_": "mine.vector"}}},
-            r"metrics.w._target_=mine.vector: expected a number, not values of shape \(32,\)",
+            r"metrics.w._target_=mine.vector: expected a number, not values of shape \(40,\)",
         ),
         ({"metrics": {"w": 3}}, "metrics.w=3: expected a _target_"),
         (
