@@ -11,6 +11,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
+from hydra.errors import MissingConfigException
 from optuna.trial import TrialState
 
 from resnests.config.schema import Config
@@ -133,9 +134,10 @@ class Search:
         while trial := self.study.take():
             try:
                 runs = trial_runs(self.study.space.config(trial.params))
-            except UserError as error:  # values that exclude each other
+            except UserError as error:  # values that exclude each other, or a file that is gone
+                is_gone = isinstance(error.__cause__, MissingConfigException)
                 trial.set_user_attr("reason", str(error))
-                self.study.tell(trial, TrialState.PRUNED)
+                self.study.tell(trial, TrialState.FAIL if is_gone else TrialState.PRUNED)
                 print(f"trial {trial.number}: {error}", flush=True)
                 self._note()
                 continue

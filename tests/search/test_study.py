@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from helpers import until
@@ -15,6 +16,7 @@ from spaces import LR, make_space
 pytest.importorskip("optuna", reason="needs resnests[tune]")
 
 import optuna
+from hydra.errors import MissingConfigException
 from optuna.trial import TrialState
 
 from resnests.errors import UserError
@@ -388,6 +390,19 @@ def test_a_study_whose_last_trial_makes_no_configuration_is_over_for_those_who_l
     run_search(space, [])
     assert len(taken) == 2
     assert not find_asked(tmp_path)
+
+
+def test_a_configuration_that_is_gone_fails_its_trial_which_is_done_again_once_it_is_back(
+    tmp_path, trainings, monkeypatch
+):
+    space = make_space(tmp_path, *BASE, "tune.trials=1")
+    with monkeypatch.context() as patch:
+        gone = MissingConfigException("Could not load 'arch/mine'.")
+        patch.setattr(space.grid, "config", Mock(side_effect=gone))
+        assert run_search(space, []) == 1
+    assert states(tmp_path) == ["FAIL"]
+    assert run_search(make_space(tmp_path, *BASE, "tune.trials=1"), []) == 0
+    assert states(tmp_path) == ["FAIL", "COMPLETE"]
 
 
 @pytest.mark.slow
