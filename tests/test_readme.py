@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -175,15 +175,20 @@ def test_the_example_of_own_parts_trains(tmp_path):
 
 @contextmanager
 def suspended(sweep: subprocess.Popen) -> Iterator[None]:
-    """Suspend what trains below a sweep, for as long as the `with` block takes."""
+    """Suspend what trains below a sweep, for as long as the `with` block takes.
+
+    Some of the processes there, such as a compiler, are gone by the time they are asked.
+    """
     below = psutil.Process(sweep.pid).children(recursive=True)
     for process in below:
-        process.suspend()
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
     try:
         yield
     finally:
         for process in below:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 @pytest.mark.long
