@@ -15,13 +15,16 @@ from torch import nn
 from resnests.config.compose import conf_dir
 from resnests.config.parts import Arch, Component
 from resnests.config.schema import part_from
-from resnests.config.targets import targets
+from resnests.config.targets import naming, targets
 from resnests.errors import UserError, require_extra
 from resnests.models.resnet import build_network, count_parameters
 
 FORM = "safetensors"
 # What reading JSON of another form than ours ends in.
-MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OmegaConfBaseException)
+MALFORMED = (
+    ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError,
+    OmegaConfBaseException,
+)  # fmt: skip
 
 
 def load_model(folder: Path | str, trust: bool = False) -> nn.Module:
@@ -61,7 +64,8 @@ def load_model(folder: Path | str, trust: bool = False) -> nn.Module:
     _require_own_values(weights, about)
     for component in () if trust else (arch, variant):
         _require_own_code(place, component)
-    model = build_network(arch, variant, num_classes)
+    with naming(f"{folder}: its network cannot be built"):  # as of a negative number of classes
+        model = build_network(arch, variant, num_classes)
     load_weights(weights, model)
     if (count := count_parameters(model)) != parameters:
         raise UserError(f"{folder}: {count} parameters, config.json says {parameters}")
