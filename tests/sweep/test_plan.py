@@ -9,7 +9,7 @@ from resnests.config.schema import Config
 from resnests.runs.analysis import Analysis
 from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
-from resnests.runs.weights import digest
+from resnests.runs.weights import digest, export_target
 from resnests.sweep.plan import Run, plan_runs, usable_runs
 
 
@@ -27,6 +27,20 @@ def test_files_of_given_weights_are_told_apart_by_their_paths(evaluations):
         "weights=a.pt",
         "weights=b.pt",
     ]
+
+
+def test_a_seed_of_a_folder_whose_weights_were_replaced_is_evaluated_anew(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = make_config("dataset=digits", "arch=resnet8", "task=evaluate", "weights=.")
+    file = export_target(config)
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    (config,) = with_digests([config])
+    directory = write_run(config, "complete", weights_sha256=digest(file))
+    assert Run(config, directory).action() == "skip"
+    file.write_bytes(b"other weights")
+    assert Run(config, directory).action() == "run"
+    assert Run(config, directory).planned().replaces == directory.record_digest()
 
 
 @pytest.mark.parametrize("word", ["dataset.train_limit=20", "dataset.val_fraction=0.5"])
