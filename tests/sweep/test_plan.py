@@ -6,6 +6,7 @@ import pytest
 from helpers import make_config, write_run
 
 from resnests.config.schema import Config
+from resnests.errors import UserError
 from resnests.runs.analysis import Analysis
 from resnests.runs.digests import with_digests
 from resnests.runs.directory import RunDirectory
@@ -27,6 +28,14 @@ def test_files_of_given_weights_are_told_apart_by_their_paths(evaluations):
         "weights=a.pt",
         "weights=b.pt",
     ]
+
+
+def test_one_run_with_two_values_of_what_is_no_part_of_its_identity_is_refused(tmp_path):
+    words = ("dataset=digits", "arch=resnet8", f"runs_dir={tmp_path}")
+    runs = [make_config(*words, f"trainer.eval_every={every}") for every in (1, 1, 2)]
+    assert len(plan_runs(runs[:2])) == 1
+    with pytest.raises(UserError, match=r"trainer.eval_every=1,2: expected one value, as it"):
+        plan_runs(runs)
 
 
 def test_a_seed_of_a_folder_whose_weights_were_replaced_is_evaluated_anew(tmp_path, monkeypatch):
