@@ -18,6 +18,7 @@ from resnests.config.schema import part_from
 from resnests.config.targets import naming, targets
 from resnests.errors import UserError, require_extra
 from resnests.models.resnet import build_network, count_parameters
+from resnests.runs.files import opened, read_file
 
 FORM = "safetensors"
 # What reading JSON of another form than ours ends in.
@@ -41,7 +42,7 @@ def load_model(folder: Path | str, trust: bool = False) -> nn.Module:
 
     place = Path(folder).expanduser()
     try:
-        about = json.loads((place / "config.json").read_text())
+        about = json.loads(read_file(place / "config.json"))
         # As it was read: in the file itself each character may be escaped
         if any("${" in text for text in _strings(about)):
             raise ValueError("a value refers to another one")
@@ -52,7 +53,8 @@ def load_model(folder: Path | str, trust: bool = False) -> nn.Module:
             expected = f"one of format={FORM}; the model card says how to load it"
             raise UserError(f"{folder}: holds format={', '.join(described)}, expected {expected}")
         weights = place / Path(described[FORM]["file"]).name
-        data = weights.read_bytes()
+        with opened(weights) as file:  # no link to what never ends
+            data = file.read()
         if hashlib.sha256(data).hexdigest() != described[FORM]["sha256"]:
             reason = "is not the file that config.json describes (sha256 differs)"
             raise UserError(f"{weights}: {reason}")
