@@ -17,7 +17,7 @@ from resnests.analysis.quantities import Problem
 from resnests.analysis.reading import Report, networks_own, plan_memory, read_features
 from resnests.analysis.rows import Rows
 from resnests.analysis.second_order import second_order
-from resnests.config.schema import AnalysisOptions, Config
+from resnests.config.schema import Config
 from resnests.data.pipelines import Images
 from resnests.errors import Interrupted
 from resnests.models.single_stage import ResNEst, SingleStage
@@ -25,7 +25,6 @@ from resnests.models.weights import load_weights
 from resnests.runs.analysis import (
     LAST_BLOCK,
     LAST_MAPS,
-    METHOD,
     PREFIX,
     TRAINED,
     Analysis,
@@ -60,8 +59,8 @@ def analyze(
 
     options = config.analysis
     done = directory.read_analysis()
-    if done is None or not done.is_of(digest, options):
-        done = new_analysis(options, digest)
+    if done is None or not done.is_of(digest, config):
+        done = Analysis.of(config, digest)
     done.l2_path = [*done.l2_path, *done.lacking(options)]
     work = _Work(config, directory, splits, done, stop, report)
     work.analyse(model, done)
@@ -69,17 +68,12 @@ def analyze(
     weights = kept_weights(directory.analysed.path)
     keys = [(epoch, digest_of(file)) for epoch, file in weights]
     # All at once, as each solve writes all: an interruption loses none of what is known of others.
-    done.kept = [before.get(key) or new_analysis(options, key[1], key[0]) for key in keys]
+    done.kept = [before.get(key) or Analysis.of(config, key[1], key[0]) for key in keys]
     for kept, (_, file) in zip(done.kept, weights, strict=True):
         load_weights(file, model)
         work.analyse(model, kept)
     directory.write_analysis(done)
     return done
-
-
-def new_analysis(options: AnalysisOptions, digest: str, epoch: int | None = None) -> Analysis:
-    """Return an analysis of the weights of SHA-256 `digest` in which nothing is solved yet."""
-    return Analysis(options.l2, options.tolerance, digest, method=METHOD, epoch=epoch)
 
 
 def kept_weights(run: Path) -> list[tuple[int, Path]]:

@@ -175,8 +175,10 @@ class Config:
         require(ok, "predict.folder", self.predict.folder, expected)
         ok = self.task == "export" or self.format == "official"
         require(ok, "format", self.format, f"official, as task={self.task} exports nothing")
-        ok = self.task != "evaluate" or self.init == Init()
-        require(ok, "init", self.init.weights or self.init.freeze, "none with task=evaluate")
+        given = self.task == "evaluate" or (self.task == "analyze" and self.weights is not None)
+        expected = f"none with task={self.task} and weights, which are not trained here"
+        ok = not given or self.init == Init()
+        require(ok, "init", self.init.weights or self.init.freeze, expected)
 
     def _check_cluster(self) -> None:
         """Require that a cluster can do the task, and that its own keys say how."""

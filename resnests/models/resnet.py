@@ -191,6 +191,7 @@ def build_network(arch: Arch, variant: Variant, num_classes: int) -> nn.Module:
         return OwnHead(blocks, widths, num_classes, variant)
     if head == "a_resnest":
         return AResNEst(blocks, widths, num_classes)
+    require_one_of("variant.head", head, HEADS)  # which ResNet would take for one without an end
     return ResNet(blocks, widths, num_classes, head)
 
 

@@ -23,7 +23,7 @@ INTERVALS = (
 )
 _SIGNED = ("eps.train_loss", "eps.test_loss")  # columns whose values can be below 0
 _OWN = ("seed", "path", "arch.widths", "arch.blocks")
-_LISTS = ("solves", "points", "descents", "l2_path", "over_l2", "kept")
+_LISTS = ("solves", "points", "descents", "l2_path", "over_l2", "kept", "images")
 
 
 @dataclass
@@ -51,8 +51,9 @@ class Analyses:
 def read_analyses(runs: pd.DataFrame) -> Analyses:
     """Read the analyses of labelled `runs`.
 
-    Numbers of different analysis.l2 or analysis.tolerance, or of an earlier method, are never
-    averaged: where a data set has several, `setting` names those of a run, and `row` ends with it.
+    Numbers of different analysis.l2 or analysis.tolerance, of an earlier method, or over another
+    number of training images are never averaged: where a data set has several, or a cell of the
+    last, `setting` names those of a run, and `row` ends with it.
     """
     solves: list[dict[str, Any]] = []
     analysed: list[dict[str, Any]] = []
@@ -132,6 +133,10 @@ def _by_setting(rows: list[dict[str, Any]], runs: pd.DataFrame) -> pd.DataFrame:
         several = frame.groupby("dataset")[key].transform("nunique") > 1
         words = ", analysis." + key + "=" + frame[key].astype(str)
         frame["setting"] += words.where(several, "")
+    counts = frame["train_images"].where(frame["train_images"] > 0)  # 0: not on record
+    several = counts.groupby([frame[name] for name in CELL]).transform("nunique") > 1
+    words = ", " + frame["train_images"].astype(str) + " training images"
+    frame["setting"] += words.where(several, "")
     frame["row"] = (frame["row"] + frame["setting"]).str.removeprefix(", ")
     frame["setting"] = frame["setting"].str.removeprefix(", ")
     for name in CELL:

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from resnests.config.schema import AnalysisOptions
+from resnests.config.schema import AnalysisOptions, Config
 from resnests.runs.record import Document, checked
 
 # Of how an analysis is made: those of an earlier method have other numbers, and are made again.
@@ -116,16 +116,28 @@ class Analysis(Document):
     l2_path: list = field(default_factory=list)  # the penalties of over_l2
     over_l2: list = field(default_factory=list)  # (b) and (c) with other penalties: Solve
     kept: list = field(default_factory=list)  # Analysis of the weights of earlier epochs
+    # dataset.train_limit and val_fraction, which of given weights are no part of the recipe; None
+    # of earlier versions
+    images: list | None = None
 
-    def is_made_with(self, options: AnalysisOptions) -> bool:
-        """Return whether `options` and this version would give the same numbers; it may still lack
-        some of options.l2_path, which add to them.
+    @classmethod
+    def of(cls, config: Config, digest: str, epoch: int | None = None) -> Analysis:
+        """Return an analysis of the weights of SHA-256 `digest` in which nothing is solved yet."""
+        options, data = config.analysis, config.dataset
+        images = [data.train_limit, data.val_fraction]
+        return cls(options.l2, options.tolerance, digest, method=METHOD, epoch=epoch, images=images)
+
+    def is_made_with(self, config: Config) -> bool:
+        """Return whether `config` and this version would give the same numbers; it may still lack
+        some of analysis.l2_path, which add to them.
         """
-        return (self.l2, self.tolerance, self.method) == (options.l2, options.tolerance, METHOD)
+        new = Analysis.of(config, self.weights_sha256)
+        same = (self.l2, self.tolerance, self.method) == (new.l2, new.tolerance, METHOD)
+        return same and self.images in (None, new.images)
 
-    def is_of(self, digest: str, options: AnalysisOptions) -> bool:
-        """Return whether it is one of these weights, made with `options`."""
-        return self.weights_sha256 == digest and self.is_made_with(options)
+    def is_of(self, digest: str, config: Config) -> bool:
+        """Return whether it is one of these weights, made as `config` says."""
+        return self.weights_sha256 == digest and self.is_made_with(config)
 
     def lacking(self, options: AnalysisOptions) -> list[float]:
         """Return the penalties of options.l2_path that were not asked for before."""

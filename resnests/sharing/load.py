@@ -15,13 +15,17 @@ from torch import nn
 from resnests.config.compose import conf_dir
 from resnests.config.parts import Arch, Component
 from resnests.config.schema import part_from
-from resnests.config.targets import targets
+from resnests.config.targets import naming, targets
 from resnests.errors import UserError, require_extra
 from resnests.models.resnet import build_network, count_parameters
+from resnests.runs.files import opened, read_file
 
 FORM = "safetensors"
 # What reading JSON of another form than ours ends in.
-MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OmegaConfBaseException)
+MALFORMED = (
+    ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError,
+    OmegaConfBaseException,
+)  # fmt: skip
 
 
 def load_model(folder: Path | str, trust: bool = False) -> nn.Module:
@@ -38,7 +42,7 @@ def load_model(folder: Path | str, trust: bool = False) -> nn.Module:
 
     place = Path(folder).expanduser()
     try:
-        about = json.loads((place / "config.json").read_text())
+        about = json.loads(read_file(place / "config.json"))
         # As it was read: in the file itself each character may be escaped
         if any("${" in text for text in _strings(about)):
             raise ValueError("a value refers to another one")
@@ -49,7 +53,8 @@ def load_model(folder: Path | str, trust: bool = False) -> nn.Module:
             expected = f"one of format={FORM}; the model card says how to load it"
             raise UserError(f"{folder}: holds format={', '.join(described)}, expected {expected}")
         weights = place / Path(described[FORM]["file"]).name
-        data = weights.read_bytes()
+        with opened(weights) as file:  # no link to what never ends
+            data = file.read()
         if hashlib.sha256(data).hexdigest() != described[FORM]["sha256"]:
             reason = "is not the file that config.json describes (sha256 differs)"
             raise UserError(f"{weights}: {reason}")
@@ -61,7 +66,8 @@ def load_model(folder: Path | str, trust: bool = False) -> nn.Module:
     _require_own_values(weights, about)
     for component in () if trust else (arch, variant):
         _require_own_code(place, component)
-    model = build_network(arch, variant, num_classes)
+    with naming(f"{folder}: its network cannot be built"):  # as of a negative number of classes
+        model = build_network(arch, variant, num_classes)
     load_weights(weights, model)
     if (count := count_parameters(model)) != parameters:
         raise UserError(f"{folder}: {count} parameters, config.json says {parameters}")

@@ -82,8 +82,9 @@ class Run:
         if self.config.task == "evaluate":
             return False
         done = self.directory.read_analysis()
-        options = self.config.analysis
-        return done is None or not done.is_made_with(options) or bool(done.lacking(options))
+        if done is None or not done.is_made_with(self.config):
+            return True
+        return bool(done.lacking(self.config.analysis))
 
 
 def plan_runs(configs: Sequence[Config]) -> list[Run]:

@@ -208,7 +208,7 @@ class Worker:
         config, goes_on = self.config, False
         if config.task == "analyze" and not config.trainer.overwrite:
             done, sha256 = self.directory.read_analysis(), digest(weights_file(config))
-            goes_on = done is not None and done.is_of(sha256, config.analysis)
+            goes_on = done is not None and done.is_of(sha256, config)
         self.directory.clear(but_analysis=goes_on)
 
     def _heartbeat(self) -> None:

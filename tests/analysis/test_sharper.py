@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers import make_config
 from torch.nn import functional as F
 
 from resnests.analysis import second_order as second
@@ -13,7 +14,6 @@ from resnests.analysis.quantities import Problem
 from resnests.analysis.risk import Risk, cross_entropy, minimise, penalty
 from resnests.analysis.rows import Rows
 from resnests.analysis.second_order import TwoMaps, lanczos, optimum_of, saddle_of, second_order
-from resnests.config.schema import AnalysisOptions
 from resnests.models.single_stage import SingleStage
 from resnests.runs.analysis import LAST_BLOCK, LAST_MAPS, PREFIX, Analysis, Solve
 
@@ -297,7 +297,7 @@ def test_an_analysis_of_an_earlier_method_is_read_and_made_again():
     )
     old = Analysis.from_json(json.dumps({k: v for k, v in values.items() if k not in new}).encode())
     assert old.solves[0].value == 0.1
-    assert not old.is_made_with(AnalysisOptions())
+    assert not old.is_made_with(make_config())
 
 
 def test_the_penalty_of_the_network_is_that_of_the_smallest_map_with_its_logits():

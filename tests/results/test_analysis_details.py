@@ -123,6 +123,17 @@ def of_one_run(tmp_path, made: Analysis, **more) -> Analyses:
     return read_analyses(label_rows(load_runs(tmp_path)))
 
 
+def test_analyses_over_other_numbers_of_training_images_are_never_averaged(tmp_path):
+    of_one_run(tmp_path, analysis_of(0.1, images=1000))
+    of_one_run(tmp_path, analysis_of(0.2, images=1000), seed=1)
+    runs = of_one_run(tmp_path, analysis_of(0.3, images=300), seed=2).runs
+    words = ["1000 training images", "1000 training images", "300 training images"]
+    assert sorted(runs["setting"]) == words
+    assert set(runs["row"].astype(str)) == set(words)
+    alone = of_one_run(tmp_path / "alone", analysis_of(0.1)).runs
+    assert list(alone["setting"]) == [""]
+
+
 def with_gap(made: Analysis, gap: float) -> Analysis:
     """Return `made` with this gap of (b) and (c), an input, kept weights and another penalty."""
     linear = Solve(PREFIX, "exact", "input", 3, 0.45678, 4.4e-4)

@@ -131,6 +131,18 @@ def test_a_network_with_frozen_parameters_is_given_back_whole(tmp_path):
         (lambda folder: edit(folder, dataset="${oc.env:HOME}"), "refers to another"),
         (lambda folder: (folder / "config.json").write_text("[]"), "expected a folder of task=exp"),
         (lambda folder: (folder / "config.json").write_text("{}"), "expected a folder of task=exp"),
+        (lambda folder: (folder / "config.json").write_text("[" * 10**5), "expected a folder of"),
+        (lambda folder: link(folder / "config.json"), "expected a folder of .* no plain file"),
+        (
+            lambda folder: link(folder / "model.safetensors"),
+            "expected a folder of .* no plain file",
+        ),
+        (lambda folder: edit(folder, num_classes=float("inf")), "expected a folder of task=export"),
+        (lambda folder: edited(folder, num_classes=-3), "its network cannot be built: Runtime"),
+        (
+            lambda folder: edited(folder, variant={"name": "mine", "head": "standart"}),
+            "variant.head=standart: expected one of standard",
+        ),
     ],
 )
 def test_a_folder_that_is_not_what_it_says_is_refused(tmp_path, break_it, said):
@@ -174,6 +186,17 @@ def test_code_that_a_folder_names_runs_only_with_trust(tmp_path, monkeypatch):
     edit(folder, arch={"name": "mine", "_target_": "shared_nets.build_model", "arch": "resnet8"})
     strip(folder)
     assert torch.is_tensor(load_model(folder, trust=True)(IMAGES))
+
+
+def link(file: Path) -> None:
+    """Make `file` a link to a device, which could have been one without end."""
+    file.unlink()
+    file.symlink_to("/dev/null")
+
+
+def edited(folder: Path, **values) -> None:
+    edit(folder, **values)
+    strip(folder)
 
 
 def strip(folder: Path) -> None:

@@ -694,6 +694,14 @@ def test_code_that_was_edited_while_its_run_waited_is_not_trained(tmp_path, runs
     assert one.directory.read_record() is None
 
 
+def test_an_analysis_trains_no_run_that_is_complete(tmp_path, monkeypatch):
+    config = tiny(f"runs_dir={tmp_path}", "task=analyze", "analysis.train=true")
+    write_run(replace(config, task="train"), "complete")
+    monkeypatch.setattr("resnests.tasks.experiment.run_experiment", None)
+    one = worker.Worker(config, allocate(config, 1), Stop())
+    assert one._train_first("cpu") == "complete"
+
+
 def test_a_directory_that_is_removed_while_its_run_waits_is_not_trained(runs, monkeypatch):
     config = runs[0].config
     one = worker.Worker(config, allocate(config, 1), Stop())

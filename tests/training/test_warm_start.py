@@ -145,6 +145,7 @@ def test_a_dry_run_fetches_no_published_weights(monkeypatch, capsys):
         (["init.freeze=['*']"], "expected patterns that leave a parameter to train"),
         (["init.strict=false"], "init.strict=False: expected true without init.weights"),
         (["task=evaluate", "weights=w.pt", "init.freeze=[a]"], "expected none with task=evaluate"),
+        (["task=analyze", "weights=w.pt", "init.freeze=[a]"], "expected none with task=analyze"),
         (
             ["optimizer.groups=[{match:zz,lr:0.1}]"],
             "optimizer.groups=zz: expected a pattern of tr",
