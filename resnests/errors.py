@@ -107,7 +107,7 @@ def print_each(
 
 def run_command_line(main: Callable[[], None]) -> None:
     """Run `main`; end quietly with exit status 1 where nobody reads its output any more, as in
-    `python run.py --help | head -1`.
+    `python run.py --help | head -1`, and with a line where it cannot be written, as on a full disk.
 
     Hydra logs what --info shows. Python's logging would print a traceback for each line that
     cannot be written.
@@ -122,8 +122,27 @@ def run_command_line(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         if not is_unread(1):  # a pipe of ours broke, to another process
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for Python flushes once more
+        _forget_output()
         sys.exit(1)
+    except OSError as error:
+        if not _is_unwritable(1):
+            raise
+        _forget_output()
+        sys.exit(f"error: standard output: {error.strerror}")
+
+
+def _is_unwritable(number: int) -> bool:
+    """Return whether a write fails, as on a full disk: it tries one."""
+    try:
+        os.write(number, b"\n")
+    except OSError:
+        return True
+    return False
+
+
+def _forget_output() -> None:
+    """Send what is still to be printed nowhere, as Python flushes once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _opened(number: int, stream: IO[str] | None) -> Any:

@@ -1,5 +1,6 @@
 """A mistake is one line, whatever is in it."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -26,6 +27,23 @@ from resnests.errors import UserError
 def test_an_error_is_one_line_that_can_be_printed(text, line):
     assert str(UserError(text)) == line
     assert str(pickle.loads(pickle.dumps(UserError(text)))) == line
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_on_a_full_disk_is_one_line(unbuffered):
+    program = "from resnests.errors import run_command_line as run; run(lambda: print(1))"
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(REPOSITORY)}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output: No space left on device\n"
 
 
 @pytest.mark.slow

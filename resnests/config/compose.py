@@ -9,7 +9,7 @@ import re
 import shlex
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -68,6 +68,9 @@ def require_words(words: Sequence[str]) -> None:
     """Raise a UserError for what Hydra refuses with a stack trace or without the mend, or takes for
     something else than text.
     """
+    for word in words:
+        if re.search(r"[\ud800-\udfff]", word):  # what Python makes of other bytes
+            raise UserError(f"{word}: expected text in UTF-8, as it goes on record")
     _require_keys(words)
     for word in words:
         key, equals, text = word.lstrip("+").partition("=")
@@ -207,15 +210,22 @@ def in_one_line(error: Exception) -> str:
     if any("@experiment." in line or "Key 'experiment' not" in line for line in kept):
         kept.append("(expected # @package _global_ as the first line of its file)")
     unknown = re.match("Could not override '(.+)'", kept[0])
-    known = _keys(OmegaConf.to_container(OmegaConf.structured(hydra_schema())))
+    known = [*_keys(OmegaConf.to_container(OmegaConf.structured(hydra_schema())))]
+    known += [f"{group}.{item.name}" for group, kind in PARTS.items() for item in fields(kind)]
     close = difflib.get_close_matches(unknown[1], known, 1, 0.8) if unknown else []
     return " ".join([*kept, *(f"(did you mean {key}?)" for key in close)])
 
 
 def hydras_own(error: Exception, words: Sequence[str]) -> UserError | None:
-    """Return a line for an error that Hydra makes of the words for itself, as of
-    hydra.launcher=null; None where it is not Hydra's, or nothing was asked of it.
+    """Return a line for an error that Hydra makes of a YAML file that it loads, or of the words for
+    itself, as of hydra.launcher=null; None where it is not Hydra's, or nothing was asked of it.
     """
+    place_of = {"file_config_source.py": "full_path", "config_repository.py": "config_path"}
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        place = frame.f_locals.get(place_of.get(Path(frame.f_code.co_filename).name, ""))
+        if place:  # as of text in another encoding, or defaults that are no list
+            reason = str(error).splitlines()[0]
+            return UserError(f"{place}: expected YAML in UTF-8 as Hydra reads it ({reason})")
     asked = [word for word in words if re.match(r"[+~]*hydra[./=]", word)]
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     packages = [Path(module.__path__[0]) for module in (hydra, omegaconf)]

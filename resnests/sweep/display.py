@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -113,6 +114,7 @@ class Display:
         # Labels and error messages are shown as they are: [...] and :...: mean nothing to us
         self.console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
         self.started = time.time()
+        self.is_unwritable = False
         # A dumb one (TERM=dumb) cannot draw a table over the one before
         can_draw = self.console.is_terminal and not self.console.is_dumb_terminal
         self.live = Live(console=self.console, auto_refresh=False) if can_draw else None
@@ -134,8 +136,16 @@ class Display:
             self.live.stop()
 
     def print(self, line: str) -> None:
-        """Print a line, above the live table where there is one."""
-        self.console.print(printable(line))
+        """Print a line, above the live table where there is one.
+
+        Where it cannot be written, as on a full disk, the runs go on.
+        """
+        try:
+            self.console.print(printable(line))
+        except OSError as error:
+            if not self.is_unwritable:
+                print(f"warning: standard output: {error.strerror}", file=sys.stderr)
+            self.is_unwritable = True
 
     def update(self, jobs: Sequence[Job]) -> None:
         """Take note of the open jobs of the sweep."""

@@ -1,6 +1,7 @@
 """The flags of the command line."""
 
 import os
+import re
 
 import pytest
 from helpers import run_command
@@ -9,7 +10,7 @@ from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from resnests import run
-from resnests.config.compose import conf_dir, in_one_line, register
+from resnests.config.compose import conf_dir, hydras_own, in_one_line, register
 from resnests.config.flags import in_hydras_order
 from resnests.errors import UserError
 
@@ -80,6 +81,33 @@ def test_a_file_that_is_no_yaml_is_named_with_the_line(tmp_path, monkeypatch, ca
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {tmp_path}/mine.yaml, line 3: expected YAML (")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"# caf\xe9\nseed: 1\n", "'utf-8' codec can't decode byte 0xe9"),
+        (b'seed: "\x07"\n', "unacceptable character #x0007"),
+        (b"defaults: 3\n", "defaults must be a list"),
+        (b"defaults: [3]\n", "Unsupported type in defaults : int"),
+    ],
+)
+def test_a_file_that_hydra_cannot_load_is_named(tmp_path, content, said):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_bytes(b"# @package _global_\n" + content)
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        words = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"]
+        with pytest.raises(Exception, match=re.escape(said)) as caught:
+            compose("config", words)
+    line = str(hydras_own(caught.value, []))
+    assert line.startswith("experiment/mine: expected YAML in UTF-8 as Hydra reads it (")
+    assert said in line
+
+
+def test_a_misspelt_key_of_a_part_is_told_the_nearest():
+    said = in_one_line(Exception("Could not override 'optimizer.lrr'."))
+    assert said.endswith("(did you mean optimizer.lr?)")
 
 
 @pytest.mark.parametrize("key", ["dataset@experiment.dataset", "trainer@experiment.trainer"])

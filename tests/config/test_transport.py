@@ -199,3 +199,10 @@ def test_both_ways_to_start_ask_for_whom_the_options_are(tmp_path):
         said = "error: analysis.l2=1: expected task=analyze, whose option it is, not task=train\n"
         assert (done.returncode, done.stderr) == (2, said)
     assert run_command(*words, cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("word", ['runs_dir="r\udce9"', "--config-dir=r\udce9", "r\udce9"])
+def test_a_word_that_is_no_text_is_one_line(word):
+    """Records, which hold the command, are in UTF-8."""
+    with pytest.raises(UserError, match=r"r\\udce9.*: expected text in UTF-8"):
+        require_words([word])

@@ -72,6 +72,19 @@ def test_the_live_table_shows_validation_where_images_were_held_out(tmp_path):
     assert "80.00%, validation 70.00%" in shown(display)
 
 
+def test_runs_go_on_where_lines_cannot_be_written(tmp_path, monkeypatch, capsys):
+    runs = runs_of(tmp_path, 1)
+
+    def fail(_line):
+        raise OSError(28, "No space left on device")
+
+    display = Display(runs, runs)
+    monkeypatch.setattr(display.console, "print", fail)
+    display.print("start a")
+    display.print("start b")
+    assert capsys.readouterr().err == "warning: standard output: No space left on device\n"
+
+
 def test_plain_lines_tell_start_and_end_of_each_run_of_a_sweep(tmp_path, capsys):
     runs = runs_of(tmp_path, 2)
     display = Display(runs, runs)
