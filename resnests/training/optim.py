@@ -111,6 +111,10 @@ def build_schedule(
     )
     expected = f"no lr in a group beside {part.target}, which sets the rates of all groups itself"
     require(ok, "optimizer.groups", config.optimizer.groups, expected)
+    needed = config.trainer.epochs * (steps if config.optimizer.is_per_step else 1)
+    total = getattr(built, "total_steps", needed)  # after which OneCycleLR raises
+    expected = f"at least {needed}, as often as the schedule is stepped"
+    require(total >= needed, "optimizer.schedule.total_steps", total, expected)
     return built
 
 

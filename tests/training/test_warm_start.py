@@ -170,6 +170,17 @@ def test_a_dry_run_fetches_no_published_weights(monkeypatch, capsys):
             ],
             r"optimizer.groups=.*: expected no lr in a group beside .*OneCycleLR, which sets",
         ),
+        (
+            [
+                "optimizer.milestones=[]",
+                f"optimizer.schedule={ONE_CYCLE.replace('}', ',total_steps:3}')}",
+            ],
+            "optimizer.schedule.total_steps=3: expected at least 6, as often as",
+        ),
+        (
+            ["optimizer.groups=[{match:'*',weight_decay:-1}]"],
+            "optimizer.groups.weight_decay=-1: expected 0 or more",
+        ),
         ([*SCHEDULE], r"optimizer.milestones=.*: expected \[\] beside optimizer.schedule"),
         (
             ["optimizer.milestones=[]", "optimizer.schedule={_target_:torch.nn.ReLU,per:step}"],
