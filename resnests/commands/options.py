@@ -152,6 +152,17 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"{self.prog}: {message}\n")
 
 
+class _Once(argparse.Action):
+    """Keeps a value, and refuses a second one, before which the first would be ignored."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"--{self.dest} was given twice; expected it once")
+        setattr(namespace, self.dest, values)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     made = _Parser(
@@ -163,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
     words = "directory with the runs (default: runs), and key=value for which of them are meant"
     made.add_argument("words", nargs="*", metavar="runs | key=value", help=words)
     for name, keywords in OPTIONS.items():
-        made.add_argument(f"--{name}", **keywords)
+        made.add_argument(f"--{name}", **{"action": _Once} | keywords)
     return made
 
 

@@ -189,6 +189,9 @@ class Optimizer(Component):
             lr = group.get("lr", self.lr)
             ok = isinstance(lr, int | float) and is_positive(lr)
             require(ok, "optimizer.groups.lr", lr, "a positive number")
+            decay = group.get("weight_decay", 0.0)
+            ok = isinstance(decay, int | float) and math.isfinite(decay) and decay >= 0
+            require(ok, "optimizer.groups.weight_decay", decay, "0 or more")
         for key in ("lr", "gamma", "clip_norm"):
             value = getattr(self, key)
             ok = (value is None and key == "clip_norm") or is_positive(value)

@@ -14,7 +14,7 @@ from resnests.results import notes
 from resnests.results.cells import CELL, Cell, describe
 from resnests.results.columns import is_setting
 from resnests.results.measured import Measured
-from resnests.results.select import column_of
+from resnests.results.select import column_of, values_of
 from resnests.results.stats import paired_differences
 from resnests.text import as_typed, brief
 
@@ -43,7 +43,7 @@ def against_value(
     column = _column(runs, key, value)
     complete = runs[(runs["status"] == "complete") & runs[what.column].notna()]
     recipes = [json.loads(text) for text in complete["recipe_values"]]
-    typed = [str(as_typed(one)) for one in complete[column]]
+    typed = [str(as_typed(one)) for one in values_of(complete, column)]
     values = [
         str(brief(recipe[column])) if column in recipe else text
         for recipe, text in zip(recipes, typed, strict=True)

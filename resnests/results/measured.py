@@ -13,7 +13,7 @@ import pandas as pd
 from resnests.config.recipe import distinguishing_keys
 from resnests.errors import UserError, require_one_of
 from resnests.results.columns import PLANNED, is_setting
-from resnests.results.select import column_of
+from resnests.results.select import column_of, values_of
 from resnests.text import brief
 
 SPLITS = {"test": "test", "val": "validation"}
@@ -160,6 +160,7 @@ def choose(runs: pd.DataFrame, key: str, by: str, what: Measured) -> tuple[pd.Da
     if not is_setting(key):
         expected = "expected a setting of which a cell has several values, such as optimizer.lr"
         raise UserError(f"--select {key}: {expected}; means are over seeds, and of each cell")
+    runs = runs.assign(**{key: values_of(runs, key)})
     judge = measured(runs, by.removeprefix("val_"), "val", what.epoch, f"--select {key}")
     is_low = judge.is_low_best(f"--select {key} --by {by}")
     chosen, said, left_out = [], [], []

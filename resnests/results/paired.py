@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,11 +16,18 @@ MAX_BYTES = 4_000_000_000  # of predictions: a number for each image and class
 
 @dataclass(frozen=True)
 class Predictions:
-    """Holds the labels (N,) of the test images, the classes predicted (N,), and all their names."""
+    """Holds the labels (N,) of the test images, the classes predicted (N,), all their names, and
+    the files of the images, where there are any.
+    """
 
     labels: np.ndarray
     predicted: np.ndarray
     classes: list[str]
+    files: list[str] = field(default_factory=list)
+
+    def is_of_same_images(self, other: Predictions) -> bool:
+        """Return whether these are predictions of the same images in the same order."""
+        return np.array_equal(self.labels, other.labels) and self.files == other.files
 
 
 def read_predictions(path: str) -> Predictions | None:
@@ -33,7 +40,7 @@ def read_predictions(path: str) -> Predictions | None:
     try:
         with np.load(io.BytesIO(read_file(file, MAX_BYTES)), allow_pickle=False) as found:
             labels, predicted, logits = found["label"], found["prediction"], found["logits"]
-            count = logits.shape[1]
+            count, files = logits.shape[1], found["path"].tolist() if "path" in found else []
             names = found["classes"].tolist() if "classes" in found else range(count)
         for values in (labels, predicted):
             if values.shape != logits.shape[:1] or values.min() < 0 or values.max() >= count:
@@ -42,7 +49,7 @@ def read_predictions(path: str) -> Predictions | None:
         raise UserError(
             f"{file}: no predictions ({error}); predictions=true writes them"
         ) from error
-    return Predictions(labels, predicted, [str(name) for name in names])
+    return Predictions(labels, predicted, [str(name) for name in names], files)
 
 
 def mcnemar(one: Predictions, other: Predictions) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from resnests.errors import UserError
-from resnests.text import as_typed
+from resnests.text import as_typed, brief
 
 
 def select(runs: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
@@ -45,6 +46,22 @@ def column_of(runs: pd.DataFrame, key: str, asked: str) -> str:
     near = difflib.get_close_matches(key, runs.columns, 1)
     meant = f"; did you mean {near[0]}?" if near else ", such as arch or optimizer.lr"
     raise UserError(f"{asked}: expected a key that the runs have{meant}")
+
+
+def values_of(runs: pd.DataFrame, key: str) -> pd.Series:
+    """Return what each run was asked for of the setting `key`, a mapping as labels have it.
+
+    A run of before there was such a key has the value of runs whose recipes do not name it: the
+    default, which null stands for where no run says it.
+    """
+    values = runs[key]
+    if not values.isna().any():
+        return values
+    recipes = [json.loads(text) for text in runs["recipe_values"]]
+    pairs = list(zip(values, recipes, strict=True))
+    default = next((v for v, recipe in pairs if key not in recipe and not pd.isna(v)), "null")
+    told = [(brief(r[key]) if key in r else default) if pd.isna(v) else v for v, r in pairs]
+    return pd.Series(told, runs.index, dtype=object)
 
 
 def split_values(text: str) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from resnests.paper import PUBLISHED, VARIANTS, dataset_label, variant_label
@@ -132,7 +131,7 @@ def _mcnemar(pairs: list[tuple[int, str, str]]) -> str:
     found = []
     for seed, *paths in pairs:
         one, other = map(read_predictions, paths)
-        if one and other and np.array_equal(one.labels, other.labels):
+        if one and other and one.is_of_same_images(other):
             found.append(f"{seed}: {_p(mcnemar(one, other))}")
     return ", ".join(found) or NONE
 

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -17,6 +17,8 @@ from resnests.config.schedule import milestone_epochs
 from resnests.config.schema import Config
 from resnests.config.targets import accepts, build, locate, naming
 from resnests.errors import UserError, require
+
+_Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def build_optimizer(optimizer: Optimizer, parameters: Iterable[Any]) -> torch.optim.Optimizer:
@@ -71,10 +73,22 @@ def parameter_groups(optimizer: Optimizer, model: nn.Module) -> list[Any]:
 
 
 def averaged_model(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """Return a copy of `model` that is to be the running mean of its weights and statistics."""
+    """Return a copy of `model` that is to be the running mean of its weights and statistics.
+
+    Whole numbers, such as a count or the places in a table, have no mean: they are the model's.
+    torch would round theirs down, so that 3 may become 2.
+    """
     if decay is None:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    mean = get_ema_multi_avg_fn(decay)
+
+    def update(averaged: _Tensors, now: _Tensors, count: Tensor | int) -> None:
+        if averaged[0].is_floating_point() or averaged[0].is_complex():
+            return mean(averaged, now, count)
+        for mine, value in zip(averaged, now, strict=True):
+            mine.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 def build_schedule(
@@ -97,6 +111,10 @@ def build_schedule(
     )
     expected = f"no lr in a group beside {part.target}, which sets the rates of all groups itself"
     require(ok, "optimizer.groups", config.optimizer.groups, expected)
+    needed = config.trainer.epochs * (steps if config.optimizer.is_per_step else 1)
+    total = getattr(built, "total_steps", needed)  # after which OneCycleLR raises
+    expected = f"at least {needed}, as often as the schedule is stepped"
+    require(total >= needed, "optimizer.schedule.total_steps", total, expected)
     return built
 
 

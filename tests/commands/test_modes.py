@@ -22,7 +22,7 @@ METRIC = {"f1": {"_target_": "mine.f1", "unit": "%"}}
 
 def command(mode, *options):
     """Return the command line of a mode with options, and with what --by needs beside it."""
-    names = [*([mode] if mode != TABLES else []), *options]
+    names = [*dict.fromkeys([*([mode] if mode != TABLES else []), *options])]
     if "by" in options and "select" in MODES[mode]:
         names.append("select")
     values = VALUES | ({"by": "validation"} if mode == "best" else {})
@@ -149,3 +149,13 @@ def test_what_an_option_cannot_be_is_one_line(capsys, option, value):
     assert ended.value.code == 2
     assert said.count("\n") == 1
     assert f"argument {option}: invalid" in said
+
+
+@pytest.mark.parametrize("option", ["--select", "--metric", "--serve"])
+def test_an_option_of_one_value_is_not_given_twice(capsys, option):
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_intermixed_args([option, "1", "arch=resnet20", option, "2"])
+    assert ended.value.code == 2
+    assert f"{option} was given twice" in capsys.readouterr().err
+    taken = parser().parse_intermixed_args(["--to", "wandb", "--to", "mlflow"])
+    assert taken.to == ["wandb", "mlflow"]

@@ -65,11 +65,11 @@ def test_a_value_of_a_key_and_holm_over_what_is_shown(tmp_path):
     assert "2 tests here" in made.caption
 
 
-def predict(run, wrong):
+def predict(run, wrong, **more):
     """Write predictions of ten images, of which some are wrong."""
     predicted = (np.arange(10) < wrong).astype(int)
     arrays = {"label": np.zeros(10, int), "prediction": predicted, "logits": np.eye(2)[predicted]}
-    np.savez(run.predictions_file, **arrays)
+    np.savez(run.predictions_file, **arrays, **more)
 
 
 def test_each_pair_with_predictions_has_an_exact_test_beside_its_seed(tmp_path):
@@ -94,6 +94,15 @@ def test_each_pair_with_predictions_has_an_exact_test_beside_its_seed(tmp_path):
             assert MCNEMAR not in made.header
             assert "McNemar" not in made.caption
             assert {len(row) for row in made.rows} == {len(made.header)}
+
+
+@pytest.mark.parametrize(("other", "tested"), [("a", "0: 0.031"), ("b", "—")])
+def test_other_images_with_the_same_labels_are_not_tested_as_the_same(tmp_path, other, tested):
+    for dataset, wrong, letter in (("cifar10", 0, "a"), ("other", 6, other)):
+        for run in add(tmp_path, [90, 91], dataset=dataset)[:1]:
+            predict(run, wrong, path=np.array([f"{letter}{i}.png" for i in range(10)]))
+    (row,) = table(tmp_path, "dataset", "cifar10").rows
+    assert row[-1] == tested
 
 
 def test_differences_of_an_axis_are_written_as_numbers(tmp_path):

@@ -14,7 +14,7 @@ from resnests.results.measured import choose, measured
 from resnests.results.output import Results, _numbers, plan
 from resnests.results.plots import drawings
 from resnests.results.stats import at_best_epoch
-from resnests.results.tables import accuracy_tables, comparison_table
+from resnests.results.tables import accuracy_tables, axis_table, comparison_table
 
 HELD_OUT = {"dataset__val_fraction": 0.1, "trainer__epochs": 2}
 F1 = {"f1": {"_target_": "mine.f1", "unit": "%"}, "ece": {"_target_": "mine.e", "better": "low"}}
@@ -179,6 +179,30 @@ def test_an_axis_is_typed_as_for_compare_and_as_a_word(tmp_path):
     with pytest.raises(UserError) as refused:
         choose(runs, "optimizer.rl", "val_accuracy", what)
     assert str(refused.value) == said
+
+
+def test_a_value_that_is_a_mapping_is_a_choice(tmp_path):
+    for mix, val in (("mixup", 80), (None, 70), ({"_target_": "mine.Mix", "alpha": 1}, 90)):
+        add(tmp_path, val - 5, val, pipeline__mix=mix)
+    made, found = cells(tmp_path, select="pipeline.mix")
+    assert found == {"ResNet-20": "85.00%"}
+    assert "standard: mine.Mix(alpha=1) (of 3)." in str(made.notes)
+
+
+def test_runs_of_before_there_was_a_key_have_its_default(tmp_path):
+    for seed in (0, 1):
+        add(tmp_path, 80 + seed, 90, seed)
+        add(tmp_path, 75, 85, seed, trainer__ema=0.9)
+    for file in tmp_path.glob("**/seed=0/record.json"):
+        old = file.read_text().replace('"ema": null,', "")
+        file.write_text(old)
+    assert read_runs(tmp_path)[0]["trainer.ema"].isna().sum() == 1
+    made, found = cells(tmp_path, select="trainer.ema")
+    assert found == {"ResNet-20": "80.50% ± 0.71"}
+    assert "standard: null (of 2)." in str(made.notes)
+    runs = drop_copies(label_rows(read_runs(tmp_path)[0]))[0]
+    (row,) = axis_table(runs, "trainer.ema", "null").rows
+    assert row[3:6] == ["0.9", "2", "-5.50"]
 
 
 def test_an_axis_that_brings_other_keys_along_is_no_choice(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 from helpers import history, tiny
+from torch import nn
 
 from resnests.config.recipe import recipe_hash, recipe_values
 from resnests.data.splits import load
@@ -18,7 +19,12 @@ from resnests.tasks import preflight
 from resnests.tasks.experiment import run_experiment
 from resnests.training import loop
 from resnests.training.loop import State, is_exhausted
-from resnests.training.optim import build_optimizer, parameter_groups, set_learning_rate
+from resnests.training.optim import (
+    averaged_model,
+    build_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
 from resnests.training.warm_start import _print_untried, warm_start
 
 ONE_CYCLE = "{_target_:torch.optim.lr_scheduler.OneCycleLR,per:step,max_lr:0.1}"
@@ -165,6 +171,17 @@ def test_a_dry_run_fetches_no_published_weights(monkeypatch, capsys):
             ],
             r"optimizer.groups=.*: expected no lr in a group beside .*OneCycleLR, which sets",
         ),
+        (
+            [
+                "optimizer.milestones=[]",
+                f"optimizer.schedule={ONE_CYCLE.replace('}', ',total_steps:3}')}",
+            ],
+            "optimizer.schedule.total_steps=3: expected at least 6, as often as",
+        ),
+        (
+            ["optimizer.groups=[{match:'*',weight_decay:-1}]"],
+            "optimizer.groups.weight_decay=-1: expected 0 or more",
+        ),
         ([*SCHEDULE], r"optimizer.milestones=.*: expected \[\] beside optimizer.schedule"),
         (
             ["optimizer.milestones=[]", "optimizer.schedule={_target_:torch.nn.ReLU,per:step}"],
@@ -223,6 +240,22 @@ def test_an_average_of_the_weights_is_evaluated_beside_them_and_resumed(tmp_path
     assert history(halted.path) == history(whole.path)
     resumed = read_torch(halted.averaged_weights_file)
     assert all(torch.equal(average[name], resumed[name]) for name in average)
+
+
+def test_an_average_has_the_whole_numbers_of_the_network():
+    model = nn.BatchNorm1d(3)
+    model.register_buffer("places", torch.arange(20))
+    averaged = averaged_model(model, 0.9)
+    expected = None
+    for step in range(4):
+        model.weight.data += step
+        model.num_batches_tracked += 1
+        averaged.update_parameters(model)
+        now = model.weight.detach().clone()
+        expected = now if expected is None else 0.9 * expected + 0.1 * now
+    assert torch.equal(averaged.module.places, torch.arange(20))
+    assert averaged.module.num_batches_tracked == 4
+    torch.testing.assert_close(averaged.module.weight.detach(), expected)
 
 
 def test_patience_ends_a_training(tmp_path):
