@@ -47,12 +47,13 @@ class Sweep:
             what = f"{self.count} of {asked.trials} trials of study-{asked.study}"
             if asked.pace:
                 what += f", about {duration(asked.pace * self.count)}"
+        forgotten = shlex.quote(str(self.file))
         at_work = f"at work on {asked.host}" if self.alive else "no process of it on this host"
         return [
             f"sweep since {since}: {what} left, {at_work}; this goes on with it:",
             f"  {command}",
             *told,
-            *([] if self.alive else [f"  (to forget what it was asked for: rm {self.file})"]),
+            *([] if self.alive else [f"  (to forget what it was asked for: rm {forgotten})"]),
         ]
 
     def is_copy(self) -> bool:

@@ -148,6 +148,8 @@ def test_a_copy_is_finished_where_it_is(tmp_path):
     (command,) = [line for line in found if "runs_dir=" in line]
     assert command.endswith(f" 'runs_dir={copy}'")
     assert any("as given it was to train elsewhere" in line for line in found)
+    (file,) = find_asked(copy)
+    assert any(line.endswith(f"rm '{file}')") for line in found), "it can be pasted, too"
 
 
 @pytest.mark.parametrize("word", ["sed=0", "nosuch=1", "variant=nosuch"])
