@@ -196,13 +196,18 @@ class Status:
     def _unfinished_sweeps(self, statuses: dict[str, str], queue: AbstractSet[str]) -> list[Sweep]:
         """Return the sweeps of which runs, with these statuses by path, are not at their end."""
         sweeps = []
+        # A run at work tells of a sweep that is not alive here that its jobs, or those of another
+        # host, are; unless one that is alive here was asked for that run, too.
+        running = {path for path, status in statuses.items() if status == "running"}
+        for file, (_, asked, _) in self.reader.sweeps.items():
+            if asked.is_alive():
+                running.difference_update(_records(asked, str(file.parent)))
         for file, (_, asked, _) in self.reader.sweeps.items():
             home, below = str(file.parent), f"/{ANALYSIS}" if asked.task == "analyze" else ""
             paths = [path for _, _, path in asked.directories(home)]
-            ended = [statuses.get(path + below) for path in paths]
-            left = {path for path, status in zip(paths, ended, strict=True) if status not in FINAL}
+            left = {path for path in paths if statuses.get(path + below) not in FINAL}
             old = self._old(asked, home)
-            begun = asked.is_alive() or "running" in ended
+            begun = asked.is_alive() or not running.isdisjoint(_records(asked, home))
             alive = begun or not queue.isdisjoint(path + below for path in left | old)
             if asked.overwrite and not alive:  # its command would leave them as they are
                 old = set()
@@ -226,6 +231,12 @@ class Status:
                 if self.digests[run.path][1] == cell.replaces[seed]:
                     found.add(path)
         return found
+
+
+def _records(asked: Asked, home: str) -> list[str]:
+    """Return where the records of a sweep's runs are: those of its analyses where it makes these."""
+    below = f"/{ANALYSIS}" if asked.task == "analyze" else ""
+    return [path + below for _, _, path in asked.directories(home)]
 
 
 def _statuses(frame: pd.DataFrame) -> dict[str, str]:

@@ -3,11 +3,13 @@
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
+import psutil
 import pytest
 import trees
 from helpers import REPOSITORY, TINY, run_command
@@ -201,6 +203,18 @@ def test_overlapping_sweeps_are_counted_once_and_each_has_its_command(tmp_path):
         add_run(root, variant=config.variant.name, seed=config.seed)
     remove_done(str(root))
     assert find_asked(root) == [other]
+
+
+def test_a_sweep_that_is_gone_is_not_at_work_because_another_trains_its_runs(tmp_path):
+    root = tmp_path / "runs"
+    me = {"pid": os.getpid(), "process_started": psutil.Process().create_time()}
+    ask(root, grid(root, 1), dead=True)
+    add_run(root, status="running", provenance=me | {"host": socket.gethostname()})
+    assert "1 running, 1 queued" in lines(root)[0], "of the same command, started twice"
+    ask(root, grid(root, 2, ("standard",)))
+    first, *rest = lines(root)
+    assert first == "0 of 4 done, 1 running, 1 queued (waiting for a device), 1 planned, 1 missing"
+    assert sum("no process of it on this host" in line for line in rest) == 1
 
 
 @pytest.mark.parametrize("overwrite", [True, False], ids=["overwrite", "other weights"])
