@@ -163,6 +163,9 @@ class Status:
         if self.seen != (now := (id(frame), waits, waiting)):
             self._summarize(with_queue(frame, waits, self.sweeps))
             self.seen = now
+        if self.query:  # which runs a search has is open: it may be of these
+            chosen = set(self.runs["path"])
+            self.sweeps = [one for one in self.sweeps if one.asked.study or one.left & chosen]
 
     def headline(self) -> str:
         """Return the counts of all runs, and how long those take yet that sweeps go on with."""
@@ -234,7 +237,7 @@ class Status:
 
 
 def _records(asked: Asked, home: str) -> list[str]:
-    """Return where the records of a sweep's runs are: those of its analyses where it makes these."""
+    """Return the directories of the records of a sweep's runs: an analysis has its own."""
     below = f"/{ANALYSIS}" if asked.task == "analyze" else ""
     return [path + below for _, _, path in asked.directories(home)]
 

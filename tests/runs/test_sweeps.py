@@ -94,6 +94,19 @@ def test_planned_runs_are_counted_in_status_and_tables_but_are_no_runs(tmp_path)
     assert lines(root, "variant=resnest")[0].startswith("0 of 3 done, 3 planned")
 
 
+def test_words_choose_the_sweeps_that_have_such_runs_to_do(tmp_path):
+    root = tmp_path / "runs"
+    for variant in ("standard", "resnest"):
+        ask(root, grid(root, variants=(variant,)), command=f"for {variant}", dead=True)
+    add_run(root, arch="resnet8")
+    write_search(make_config(root), ended=3, pace=None)
+    for word, shown in (("variant=resnest", 1), ("seed=1", 2), ("arch=resnet8", 0)):
+        found = [line.strip() for line in lines(root, word)]
+        assert sum(line.startswith("for ") for line in found) == shown
+        assert any("17 of 20 trials" in line for line in found), "which may be of any runs"
+    assert "for resnest" in [line.strip() for line in lines(root, "variant=resnest")]
+
+
 def test_planned_runs_of_another_recipe_are_a_row_of_their_own(tmp_path):
     root = tmp_path / "runs"
     add_run(root)
