@@ -163,9 +163,18 @@ class Status:
         if self.seen != (now := (id(frame), waits, waiting)):
             self._summarize(with_queue(frame, waits, self.sweeps))
             self.seen = now
-        if self.query:  # which runs a search has is open: it may be of these
-            chosen = set(self.runs["path"])
-            self.sweeps = [one for one in self.sweeps if one.asked.study or one.left & chosen]
+        if self.query:
+            self._drop_others(queue, set(self.runs["path"]))
+
+    def _drop_others(self, queue: dict[str, Seen], chosen: set[str]) -> None:
+        """Leave only sweeps and jobs that have `chosen` runs, or of which that is not known: which
+        runs a search has is open.
+        """
+        self.sweeps = [one for one in self.sweeps if one.asked.study or one.left & chosen]
+        others = self.statuses.keys() - chosen
+        if queue:
+            run = {path: path.removesuffix(f"/{ANALYSIS}") for path in queue}
+            self.queue = queue_lines({p: queue[p] for p in queue if run[p] not in others})
 
     def headline(self) -> str:
         """Return the counts of all runs, and how long those take yet that sweeps go on with."""

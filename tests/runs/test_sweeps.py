@@ -344,6 +344,20 @@ def test_an_analysis_that_waits_in_a_queue_is_at_work(tmp_path, monkeypatch):
     assert not any("rm " in line for line in rest)
 
 
+def test_words_choose_among_the_jobs_that_wait(tmp_path, monkeypatch):
+    root = tmp_path / "runs"
+    configs = grid(root, 1)
+    ask(root, configs, dead=True)
+    paths = [str(RunDirectory.of(config).path) for config in configs]
+    waits = Seen("17_0", State.QUEUED, "", "Resources")
+    queue = dict.fromkeys([*paths, f"{paths[0]}/analysis", f"{root}/unplanned"], waits)
+    monkeypatch.setattr("resnests.commands.status.queued_runs", lambda root: queue)
+    found = lines(root, "variant=standard")
+    assert "3 queued (3 Resources)" in found
+    assert not any(line.startswith(f"queued: {paths[1]},") for line in found)
+    assert any(line.startswith(f"queued: {paths[1]},") for line in lines(root))
+
+
 def test_two_users_have_a_file_each_and_one_that_is_closed_is_named(tmp_path, monkeypatch):
     root = tmp_path / "runs"
     mine = ask(root, grid(root), dead=True)
