@@ -18,7 +18,7 @@ from rich.text import Text
 
 from resnests.commands.queue import queue_lines, queued_runs
 from resnests.commands.status_lines import CellTable, cell_table, run_line
-from resnests.commands.waiting import Sweep, time_left, with_queue
+from resnests.commands.waiting import Sweep, study_lines, time_left, with_queue
 from resnests.errors import UserError
 from resnests.results import notes
 from resnests.results.cells import drop_copies, label_rows
@@ -120,21 +120,27 @@ class Status:
             self.read()
         except UserError:
             is_of_query = self.frame is not None  # there are runs, and none that fits
-            if is_of_query or not (self.sweeps or self.queue):
+            if is_of_query or not (self.sweeps or self.queue or self._study_lines()):
                 raise
-            none = [] if self.sweeps else [f"no run in {self.root} yet"]
+            none = [] if self.sweeps or not self.queue else [f"no run in {self.root} yet"]
             return Group(*map(printable, self.queue), *self._sweep_lines(), *none)
         lines = map(printable, [*map(run_line, self.unfinished), *self.queue])
         rest = map(printable, [*self.warnings, *self.copies])
         return Group(self.headline(), self.table or "", *lines, *self._sweep_lines(), *rest)
 
     def _sweep_lines(self) -> list[Text]:
-        """Return the lines of sweeps; a command is one line, as it is copied from the terminal."""
+        """Return the lines of sweeps, and of studies that have ended; a command is one line, as it
+        is copied from the terminal.
+        """
         lines = [printable(line) for sweep in self.sweeps for line in sweep.lines()]
+        lines += map(printable, self._study_lines())
         return [
             Text(line, no_wrap=True, overflow="ignore") if line.startswith("  ") else Text(line)
             for line in lines
         ]
+
+    def _study_lines(self) -> list[str]:
+        return [] if self.query else study_lines(self.root, self.sweeps)
 
     def read(self) -> None:
         """Bring all that is shown up to date; raise a UserError where there is no run."""

@@ -507,6 +507,22 @@ def test_a_search_says_how_many_trials_are_left(tmp_path):
     assert not find_asked(tmp_path)
 
 
+def test_a_study_that_has_ended_says_how(tmp_path):
+    table = tmp_path / "study-tune" / "trials.csv"
+    table.parent.mkdir()
+    table.write_text('trial,state,reason\n0,complete,\n1,complete,\n2,pruned,"a\nb"\n')
+    ended = f"trials of study-tune: 2 complete, 1 pruned; see {table}"
+    assert lines(tmp_path) == [ended]  # with no run beside it
+    add_run(tmp_path)
+    assert lines(tmp_path)[-1] == ended
+    assert ended not in lines(tmp_path, "seed=0")
+    (table.parent.parent / "study-other").mkdir()
+    (table.parent.parent / "study-other" / table.name).write_bytes(b"state\n\xff")
+    assert lines(tmp_path)[-1] == ended, "what is no table is passed over"
+    write_search(make_config(tmp_path), ended=3, pace=60.0)  # more trials are asked for
+    assert not any("trials.csv" in line for line in lines(tmp_path))
+
+
 def test_the_last_of_a_study_s_users_forgets_it_for_all(tmp_path, monkeypatch):
     config = make_config(tmp_path)
     longer = replace(config, tune=replace(config.tune, trials=30))
