@@ -63,7 +63,7 @@ class Sweep:
 
     def is_copy(self) -> bool:
         """Return whether its runs are in another directory than its command names."""
-        given = self.asked.config.get("runs_dir")  # which a search does not tell
+        given = self.asked.config.get("runs_dir")  # which searches once did not tell
         if given is None:
             return False
         named = Path(self.asked.folder, str(given))

@@ -167,6 +167,15 @@ def test_a_copy_is_finished_where_it_is(tmp_path):
     assert any(line.endswith(f"rm '{file}')") for line in found), "it can be pasted, too"
 
 
+def test_a_study_that_was_moved_goes_on_where_it_is(tmp_path):
+    (root := tmp_path / "runs").mkdir()
+    write_search(make_config(root), ended=3, pace=None)
+    assert not any("runs_dir=" in line for line in lines(root))
+    root.rename(tmp_path / "moved")
+    found = lines(tmp_path / "moved")
+    assert any(line.endswith(f" runs_dir={tmp_path / 'moved'}") for line in found)
+
+
 @pytest.mark.parametrize("word", ["sed=0", "nosuch=1", "variant=nosuch"])
 def test_a_wrong_word_is_refused_also_where_all_runs_are_planned(tmp_path, word):
     root = tmp_path / "runs"
