@@ -72,6 +72,8 @@ def _fits(value: Any, patterns: Sequence[str]) -> bool:
     for pattern in patterns:
         if text == pattern or fnmatchcase(text, pattern):
             return True
+        if isinstance(value, str):  # the digests 1234e567 and 9876e543 are no infinities
+            continue
         try:
             if float(text) == float(pattern):
                 return True
