@@ -13,6 +13,7 @@ from resnests.results import output
 from resnests.results.cells import drop_copies, label_rows
 from resnests.results.frame import read_runs
 from resnests.results.measured import ACCURACY, Measured, choose, measured
+from resnests.results.notes import UNFINISHED
 from resnests.results.select import select
 from resnests.results.stats import at_best_epoch
 
@@ -86,8 +87,11 @@ def _single_runs(mode: str, root: str, query: list[str], arguments: argparse.Nam
     """Print or delete the runs that are meant; exit with status 1 where some could not be."""
     from resnests.commands import runs as commands
 
-    runs = select(read_runs(root, arguments.trials)[0], query)
-    if mode == "best":
+    statuses = ("complete", *UNFINISHED) if mode in ("list", "delete") else ()
+    runs = select(read_runs(root, arguments.trials)[0], query, statuses)
+    if runs.empty:
+        print(f"aggregate.py: no run has {' '.join(query)}", file=sys.stderr)
+    elif mode == "best":
         by, metric = arguments.by or "validation", arguments.metric or "accuracy"
         commands.print_best(runs, arguments.best, by, arguments.list, metric)
     elif mode == "list":

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from resnests.commands.queue import queue_lines, queued_runs
 from resnests.commands.status_lines import CellTable, cell_table, run_line
-from resnests.commands.waiting import Sweep, time_left, with_queue
+from resnests.commands.waiting import Sweep, study_lines, time_left, with_queue
 from resnests.errors import UserError
 from resnests.results import notes
 from resnests.results.cells import drop_copies, label_rows
@@ -120,21 +120,27 @@ class Status:
             self.read()
         except UserError:
             is_of_query = self.frame is not None  # there are runs, and none that fits
-            if is_of_query or not (self.sweeps or self.queue):
+            if is_of_query or not (self.sweeps or self.queue or self._study_lines()):
                 raise
-            none = [] if self.sweeps else [f"no run in {self.root} yet"]
+            none = [] if self.sweeps or not self.queue else [f"no run in {self.root} yet"]
             return Group(*map(printable, self.queue), *self._sweep_lines(), *none)
         lines = map(printable, [*map(run_line, self.unfinished), *self.queue])
         rest = map(printable, [*self.warnings, *self.copies])
         return Group(self.headline(), self.table or "", *lines, *self._sweep_lines(), *rest)
 
     def _sweep_lines(self) -> list[Text]:
-        """Return the lines of sweeps; a command is one line, as it is copied from the terminal."""
+        """Return the lines of sweeps, and of studies that have ended; a command is one line, as it
+        is copied from the terminal.
+        """
         lines = [printable(line) for sweep in self.sweeps for line in sweep.lines()]
+        lines += map(printable, self._study_lines())
         return [
             Text(line, no_wrap=True, overflow="ignore") if line.startswith("  ") else Text(line)
             for line in lines
         ]
+
+    def _study_lines(self) -> list[str]:
+        return [] if self.query else study_lines(self.root, self.sweeps)
 
     def read(self) -> None:
         """Bring all that is shown up to date; raise a UserError where there is no run."""
@@ -163,6 +169,18 @@ class Status:
         if self.seen != (now := (id(frame), waits, waiting)):
             self._summarize(with_queue(frame, waits, self.sweeps))
             self.seen = now
+        if self.query:
+            self._drop_others(queue, set(self.runs["path"]))
+
+    def _drop_others(self, queue: dict[str, Seen], chosen: set[str]) -> None:
+        """Leave only sweeps and jobs that have `chosen` runs, or of which that is not known: which
+        runs a search has is open.
+        """
+        self.sweeps = [one for one in self.sweeps if one.asked.study or one.left & chosen]
+        others = self.statuses.keys() - chosen
+        if queue:
+            run = {path: path.removesuffix(f"/{ANALYSIS}") for path in queue}
+            self.queue = queue_lines({p: queue[p] for p in queue if run[p] not in others})
 
     def headline(self) -> str:
         """Return the counts of all runs, and how long those take yet that sweeps go on with."""
@@ -196,13 +214,18 @@ class Status:
     def _unfinished_sweeps(self, statuses: dict[str, str], queue: AbstractSet[str]) -> list[Sweep]:
         """Return the sweeps of which runs, with these statuses by path, are not at their end."""
         sweeps = []
+        # A run at work tells of a sweep that is not alive here that its jobs, or those of another
+        # host, are; unless one that is alive here was asked for that run, too.
+        running = {path for path, status in statuses.items() if status == "running"}
+        for file, (_, asked, _) in self.reader.sweeps.items():
+            if asked.is_alive():
+                running.difference_update(_records(asked, str(file.parent)))
         for file, (_, asked, _) in self.reader.sweeps.items():
             home, below = str(file.parent), f"/{ANALYSIS}" if asked.task == "analyze" else ""
             paths = [path for _, _, path in asked.directories(home)]
-            ended = [statuses.get(path + below) for path in paths]
-            left = {path for path, status in zip(paths, ended, strict=True) if status not in FINAL}
+            left = {path for path in paths if statuses.get(path + below) not in FINAL}
             old = self._old(asked, home)
-            begun = asked.is_alive() or "running" in ended
+            begun = asked.is_alive() or not running.isdisjoint(_records(asked, home))
             alive = begun or not queue.isdisjoint(path + below for path in left | old)
             if asked.overwrite and not alive:  # its command would leave them as they are
                 old = set()
@@ -226,6 +249,12 @@ class Status:
                 if self.digests[run.path][1] == cell.replaces[seed]:
                     found.add(path)
         return found
+
+
+def _records(asked: Asked, home: str) -> list[str]:
+    """Return the directories of the records of a sweep's runs: an analysis has its own."""
+    below = f"/{ANALYSIS}" if asked.task == "analyze" else ""
+    return [path + below for _, _, path in asked.directories(home)]
 
 
 def _statuses(frame: pd.DataFrame) -> dict[str, str]:

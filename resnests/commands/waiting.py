@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shlex
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,11 @@ import pandas as pd
 from resnests.results import notes
 from resnests.results.columns import PLANNED
 from resnests.runs.directory import RunDirectory
+from resnests.runs.files import read_file
 from resnests.runs.sweeps import Asked, Kinds, kinds_of, seconds_an_epoch, seconds_left
 from resnests.text import duration
 
+MOST_STATES = 5  # of Optuna's trials
 MOST = 1e9  # epochs or seconds that anything takes: files may say what they like
 
 
@@ -47,21 +52,36 @@ class Sweep:
             what = f"{self.count} of {asked.trials} trials of study-{asked.study}"
             if asked.pace:
                 what += f", about {duration(asked.pace * self.count)}"
+        forgotten = shlex.quote(str(self.file))
         at_work = f"at work on {asked.host}" if self.alive else "no process of it on this host"
         return [
             f"sweep since {since}: {what} left, {at_work}; this goes on with it:",
             f"  {command}",
             *told,
-            *([] if self.alive else [f"  (to forget what it was asked for: rm {self.file})"]),
+            *([] if self.alive else [f"  (to forget what it was asked for: rm {forgotten})"]),
         ]
 
     def is_copy(self) -> bool:
         """Return whether its runs are in another directory than its command names."""
-        given = self.asked.config.get("runs_dir")  # which a search does not tell
+        given = self.asked.config.get("runs_dir")  # which searches once did not tell
         if given is None:
             return False
         named = Path(self.asked.folder, str(given))
         return os.path.realpath(named) != os.path.realpath(self.file.parent)
+
+
+def study_lines(root: str, sweeps: Sequence[Sweep]) -> list[str]:
+    """Return a line for each study in `root` of which nothing is planned: how its trials ended."""
+    open_ones = {sweep.file.with_name(f"study-{sweep.asked.study}") for sweep in sweeps}
+    lines = []
+    for table in sorted(Path(root).glob("study-*/trials.csv")):
+        if table.parent not in open_ones:
+            with suppress(OSError, ValueError, csv.Error):
+                rows = csv.DictReader(read_file(table).decode().splitlines())
+                counts = Counter(str(row.get("state")) for row in rows).most_common()
+                ended = ", ".join(f"{count} {state}" for state, count in counts[:MOST_STATES])
+                lines.append(f"trials of {table.parent.name}: {ended}; see {table}")
+    return lines
 
 
 def with_queue(frame: pd.DataFrame, queue: dict[str, str], sweeps: list[Sweep]) -> pd.DataFrame:

@@ -14,23 +14,30 @@ from resnests.errors import UserError
 from resnests.text import as_typed, brief
 
 
-def select(runs: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
+def select(runs: pd.DataFrame, words: Sequence[str], statuses: Sequence[str] = ()) -> pd.DataFrame:
     """Return the rows of `runs` that fit every one of `words`; raise a UserError where none does.
+    Where `statuses` name those that a run can have, one is raised only for a word that can fit
+    none: that no run has failed is an answer.
 
     A word is key=value. The key is a column of load_runs, or a group that has names, as in
     optimizer=adamw; the value is written as on the command line of run.py: several with commas, and
     * ? [ab] for what may stand there, as in arch=resnet*.
     """
+    every = runs
     for word in words:
         typed, equals, value = word.partition("=")
         if not equals or not value:
             raise UserError(f"{word}: expected key=value, such as arch=resnet20 or status=failed")
         key = column_of(runs, typed, word)
         patterns = split_values(value)
-        fits = {known: _fits(known, patterns) for known in runs[key].unique()}
+        fits = {known: _fits(known, patterns) for known in every[key].unique()}
         left = runs[runs[key].map(fits).astype(bool)]
-        if left.empty:
-            known = ", ".join(sorted(str(_text(known)) for known in list(fits)[:8]))
+        can_fit = any(fits.values()) or (
+            key == "status" and any(_fits(name, patterns) for name in statuses)
+        )
+        if left.empty and not (statuses and can_fit):
+            some = list((every if runs.empty else runs)[key].unique()[:8])
+            known = ", ".join(sorted(str(_text(known)) for known in some))
             raise UserError(f"{word}: no run has it; expected one of {known}")
         runs = left
     return runs.reset_index(drop=True) if words else runs
@@ -82,6 +89,8 @@ def _fits(value: Any, patterns: Sequence[str]) -> bool:
     for pattern in patterns:
         if text == pattern or fnmatchcase(text, pattern):
             return True
+        if isinstance(value, str):  # the digests 1234e567 and 9876e543 are no infinities
+            continue
         try:
             if float(text) == float(pattern):
                 return True

@@ -165,7 +165,8 @@ def write_search(config: Config, ended: int, pace: float | None) -> None:
     who worked at the same study, either.
     """
     study, trials = config.tune.study, config.tune.trials
-    asked = _asked(config.task, study=study, trials=trials, ended=ended, pace=pace)
+    more = {"study": study, "trials": trials, "ended": ended, "pace": pace}
+    asked = _asked(config.task, config={"runs_dir": config.runs_dir}, **more)
     _write(Path(config.runs_dir), ["tune", study], asked)
     for path in find_asked(config.runs_dir):
         with suppress(OSError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -54,7 +55,9 @@ def trials_frame(study: Study) -> pd.DataFrame:
 
 
 def _row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
-    runs = [RunDirectory(path) for path in trial.user_attrs.get("runs", [])]
+    # The study may have been moved since: what stays are the last five parts of a path.
+    places = [Path(path).parts[-5:] for path in trial.user_attrs.get("runs", [])]
+    runs = [RunDirectory(study.folder.joinpath(*place)) for place in places]
     records = [record for run in runs if (record := run.record_or_none())]
     return {
         "trial": trial.number,

@@ -111,6 +111,32 @@ def test_the_directories_of_what_validation_chose_are_listed(root, monkeypatch, 
     assert f"resnet20 standard: {rate} (of 2)" in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["status=failed"], ["status=fail*,killed"], ["seed=0", "status=failed", "optimizer.lr=0.3"]],
+)
+@pytest.mark.parametrize(
+    "mode",
+    [["--list"], ["--list", "--select", "optimizer.lr"], ["--delete"], ["--delete", "--yes"]],
+)
+def test_no_run_is_an_answer_for_scripts(root, monkeypatch, capsys, mode, words):
+    status, out, err = run(root, monkeypatch, capsys, *mode, *words)
+    assert (status, out) == (0, "")
+    assert err == f"aggregate.py: no run has {' '.join(words)}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["status=faild"], ["seed=0", "optimizer.lr=3"], ["status=failed", "seed=7"], ["sed=1"]],
+)
+def test_a_word_that_no_run_can_have_is_no_answer(root, monkeypatch, capsys, words):
+    status, out, err = run(root, monkeypatch, capsys, "--list", *words)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"aggregate.py: {words[-1]}: ")
+    assert "one of \n" not in err
+    assert run(root, monkeypatch, capsys, "--best", "1", "status=failed")[0] == 2
+
+
 def test_rows_of_what_validation_chose_say_which_value_that_was(root, monkeypatch, capsys):
     words = ("--format", "csv", "--select", "optimizer.lr")
     _, out, err = run(root, monkeypatch, capsys, *words)

@@ -2,6 +2,7 @@
 
 import os
 
+import pandas as pd
 import pytest
 import trees
 from helpers import run_command
@@ -79,6 +80,15 @@ def test_commas_within_brackets_are_part_of_a_value():
     nested = "[{_target_:crop,size:[1,2]},{_target_:flip}]"
     assert split_values(f"[],{nested},[[1,2],[3,4]]") == ["[]", nested, "[[1,2],[3,4]]"]
     assert split_values("a[,b,") == ["a[", "b"]
+
+
+def test_recipes_that_look_like_numbers_are_told_apart():
+    runs = pd.DataFrame({"recipe": ["1234e567", "9876e543", "00001000"], "seed": [0, 1, 2]})
+    for word, seeds in (("1234e567", [0]), ("1234e567,*1000", [0, 2]), ("0000*", [2])):
+        assert list(select(runs, [f"recipe={word}"])["seed"]) == seeds
+    with pytest.raises(UserError, match="no run has it"):
+        select(runs, ["recipe=1000"])
+    assert list(select(runs, ["seed=1.0"])["seed"]) == [1]
 
 
 def test_a_list_of_parts_chooses_the_runs_that_have_it(tmp_path):

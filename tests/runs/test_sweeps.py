@@ -3,11 +3,13 @@
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
+import psutil
 import pytest
 import trees
 from helpers import REPOSITORY, TINY, run_command
@@ -92,6 +94,19 @@ def test_planned_runs_are_counted_in_status_and_tables_but_are_no_runs(tmp_path)
     assert lines(root, "variant=resnest")[0].startswith("0 of 3 done, 3 planned")
 
 
+def test_words_choose_the_sweeps_that_have_such_runs_to_do(tmp_path):
+    root = tmp_path / "runs"
+    for variant in ("standard", "resnest"):
+        ask(root, grid(root, variants=(variant,)), command=f"for {variant}", dead=True)
+    add_run(root, arch="resnet8")
+    write_search(make_config(root), ended=3, pace=None)
+    for word, shown in (("variant=resnest", 1), ("seed=1", 2), ("arch=resnet8", 0)):
+        found = [line.strip() for line in lines(root, word)]
+        assert sum(line.startswith("for ") for line in found) == shown
+        assert any("17 of 20 trials" in line for line in found), "which may be of any runs"
+    assert "for resnest" in [line.strip() for line in lines(root, "variant=resnest")]
+
+
 def test_planned_runs_of_another_recipe_are_a_row_of_their_own(tmp_path):
     root = tmp_path / "runs"
     add_run(root)
@@ -148,6 +163,17 @@ def test_a_copy_is_finished_where_it_is(tmp_path):
     (command,) = [line for line in found if "runs_dir=" in line]
     assert command.endswith(f" 'runs_dir={copy}'")
     assert any("as given it was to train elsewhere" in line for line in found)
+    (file,) = find_asked(copy)
+    assert any(line.endswith(f"rm '{file}')") for line in found), "it can be pasted, too"
+
+
+def test_a_study_that_was_moved_goes_on_where_it_is(tmp_path):
+    (root := tmp_path / "runs").mkdir()
+    write_search(make_config(root), ended=3, pace=None)
+    assert not any("runs_dir=" in line for line in lines(root))
+    root.rename(tmp_path / "moved")
+    found = lines(tmp_path / "moved")
+    assert any(line.endswith(f" runs_dir={tmp_path / 'moved'}") for line in found)
 
 
 @pytest.mark.parametrize("word", ["sed=0", "nosuch=1", "variant=nosuch"])
@@ -199,6 +225,18 @@ def test_overlapping_sweeps_are_counted_once_and_each_has_its_command(tmp_path):
         add_run(root, variant=config.variant.name, seed=config.seed)
     remove_done(str(root))
     assert find_asked(root) == [other]
+
+
+def test_a_sweep_that_is_gone_is_not_at_work_because_another_trains_its_runs(tmp_path):
+    root = tmp_path / "runs"
+    me = {"pid": os.getpid(), "process_started": psutil.Process().create_time()}
+    ask(root, grid(root, 1), dead=True)
+    add_run(root, status="running", provenance=me | {"host": socket.gethostname()})
+    assert "1 running, 1 queued" in lines(root)[0], "of the same command, started twice"
+    ask(root, grid(root, 2, ("standard",)))
+    first, *rest = lines(root)
+    assert first == "0 of 4 done, 1 running, 1 queued (waiting for a device), 1 planned, 1 missing"
+    assert sum("no process of it on this host" in line for line in rest) == 1
 
 
 @pytest.mark.parametrize("overwrite", [True, False], ids=["overwrite", "other weights"])
@@ -313,6 +351,20 @@ def test_an_analysis_that_waits_in_a_queue_is_at_work(tmp_path, monkeypatch):
     assert first.startswith("1 of 2 done, 1 queued (Resources)")
     assert any("2 of 2 runs to analyse left, at work on" in line for line in rest)
     assert not any("rm " in line for line in rest)
+
+
+def test_words_choose_among_the_jobs_that_wait(tmp_path, monkeypatch):
+    root = tmp_path / "runs"
+    configs = grid(root, 1)
+    ask(root, configs, dead=True)
+    paths = [str(RunDirectory.of(config).path) for config in configs]
+    waits = Seen("17_0", State.QUEUED, "", "Resources")
+    queue = dict.fromkeys([*paths, f"{paths[0]}/analysis", f"{root}/unplanned"], waits)
+    monkeypatch.setattr("resnests.commands.status.queued_runs", lambda root: queue)
+    found = lines(root, "variant=standard")
+    assert "3 queued (3 Resources)" in found
+    assert not any(line.startswith(f"queued: {paths[1]},") for line in found)
+    assert any(line.startswith(f"queued: {paths[1]},") for line in lines(root))
 
 
 def test_two_users_have_a_file_each_and_one_that_is_closed_is_named(tmp_path, monkeypatch):
@@ -462,6 +514,22 @@ def test_a_search_says_how_many_trials_are_left(tmp_path):
     assert "17 of 20 trials" in "\n".join(lines(tmp_path))
     write_search(config, ended=20, pace=60.0)
     assert not find_asked(tmp_path)
+
+
+def test_a_study_that_has_ended_says_how(tmp_path):
+    table = tmp_path / "study-tune" / "trials.csv"
+    table.parent.mkdir()
+    table.write_text('trial,state,reason\n0,complete,\n1,complete,\n2,pruned,"a\nb"\n')
+    ended = f"trials of study-tune: 2 complete, 1 pruned; see {table}"
+    assert lines(tmp_path) == [ended]  # with no run beside it
+    add_run(tmp_path)
+    assert lines(tmp_path)[-1] == ended
+    assert ended not in lines(tmp_path, "seed=0")
+    (table.parent.parent / "study-other").mkdir()
+    (table.parent.parent / "study-other" / table.name).write_bytes(b"state\n\xff")
+    assert lines(tmp_path)[-1] == ended, "what is no table is passed over"
+    write_search(make_config(tmp_path), ended=3, pace=60.0)  # more trials are asked for
+    assert not any("trials.csv" in line for line in lines(tmp_path))
 
 
 def test_the_last_of_a_study_s_users_forgets_it_for_all(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import pandas as pd
 import pytest
 from helpers import until
 from spaces import LR, make_space
@@ -140,6 +141,12 @@ def test_a_study_is_finished_once_and_shown(tmp_path, trainings, capsys, objecti
     assert ended_trials(make_space(tmp_path, *words)) == 5
     assert run_search(make_space(tmp_path, *words, "tune.trials=6"), [*words]) == 0
     assert trainings.begun == 12
+    (moved := tmp_path / "moved").mkdir()
+    folder.rename(moved / folder.name)
+    assert run_search(make_space(moved, *words), [*words]) == 0
+    rows = pd.read_csv(moved / folder.name / "trials.csv")
+    assert (rows["epochs"] > 0).all()
+    assert rows["runs"].str.startswith(str(moved)).all()
 
 
 @pytest.mark.slow
