@@ -47,7 +47,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 def write(path, *shape):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pictures(1, *shape)[0]).save(path)
+    Image.fromarray(pictures(1, *shape, name=path.name)[0]).save(path)
     return path
 
 
