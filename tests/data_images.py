@@ -1,5 +1,6 @@
 """Folders and files of images for the tests of what users bring."""
 
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,11 @@ from PIL import Image
 from resnests.config.parts import Dataset
 from resnests.config.schema import part_from
 
-RNG = np.random.default_rng(0)
 
-
-def pictures(count: int, *shape: int) -> np.ndarray:
-    return RNG.integers(0, 256, (count, *shape), dtype=np.uint8)
+def pictures(count: int, *shape: int, name: str = "") -> np.ndarray:
+    """Return random pixels: the same for the same arguments, whatever tests ran before."""
+    random = np.random.default_rng([zlib.crc32(name.encode()), count, *shape])
+    return random.integers(0, 256, (count, *shape), dtype=np.uint8)
 
 
 def images(root: Path | str, **values) -> Dataset:
@@ -24,7 +25,8 @@ def write_classes(folder: Path, count: int, size=(10, 12), names=("ant", "bee", 
     for name in names:
         (folder / name).mkdir(parents=True)
         for index in range(count):
-            Image.fromarray(pictures(1, *size, 3)[0]).save(folder / name / f"{index:03}.png")
+            (picture,) = pictures(1, *size, 3, name=f"{folder.name}/{name}/{index}")
+            Image.fromarray(picture).save(folder / name / f"{index:03}.png")
 
 
 def write_parts(root: Path, train=4, test=2, second="test", names=("ant", "bee", "cat")) -> Path:

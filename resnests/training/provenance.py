@@ -26,6 +26,10 @@ from resnests.environment import JOB, command_line
 from resnests.runs.record import Provenance
 
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf")
+# What a hook of git's has of its own repository, and git would take for that of any folder.
+_OF_A_HOOK = (
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY",
+)  # fmt: skip
 
 
 def collect(device: torch.device, config: Config) -> Provenance:
@@ -107,7 +111,8 @@ def own_repositories(targets: Iterable[str]) -> list[dict[str, Any]]:
         try:
             commit = _git(root, "rev-parse", "HEAD")
             changed = _git(root, "status", "--porcelain", "-uno")
-            changed += _git(root, "status", "--porcelain", "--", *inside) if inside else ""
+            unknown = ("status", "--porcelain", "-unormal", "--")
+            changed += _git(root, *unknown, *inside) if inside else ""
         except (OSError, subprocess.SubprocessError):  # no commit yet, or a broken repository
             continue
         found.append({"repository": str(root), "commit": commit, "dirty": bool(changed)})
@@ -134,7 +139,8 @@ def _repository(folder: Path) -> Path | None:
 def _git(folder: Path, *arguments: str) -> str:
     """Return what git prints; raise an OSError or a SubprocessError."""
     command = ["git", "-C", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    env = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10, env=env)
     return done.stdout.strip()
 
 

@@ -223,7 +223,8 @@ def one_picture(tmp_path, picture, name="one.png", **options) -> np.ndarray:
     width, height = picture.size
     write_parts(tmp_path, names=("a", "b"))
     for path in tmp_path.glob("*/*/*.png"):
-        Image.fromarray(pictures(1, height, width, 3)[0]).save(path)
+        other = pictures(1, height, width, 3, name=path.relative_to(tmp_path).as_posix())[0]
+        Image.fromarray(other).save(path)
     picture.save(tmp_path / "train" / "a" / f"0{name}", **options)
     splits = load(images(tmp_path))
     assert per_class(splits.train) == [5, 4]

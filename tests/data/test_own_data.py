@@ -14,6 +14,11 @@ from resnests.data.splits import load, prepare, with_statistics
 from resnests.errors import UserError
 
 
+def test_the_pictures_of_a_test_depend_on_no_test_before_it():
+    assert np.array_equal(pictures(2, 4, 4), pictures(2, 4, 4))
+    assert not np.array_equal(pictures(2, 4, 4), pictures(2, 4, 4, name="another"))
+
+
 def test_a_folder_with_a_train_and_a_test_part(tmp_path):
     write_classes(tmp_path / "train", 4)
     write_classes(tmp_path / "test", 2)
@@ -96,7 +101,7 @@ def test_a_place_without_images_is_named(tmp_path):
 )
 def test_what_is_wrong_with_an_npz_is_named(tmp_path, damage, said):
     path = tmp_path / "mine.npz"
-    arrays = {name: pictures(4, 8, 8) for name in ("train_images", "test_images")}
+    arrays = {name: pictures(4, 8, 8, name=name) for name in ("train_images", "test_images")}
     arrays |= {name: np.arange(4) % 3 for name in ("train_labels", "test_labels")}
     if damage == "names":
         arrays = {"a": np.arange(3)}

@@ -39,9 +39,15 @@ def trained(tmp_path_factory):
     return mine
 
 
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    """Keep what is decoded or scaled out of the user's cache, and out of tmp_path, too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 def write(path, *shape):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pictures(1, *shape)[0]).save(path)
+    Image.fromarray(pictures(1, *shape, name=path.name)[0]).save(path)
     return path
 
 
@@ -90,8 +96,7 @@ def test_without_a_folder_the_test_images_are_predicted(trained):
     assert 100 * np.mean(right) == pytest.approx(run.read_record().test_accuracy)
 
 
-def test_more_images_than_memory_are_predicted_batch_by_batch(trained, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_more_images_than_memory_are_predicted_batch_by_batch(trained, own_cache):
     whole = Predictor(CPU).predict(asked(trained)).read_bytes()
     bounded = replace(trained, pipeline=replace(trained.pipeline, memory_gb=0.0))
     predictor = Predictor(CPU)
@@ -130,7 +135,9 @@ def test_folders_of_one_name_do_not_lose_what_was_predicted_of_the_other(trained
     assert [row["file"] for row in rows(again)] == ["b.png"]
 
 
-def test_more_images_than_memory_are_predicted_in_parts_with_the_same_bits(trained, tmp_path):
+def test_more_images_than_memory_are_predicted_in_parts_with_the_same_bits(
+    trained, tmp_path, own_cache
+):
     for place in range(140):  # more than a batch
         write(tmp_path / f"{place}.png", 10, 12, 3)
     tight = replace(trained, pipeline=replace(trained.pipeline, memory_gb=0))
@@ -155,7 +162,7 @@ def test_a_picture_that_is_far_too_large_is_refused_as_in_training(tmp_path, mon
         read_images(str(tmp_path), (10, 12), None)
 
 
-def test_images_of_any_size_are_scaled_where_those_of_training_were(trained, tmp_path):
+def test_images_of_any_size_are_scaled_where_those_of_training_were(trained, tmp_path, own_cache):
     write(tmp_path / "large.png", 40, 60, 3)
     (sized,) = with_digests([replace(trained, dataset=replace(trained.dataset, size=8))])
     run_experiment(sized)

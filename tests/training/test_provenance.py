@@ -1,6 +1,8 @@
 """What a record has for those who must explain a number later."""
 
 import importlib.metadata
+import os
+import shutil
 import subprocess
 import sys
 
@@ -18,7 +20,21 @@ from resnests.training import provenance
 from resnests.training.provenance import brought_versions, collect, own_repositories
 
 
+@pytest.fixture(autouse=True)
+def _plain_git(tmp_path, monkeypatch):
+    """Have git as on a machine without any settings, where tmp_path is in no repository: in a hook
+    it would otherwise commit to the user's.
+    """
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+
+
 def git(folder, *arguments):
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
     who = ("-c", "user.name=me", "-c", "user.email=me@here")
     command = ["git", "-C", str(folder), *who, *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -57,6 +73,21 @@ def test_a_source_that_git_does_not_know_makes_the_repository_dirty(repository):
     (repository / "fresh_net.py").write_text("def net(num_classes):\n    return 2\n")
     assert [found["dirty"] for found in own_repositories(TARGETS)] == [False]
     assert [found["dirty"] for found in own_repositories(["fresh_net.net"])] == [True]
+    git(repository, "config", "status.showUntrackedFiles", "no")
+    assert [found["dirty"] for found in own_repositories(["fresh_net.net"])] == [True]
+
+
+def test_in_a_hook_of_another_repository_the_commit_is_that_of_the_folder(
+    repository, tmp_path, monkeypatch
+):
+    head = git(repository, "rev-parse", "HEAD")
+    other = tmp_path / "other"
+    git(tmp_path, "init", str(other))
+    git(other, "commit", "--allow-empty", "-m", "other")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    assert [found["commit"] for found in own_repositories(TARGETS)] == [head]
+    monkeypatch.chdir(tmp_path)
+    assert own_repositories([]) == []
 
 
 def test_a_part_from_another_repository_than_the_working_directory_has_both(
