@@ -272,3 +272,16 @@ def test_what_is_too_large_or_no_plain_file_is_not_read(directory, monkeypatch):
     os.mkfifo(directory.history_file)
     with pytest.raises(BrokenRecord, match=r"history.csv: no plain file"):
         directory.read_history()
+
+
+def test_a_run_that_starts_afresh_keeps_no_result(directory):
+    """Its analysis and its predictions are of weights that are gone."""
+    (directory.path / "analysis").mkdir(parents=True)
+    names = ["run.log", "run.lock", "record.json", "history.csv", "checkpoint.pt", "model.pt"]
+    names += ["checkpoint.previous.pt", "model_ema.pt", "model_epoch_1.pt", "predictions.npz"]
+    names += ["predictions_new.csv", "analysis/record.json", "analysis/analysis.json"]
+    for name in names:
+        (directory.path / name).touch()
+    directory.clear()
+    left = {path.name for path in directory.path.rglob("*") if path.is_file()}
+    assert left == {"run.log", "run.lock", "config.yaml"}
