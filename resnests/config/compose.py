@@ -5,6 +5,7 @@ says of a mistake in a line.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import shlex
 import traceback
@@ -68,7 +69,11 @@ def require_words(words: Sequence[str]) -> None:
     """Raise a UserError for what Hydra refuses with a stack trace or without the mend, or takes for
     something else than text.
     """
-    for word in words:
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the folder of the command was deleted: expected one that exists") from None
+    for word in [*words, here]:
         if re.search(r"[\ud800-\udfff]", word):  # what Python makes of other bytes
             raise UserError(f"{word}: expected text in UTF-8, as it goes on record")
     _require_keys(words)
@@ -208,7 +213,8 @@ def in_one_line(error: Exception) -> str:
         there = sorted({path.stem for one in folders for path in Path(one, group).glob("*.yaml")})
         kept += [f"Available options in '{group}': {', '.join(there)}"] if there else []
     if any("@experiment." in line or "Key 'experiment' not" in line for line in kept):
-        kept.append("(expected # @package _global_ as the first line of its file)")
+        first = "# @package _global_ as the first line of its file"
+        kept.append(f"(expected {first}, without a byte order mark)")
     unknown = re.match("Could not override '(.+)'", kept[0])
     known = [*_keys(OmegaConf.to_container(OmegaConf.structured(hydra_schema())))]
     known += [f"{group}.{item.name}" for group, kind in PARTS.items() for item in fields(kind)]

@@ -91,7 +91,8 @@ class Dataset(Component):
         for key, values in (("mean", self.mean), ("std", self.std)):
             expected = "three numbers, one per channel, or null to measure both"
             ok = (self.mean is None) == (self.std is None)
-            require(ok and len(values or "rgb") == 3, f"dataset.{key}", values, expected)
+            ok = ok and (values is None or len(values) == 3)
+            require(ok, f"dataset.{key}", values, expected)
             ok = all(map(math.isfinite if key == "mean" else is_positive, values or []))
             kind = "finite" if key == "mean" else "positive"
             require(ok, f"dataset.{key}", values, f"{kind} numbers")
@@ -279,8 +280,9 @@ class Loss(Component):
 
     def __post_init__(self) -> None:
         weight = self.weight
-        numbers = isinstance(weight, list) and all(isinstance(w, int | float) for w in weight)
-        ok = weight in (None, "balanced") or (numbers and all(w >= 0 for w in weight))
+        listed = weight if isinstance(weight, list) else []
+        numbers = bool(listed) and all(isinstance(w, int | float) and w >= 0 for w in listed)
+        ok = weight in (None, "balanced") or numbers
         expected = "balanced, null, or a number of at least 0 for each class"
         require(ok, "loss.weight", weight, expected)
         ok = self.target is not None or self.name == "cross_entropy"

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION
 
 from resnests.data.layout import shown
 from resnests.errors import UserError
@@ -82,10 +83,13 @@ def _decoded(data: bytes) -> Image.Image:
         if min(picture.size) < 1:
             raise UserError("expected at least one pixel")
         form = picture.format
+        is_negative = getattr(picture, "tag_v2", {}).get(PHOTOMETRIC_INTERPRETATION) == 0
         upright = ImageOps.exif_transpose(picture)
     transparent = _is_transparent(upright)
     # Pillow has 16-bit grey of PNG and PGM as 32-bit numbers, too, and scales a PGM to its range.
     if upright.mode.startswith("I;16") or (upright.mode == "I" and form in ("PNG", "PPM")):
+        if is_negative:  # which Pillow turns round of 8 bits alone
+            raise UserError("expected 16-bit values of which the largest is white, not black")
         levels = np.asarray(upright).astype(np.int64)
         if transparent or levels.min() < 0 or levels.max() > 65535:
             raise UserError("expected 16-bit values without transparency")

@@ -138,6 +138,8 @@ def test_a_configuration_survives_the_way_through_plain_values():
         ("dataset.name=a/b", "dataset.name='a/b'"),
         ("variant.name=a/b", "variant.name='a/b'"),
         ("dataset.num_classes=1", "dataset.num_classes=1"),
+        ("dataset.mean=[]", "dataset.mean=[]: expected three numbers"),
+        ("loss.weight=[]", "loss.weight=[]: expected balanced"),
         ("dataset.source=mnist", "dataset.source=mnist"),
         ("variant.head=null", "variant.head=None"),
         ("optimizer.name=lion", "optimizer.name=lion"),

@@ -113,10 +113,10 @@ def test_a_misspelt_key_of_a_part_is_told_the_nearest():
 @pytest.mark.parametrize("key", ["dataset@experiment.dataset", "trainer@experiment.trainer"])
 def test_an_experiment_without_its_first_line_is_told_so(key):
     said = in_one_line(Exception(f"In 'experiment/mine': Could not override '{key}'."))
-    assert said.endswith("(expected # @package _global_ as the first line of its file)")
+    assert said.endswith("first line of its file, without a byte order mark)")
     composing = "In 'experiment/mine': ConfigKeyError raised while composing config:"
     said = in_one_line(Exception(f"{composing}\nKey 'experiment' not in 'Schema'"))
-    assert said.endswith("(expected # @package _global_ as the first line of its file)")
+    assert said.endswith("first line of its file, without a byte order mark)")
 
 
 def test_a_configuration_in_a_relative_folder_is_found(tmp_path):

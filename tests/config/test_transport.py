@@ -1,6 +1,7 @@
 """Configuration arrives as it was written, or is refused in one line before anything starts."""
 
 import json
+import os
 import shlex
 
 import pytest
@@ -206,3 +207,18 @@ def test_a_word_that_is_no_text_is_one_line(word):
     """Records, which hold the command, are in UTF-8."""
     with pytest.raises(UserError, match=r"r\\udce9.*: expected text in UTF-8"):
         require_words([word])
+
+
+def test_a_folder_whose_name_is_no_text_is_one_line(monkeypatch):
+    monkeypatch.setattr(os, "getcwd", lambda: "/data/r\udce9")
+    with pytest.raises(UserError, match=r"^/data/r\\udce9: expected text in UTF-8"):
+        require_words(["seed=0"])
+
+
+def test_a_folder_that_was_deleted_is_one_line(monkeypatch):
+    def gone():
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "getcwd", gone)
+    with pytest.raises(UserError, match="the folder of the command was deleted"):
+        require_words(["seed=0"])

@@ -1,9 +1,11 @@
 """A folder of images is read as its owner meant it, or refused in one line."""
 
+import io
 import struct
 import subprocess
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from helpers import REPOSITORY, make_config, run_command
 from PIL import Image
 
 from resnests.data import cache
+from resnests.data.pictures import decode, strictly
 from resnests.data.splits import described, load, with_statistics
 from resnests.errors import UserError
 from resnests.sweep.drive import run_sweep
@@ -280,6 +283,19 @@ def test_images_that_16_bits_make_black_are_refused_with_the_reason(tmp_path):
         png_of_16_bits(path, np.full((10, 12, 3), 200))
     with pytest.raises(UserError, match=r"one colour in a channel; the largest .* is 255 of 65535"):
         list(described(images(tmp_path)))
+
+
+def test_16_bits_of_which_zero_is_white_are_refused():
+    """Pillow reads them as their negative."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 65535, np.uint16)).save(file, "TIFF")
+    one_is_white = struct.pack("<HHIHH", 262, 3, 1, 1, 0)
+    assert file.getvalue().count(one_is_white) == 1
+    data = file.getvalue().replace(one_is_white, struct.pack("<HHIHH", 262, 3, 1, 0, 0))
+    with strictly():
+        assert np.asarray(decode(file.getvalue(), Path("a.tif"))).min() == 255
+        with pytest.raises(UserError, match=r"a.tif: .* largest is white, not black"):
+            decode(data, Path("a.tif"))
 
 
 @pytest.mark.parametrize("kind", ["float32", "int32"])
