@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from resnests.errors import UserError
+from resnests.results.columns import is_setting
 from resnests.text import as_typed, brief
 
 
@@ -30,13 +31,14 @@ def select(runs: pd.DataFrame, words: Sequence[str], statuses: Sequence[str] = (
             raise UserError(f"{word}: expected key=value, such as arch=resnet20 or status=failed")
         key = column_of(runs, typed, word)
         patterns = split_values(value)
-        fits = {known: _fits(known, patterns) for known in every[key].unique()}
-        left = runs[runs[key].map(fits).astype(bool)]
+        values = values_of(every, key)
+        fits = {known: _fits(known, patterns) for known in values.unique()}
+        left = runs[values[runs.index].map(fits).astype(bool)]
         can_fit = any(fits.values()) or (
             key == "status" and any(_fits(name, patterns) for name in statuses)
         )
         if left.empty and not (statuses and can_fit):
-            some = list((every if runs.empty else runs)[key].unique()[:8])
+            some = list((values if runs.empty else values[runs.index]).unique()[:8])
             known = ", ".join(sorted(str(_text(known)) for known in some))
             raise UserError(f"{word}: no run has it; expected one of {known}")
         runs = left
@@ -56,15 +58,17 @@ def column_of(runs: pd.DataFrame, key: str, asked: str) -> str:
 
 
 def values_of(runs: pd.DataFrame, key: str) -> pd.Series:
-    """Return what each run was asked for of the setting `key`, a mapping as labels have it.
+    """Return what each run has of a column, a mapping as labels have it.
 
-    A run of before there was such a key has the value of runs whose recipes do not name it: the
-    default, which null stands for where no run says it.
+    The frame has the keys of a mapping as columns, and none of its own. A run of before there was a
+    setting has what runs have whose recipes do not name it, the default; null where none tells.
     """
     values = runs[key]
-    if not values.isna().any():
+    if not is_setting(key) or not values.isna().any():
         return values
     recipes = [json.loads(text) for text in runs["recipe_values"]]
+    if not any(key in recipe for recipe in recipes):
+        return values.astype(object).where(values.notna(), "null")
     pairs = list(zip(values, recipes, strict=True))
     default = next((v for v, recipe in pairs if key not in recipe and not pd.isna(v)), "null")
     told = [(brief(r[key]) if key in r else default) if pd.isna(v) else v for v, r in pairs]

@@ -13,6 +13,7 @@ from resnests.results.frame import read_runs
 from resnests.results.measured import choose, measured
 from resnests.results.output import Results, _numbers, plan
 from resnests.results.plots import drawings
+from resnests.results.select import select
 from resnests.results.stats import at_best_epoch
 from resnests.results.tables import accuracy_tables, axis_table, comparison_table
 
@@ -187,6 +188,9 @@ def test_a_value_that_is_a_mapping_is_a_choice(tmp_path):
     made, found = cells(tmp_path, select="pipeline.mix")
     assert found == {"ResNet-20": "85.00%"}
     assert "standard: mine.Mix(alpha=1) (of 3)." in str(made.notes)
+    runs = read_runs(tmp_path)[0]
+    for word, accuracy in (("null", 65), ("mixup", 75), ("mine.Mix*", 85)):
+        assert select(runs, [f"pipeline.mix={word}"])["test_accuracy"].tolist() == [accuracy]
 
 
 def test_runs_of_before_there_was_a_key_have_its_default(tmp_path):
