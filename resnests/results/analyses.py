@@ -203,9 +203,20 @@ def interval(cell: pd.DataFrame, column: str, digits: int = 4) -> str:
     low, high = known.mean() - half, known.mean() + half
     if column not in _SIGNED:
         low = max(low, 0.0)
-    if column.endswith("accuracy") or column == "negative":
+    if column.endswith("accuracy"):
         high = min(high, 100.0)
     return f"{text} [{fixed(low, digits)} to {fixed(high, digits)}]"
+
+
+def spread(cell: pd.DataFrame, column: str, digits: int) -> str:
+    """Return the mean of `column`, and the least and largest of several that differ."""
+    known = cell[column].dropna().astype(float)
+    if known.empty:
+        return NONE
+    text = fixed(known.mean(), digits)
+    if known.nunique() < 2:
+        return text
+    return f"{text} [{fixed(known.min(), digits)} to {fixed(known.max(), digits)}]"
 
 
 def scientific(cell: pd.DataFrame, column: str) -> str:

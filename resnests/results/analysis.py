@@ -25,7 +25,8 @@ _SQUARED = (
     "Selectivity is ε over what x_{L-1} would lose in the mean if it kept as many directions of "
     "the features before the last block at random (in coordinates in which they are white): 0 "
     "where training kept the best, 1 where it kept no better than chance. The floor is what the k "
-    "lost directions would seem to be worth had they nothing to do with the labels, R(b) k/(N - 1)."
+    "lost directions would seem to be worth had they nothing to do with the labels, "
+    "R(b) k/(N - 1 - the rank of (b))."
 )
 _RISKS = {
     "(a) loss alone": "trained.train_loss",

@@ -13,6 +13,7 @@ from resnests.results.analyses import (
     open_notes,
     scientific,
     shown,
+    spread,
 )
 from resnests.results.cells import CELL, Cell, row_name
 from resnests.results.tables import NONE, Table
@@ -113,7 +114,7 @@ def _second_order(runs: pd.DataFrame, dataset: str) -> Table:
     for name, cell in looked.groupby(CELL, observed=True):
         plain = {"unknowns": 0, "negative": 1}
         cells = [
-            interval(cell, c, plain[c]) if c in plain else scientific(cell, c)
+            spread(cell, c, plain[c]) if c in plain else scientific(cell, c)
             for c in _SECOND_COLUMNS.values()
         ]
         rows.append([*row_labels(name), f"{len(cell)}", *cells])
@@ -131,7 +132,8 @@ def drops(solves: pd.DataFrame) -> pd.DataFrame:
     groups = ordered.groupby(["path", "family"])
     before = groups["gap"].shift()
     error = pd.concat([ordered["gap"], before], axis=1).max(axis=1)
-    ordered = ordered.assign(drop=-groups["value"].diff(), drop_error=error)
+    follows = groups["position"].diff() == 1  # else one between them has no result
+    ordered = ordered.assign(drop=-groups["value"].diff().where(follows), drop_error=error)
     return ordered.dropna(subset=["drop"])
 
 
@@ -149,7 +151,9 @@ def _blocks(solves: pd.DataFrame, dataset: str) -> Table:
         rows.append([*row_labels(tuple(name)), group, f"{len(cell)}", *cells])
     title = f"{dataset_label(dataset)}: what each block adds"
     header = ["Architecture", "Variant", "Block", "n", "drop", "at least", "at most"]
-    return Table(f"analysis_blocks_{dataset}", title, _BLOCKS, header, rows, [_BLOCKS_KINDS])
+    return Table(
+        f"analysis_blocks_{dataset}", title, _BLOCKS, header, rows, [INTERVALS, _BLOCKS_KINDS]
+    )
 
 
 def _over(

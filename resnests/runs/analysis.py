@@ -200,7 +200,8 @@ class Analysis(Document):
         lost, the k dimensions of the features before the last block that x_{L-1} does not pass on;
         random_eps, what r - k random directions of all r of them would miss in the mean; the
         selectivity rho = eps / random_eps (0 perfect, 1 as random); and floor, what k columns that
-        have nothing to do with the labels would explain of the rest, R(b) k / (N - 1).
+        have nothing to do with the labels would explain of the rest, R(b) k / (N - 1 - rank (b)):
+        k of the directions of images that (b) has not used up.
         """
         values: dict[str, float | None] = dict.fromkeys(("lost", "random_eps", "rho", "floor"))
         alone = next((s for s in self.solves if s.quantity == LAST_BLOCK), None)
@@ -208,7 +209,8 @@ class Analysis(Document):
             return values
         lost, r = less(bound, last, "rank") or 0, less(bound, alone, "rank") or 0
         values["lost"] = lost
-        values["floor"] = (get(last, "train_squared") or 0) * lost / max(1, self.train_images - 1)
+        free = self.train_images - 1 - (last.rank or 0)
+        values["floor"] = (get(last, "train_squared") or 0) * lost / max(1, free)
         random = lost / max(1, r) * (less(alone, bound, "train_squared") or 0)
         if random > 0:
             values |= {

@@ -9,6 +9,7 @@ import trees
 from resnests import load_runs
 from resnests.results.analyses import Analyses, interval, read_analyses
 from resnests.results.analysis import analysis_tables
+from resnests.results.analysis_details import drops
 from resnests.results.analysis_lines import _spectrum
 from resnests.results.analysis_plots import drawings
 from resnests.results.cells import label_rows
@@ -51,7 +52,9 @@ def analyses(tmp_path) -> Analyses:
         run = trees.add_run(tmp_path, variant="resnest", seed=seed, trainer__epochs=3)
         made = analysis_of(0.1 + seed / 100)
         made.points = [
-            SecondOrder("trained", 4, 0.5, 1e-2, -0.5, 1.0, 0.0, [-0.5, -0.1, 0.0, 1.0]),
+            SecondOrder(
+                "trained", 4, 0.5, 1e-2, -0.5, 1.0, 0.0, [-0.5, -0.1 * (1 - seed), 0.0, 1.0]
+            ),
             SecondOrder("optimum", 4, 0.2, 1e-9, 2e-3, 1.0, 7e-2),
         ]
         made.descents = [Descent("random", 0.31 + seed / 100, 100)]
@@ -77,10 +80,10 @@ def test_each_detail_has_its_table(analyses):
     (row,) = shown(analyses, "squared_")
     assert row["selectivity"].startswith("0.5250 ["), "0.105 over (40 of 80) of 0.5 - 0.1"
     assert row["ε by chance"].startswith("0.2000")
-    assert row["floor of ε"].startswith("0.0082"), "0.205 * 40 / 999"
+    assert row["floor of ε"].startswith("0.0087"), "0.205 * 40 / (999 - 60)"
     assert row["k"] == "40"
     (row,) = shown(analyses, "second_")
-    assert row["% negative"].split()[0] == "50.0"
+    assert row["% negative"] == "37.5 [25.0 to 50.0]", "least to largest, as the note says"
     assert row["unknowns"].split()[0] == "4"
     assert row["at the optimum"].split(" [")[0] == "2e-03 ± 7e-02", "its residual is larger"
     assert row["least eigenvalue"] == "-5.0e-01 [-5.0e-01 to -5.0e-01]"
@@ -98,6 +101,14 @@ def test_each_detail_has_its_table(analyses):
         ("1", "1.0000"),
         ("3", "0.5250"),
     ]
+
+
+def test_a_block_after_one_without_result_has_no_drop():
+    prefix = {"quantity": PREFIX, "path": "a", "family": "exact", "gap": 0.0}
+    values = (0.9, 0.5, None, 0.1)
+    solves = [prefix | {"position": i, "value": value} for i, value in enumerate(values)]
+    found = drops(pd.DataFrame(solves))
+    assert dict(zip(found["position"], found["drop"], strict=True)) == {1: pytest.approx(0.4)}
 
 
 def test_each_table_says_what_is_theorem_construction_and_measurement(analyses):
