@@ -37,6 +37,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -402,4 +403,9 @@ def _is_out(folder: str, name: str) -> bool:
 
 def _warn_of_unreadable(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):  # no such folder, or removed in between
-        log.warning("warning: %s", UnreadableRun(Path(error.filename), error))
+        _warn(str(UnreadableRun(Path(error.filename), error)))
+
+
+@cache  # once, however often the folder is looked through
+def _warn(line: str) -> None:
+    log.warning("warning: %s", line)
