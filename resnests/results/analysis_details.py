@@ -106,8 +106,15 @@ def row_labels(name: tuple) -> list[str]:
     return [row_name(where.arch, where.row), variant_label(where.variant)]
 
 
+def cell_of(analysed: pd.DataFrame) -> Cell:
+    """Return the cell of training whose analyses are `analysed`, which share their setting."""
+    name, setting = Cell(*analysed.iloc[0][CELL]), analysed.iloc[0]["setting"]
+    return name._replace(row=name.row.removesuffix(setting).removesuffix(", "))
+
+
 def _second_order(runs: pd.DataFrame, dataset: str) -> Table:
-    rows = []
+    rows: list[list[str]] = []
+    linked = {}
     looked = runs.reindex(columns=runs.columns.union(list(_SECOND_COLUMNS.values())))
     looked = looked[looked["gradient"].notna()]
     looked = looked.assign(negative=100 * looked["negative"].astype(float))
@@ -117,10 +124,12 @@ def _second_order(runs: pd.DataFrame, dataset: str) -> Table:
             spread(cell, c, plain[c]) if c in plain else scientific(cell, c)
             for c in _SECOND_COLUMNS.values()
         ]
+        linked[len(rows), 1] = cell_of(cell)
         rows.append([*row_labels(name), f"{len(cell)}", *cells])
     title = f"{dataset_label(dataset)}: second order over the last two maps"
     header = ["Architecture", "Variant", "n", *_SECOND_COLUMNS]
-    return Table(f"analysis_second_{dataset}", title, _SECOND, header, rows, [_SECOND_KINDS])
+    notes = [_SECOND_KINDS]
+    return Table(f"analysis_second_{dataset}", title, _SECOND, header, rows, notes, linked)
 
 
 def drops(solves: pd.DataFrame) -> pd.DataFrame:
@@ -138,7 +147,8 @@ def drops(solves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _blocks(solves: pd.DataFrame, dataset: str) -> Table:
-    rows = []
+    rows: list[list[str]] = []
+    linked = {}
     found = drops(informative(solves[solves["family"] == "exact"]))
     for (*name, group), cell in found.groupby([*CELL, "group"], observed=True, sort=False):
         digits = digits_of(cell["drop_error"].max())
@@ -148,22 +158,24 @@ def _blocks(solves: pd.DataFrame, dataset: str) -> Table:
             for bound, outward in ((least, at_least), (most, at_most))
         ]
         cells = [interval(cell, "drop", digits), *bounds]
+        linked[len(rows), 1] = cell_of(cell)
         rows.append([*row_labels(tuple(name)), group, f"{len(cell)}", *cells])
     title = f"{dataset_label(dataset)}: what each block adds"
     header = ["Architecture", "Variant", "Block", "n", "drop", "at least", "at most"]
-    return Table(
-        f"analysis_blocks_{dataset}", title, _BLOCKS, header, rows, [INTERVALS, _BLOCKS_KINDS]
-    )
+    notes = [INTERVALS, _BLOCKS_KINDS]
+    return Table(f"analysis_blocks_{dataset}", title, _BLOCKS, header, rows, notes, linked)
 
 
 def _over(
     frame: pd.DataFrame, key: str, title: str, caption: str, by: str, columns: dict[str, str]
 ) -> Table:
     """Return a table with a row per cell and value of `by`."""
-    rows = []
+    rows: list[list[str]] = []
+    linked = {}
     for (*name, value), cell in frame.groupby([*CELL, by], observed=True) if len(frame) else ():
         cells = [shown(cell, column) for column in columns.values()]
+        linked[len(rows), 1] = cell_of(cell)
         rows.append([*row_labels(tuple(name)), f"{value:g}", f"{len(cell)}", *cells])
     header = ["Architecture", "Variant", {"penalty": "l2"}.get(by, by), "n", *columns]
     notes = [INTERVALS, _OVER_KINDS, *open_notes(frame, columns)]
-    return Table(key, title, caption, header, rows, notes)
+    return Table(key, title, caption, header, rows, notes, linked)

@@ -123,7 +123,8 @@ def axis_table(runs: pd.DataFrame, key: str, value: str, what: Measured = ACCURA
         lines += notes.power(differences, what)
     elif not lone:
         lines.append(f"No complete run has another value of {key}.")
-    return Table(f"differences_{key}_{value}", title, caption, header, rows, lines)
+    linked = _variants(differences)
+    return Table(f"differences_{key}_{value}", title, caption, header, rows, lines, linked)
 
 
 def _mcnemar(pairs: list[tuple[int, str, str]]) -> str:

@@ -12,7 +12,7 @@ from resnests.results.analysis import analysis_tables
 from resnests.results.analysis_details import drops
 from resnests.results.analysis_lines import _spectrum
 from resnests.results.analysis_plots import drawings
-from resnests.results.cells import label_rows
+from resnests.results.cells import CELL, Cell, label_rows
 from resnests.results.style import columns_of
 from resnests.runs.analysis import (
     LAST_BLOCK,
@@ -143,6 +143,16 @@ def test_analyses_over_other_numbers_of_training_images_are_never_averaged(tmp_p
     assert set(runs["row"].astype(str)) == set(words)
     alone = of_one_run(tmp_path / "alone", analysis_of(0.1)).runs
     assert list(alone["setting"]) == [""]
+
+
+def test_rows_of_analyses_lead_to_the_cells_of_their_runs(tmp_path):
+    of_one_run(tmp_path, analysis_of(0.1, images=1000))
+    both = of_one_run(tmp_path, analysis_of(0.3, images=300), seed=1)
+    (cell,) = {Cell(*key) for key in label_rows(load_runs(tmp_path))[CELL].itertuples(index=False)}
+    tables = analysis_tables(both)
+    assert {table.key.split("_")[1] for table in tables} >= {"test", "squared", "blocks"}
+    for table in tables:
+        assert table.cells == {(y, 1): cell for y in range(len(table.rows))}
 
 
 def with_gap(made: Analysis, gap: float) -> Analysis:

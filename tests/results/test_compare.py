@@ -42,6 +42,8 @@ def test_architectures_are_compared_seed_by_seed_within_the_same_recipe(tmp_path
     (row,) = made.rows
     assert row[1] == "ResNet-8" or row[1].startswith("ResNet-8,")
     assert row[3:6] == ["resnet8", "3", "+2.00"]
+    (cell,) = made.cells.values()
+    assert (*made.cells, cell.arch, cell.variant) == ((0, 2), "resnet8", "standard")
     p = stats.ttest_rel(mine, base).pvalue
     assert row[7:9] == [f"{p:.3f}", f"{p:.3f}"]
 
