@@ -303,6 +303,14 @@ def test_an_analysis_of_an_earlier_method_is_read_and_made_again():
     assert not old.is_made_with(make_config())
 
 
+def test_an_analysis_of_other_settings_is_made_again():
+    made = Analysis.of(make_config(), "0" * 64)
+    assert made.is_of("0" * 64, make_config())
+    assert not made.is_of("1" * 64, make_config())
+    for other in ("analysis.l2=1e-3", "analysis.tolerance=1e-5", "dataset.train_limit=50"):
+        assert not made.is_of("0" * 64, make_config(other))
+
+
 def test_the_penalty_of_the_network_is_that_of_the_smallest_map_with_its_logits():
     problem = problem_of(14)
     small = problem.smallest(problem.own)

@@ -278,3 +278,5 @@ def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch):
     assert recipe_hash(config) == recipe_hash(
         tiny("task=evaluate", "weights=/home/me/model.pt", "logger=tensorboard")
     )
+    config = tiny("task=predict", "predict.folder='~/new'", "init.weights='~/first.pt'")
+    assert (config.predict.folder, config.init.weights) == ("/home/me/new", "/home/me/first.pt")

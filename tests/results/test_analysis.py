@@ -16,7 +16,16 @@ from resnests.runs.analysis import LAST_MAPS, PREFIX, TRAINED, Analysis, Solve
 
 
 def add_analysis(
-    root, arch: str, variant: str, seed: int, blocks: int, eps: float, l2=5e-4, solved=99, **config
+    root,
+    arch: str,
+    variant: str,
+    seed: int,
+    blocks: int,
+    eps: float,
+    l2=5e-4,
+    solved=99,
+    tolerance=5e-4,
+    **config,
 ) -> None:
     """Write a run and its analysis, of which the first `solved` solves are done."""
     run = trees.add_run(root, arch=arch, variant=variant, seed=seed, dataset="cifar10", **config)
@@ -30,7 +39,7 @@ def add_analysis(
     run.analysis.path.mkdir()
     record = dataclasses.replace(run.read_record(), task="analyze", status=status)
     run.analysis.write_record(record)
-    run.analysis.write_analysis(Analysis(l2, 5e-4, "0" * 64, True, solves=solves[:solved]))
+    run.analysis.write_analysis(Analysis(l2, tolerance, "0" * 64, True, solves=solves[:solved]))
 
 
 @pytest.fixture
@@ -139,6 +148,16 @@ def test_analyses_made_with_other_settings_are_never_averaged(tmp_path):
     ]
     figures = [drawing for drawing in drawings(analyses) if drawing.key.startswith("depth")]
     assert [len(drawing.data) for drawing in figures] == [4, 2]
+
+
+def test_analyses_of_another_tolerance_are_never_averaged(tmp_path):
+    for seed, tolerance in enumerate((5e-4, 5e-4, 1e-5)):
+        add_analysis(tmp_path, "resnet8", "resnest", seed, 3, 0.02, tolerance=tolerance)
+    rows = analysis_tables(read_analyses(label_rows(load_runs(tmp_path))))[0].rows
+    assert [(row[0], row[2]) for row in rows] == [
+        ("ResNet-8, analysis.tolerance=0.0005", "2"),
+        ("ResNet-8, analysis.tolerance=1e-05", "1"),
+    ]
 
 
 def test_the_note_on_learning_rates_is_of_the_rates_that_were_used(tmp_path):

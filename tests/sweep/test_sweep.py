@@ -47,7 +47,7 @@ from resnests.sweep.executors.local import LauncherExecutor, local_sweep
 from resnests.sweep.folders import temporary_folder
 from resnests.sweep.job import run_job
 from resnests.sweep.leases import lease
-from resnests.sweep.plan import Run, usable_runs
+from resnests.sweep.plan import Run, print_plan, usable_runs
 from resnests.sweep.prepare import prepare
 from resnests.sweep.process import run_process
 from resnests.sweep.protocol import BUSY, INTERRUPTED, NO_GRAPH, USER_ERROR
@@ -794,6 +794,14 @@ def test_runs_of_others_are_passed_over_and_ones_own_go_on(runs, monkeypatch, ca
     assert ([run.index for run in todo], [run.index for run in others]) == ([1, 2, 3], [0])
     said = f"passed over: {runs[0].label}: {barred}: cannot be written; it belongs to ada"
     assert said in capsys.readouterr().err
+    ended(runs[1], "complete")
+    assert print_plan(runs, None) == runs[2:]
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "2 to run, 0 to resume, 1 to skip" in shown.out
+    barred = runs[1].directory.path  # which may be read, and is complete
+    assert print_plan(runs, None) == [runs[0], *runs[2:]]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("undone")
