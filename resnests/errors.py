@@ -18,6 +18,7 @@ T = TypeVar("T")
 USER_ERROR = 2  # exit status
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+(?=>)")
 MAX_NAME = 200  # bytes: file systems take 255, and an export has more than one name in a folder's
+MAX_FILE_NAME, MAX_PATH = 255, 4096  # bytes, which Linux takes
 
 
 class UserError(ValueError):
@@ -60,6 +61,15 @@ def require_name(key: str, name: str) -> None:
     require(ok, key, repr(name), "letters, digits, '_', '-' and '.'")
     short = name if len(name) < 40 else f"{name[:40]}..."
     require(len(name.encode()) <= MAX_NAME, key, repr(short), f"at most {MAX_NAME} bytes")
+
+
+def expanded(key: str, path: str) -> str:
+    """Return `path` with ~ as the home folder; raise a UserError where no file can be there."""
+    longest = max(map(len, os.fsencode(path).split(b"/")))
+    ok = longest <= MAX_FILE_NAME and len(os.fsencode(path)) < MAX_PATH
+    expected = f"at most {MAX_FILE_NAME} bytes a name, and {MAX_PATH} in all"
+    require(ok, key, f"{path[:40]}...", expected)
+    return os.path.expanduser(path)
 
 
 def require_extra(what: str, module: str, extra: str) -> Any:

@@ -51,9 +51,11 @@ def digits_of(error: float | None) -> int:
     return digits
 
 
-def fixed(number: float, digits: int) -> str:
-    """Return a number with so many digits after the point, and no minus before a zero."""
-    return f"{round(number, digits) + 0.0:.{digits}f}"
+def fixed(number: float, digits: int, sign: str = "-") -> str:
+    """Return a number with so many digits after the point, and no minus before a zero; with a
+    `sign` of "+" also before what is positive.
+    """
+    return f"{round(number, digits) + 0.0:{sign}.{digits}f}"
 
 
 def at_most(bound: float, digits: int = 1) -> float:

@@ -7,12 +7,11 @@ keys of its YAML that are not listed here are what the callable is given (`args`
 from __future__ import annotations
 
 import math
-import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from resnests.errors import require, require_name, require_one_of
+from resnests.errors import expanded, require, require_name, require_one_of
 
 SOURCES = ("cifar10", "cifar100", "fashion_mnist", "kmnist", "svhn", "digits", "images")
 HEADS = ("standard", "resnest", "bn_resnest", "a_resnest")  # of residual networks
@@ -77,7 +76,7 @@ class Dataset(Component):
         return self.num_classes
 
     def __post_init__(self) -> None:
-        self.root = os.path.expanduser(self.root)
+        self.root = expanded("dataset.root", self.root)
         require_name("dataset.name", self.name)
         if self.target is None:
             require_one_of("dataset.source", self.source, SOURCES)

@@ -32,7 +32,7 @@ from resnests.config.parts import (
 )
 from resnests.config.training import Init, Pipeline, Trainer
 from resnests.config.tune import Tune
-from resnests.errors import UserError, require, require_name, require_one_of
+from resnests.errors import UserError, expanded, require, require_name, require_one_of
 
 PARTS: dict[str, type[Component]] = {
     "dataset": Dataset,
@@ -110,7 +110,7 @@ class Predict:
     def __post_init__(self) -> None:
         expected = "a folder with images, or null"  # nothing, as of an empty variable, is none
         require(self.folder != "", "predict.folder", "''", expected)
-        self.folder = self.folder and os.path.expanduser(self.folder)
+        self.folder = self.folder and expanded("predict.folder", self.folder)
 
 
 @dataclass
@@ -151,8 +151,8 @@ class Config:
         for key in ("runs_dir", "weights"):  # as of a variable of the shell that is not set
             expected = "a path, or no word for it at all; . is the folder of the command"
             require(getattr(self, key) != "", key, "", expected)
-        self.runs_dir = os.path.expanduser(self.runs_dir)
-        self.weights = self.weights and os.path.expanduser(self.weights)
+        self.runs_dir = expanded("runs_dir", self.runs_dir)
+        self.weights = self.weights and expanded("weights", self.weights)
         require_one_of("task", self.task, TASKS)
         require_one_of("format", self.format, FORMATS)
         require(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")

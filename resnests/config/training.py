@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
 from resnests.config.parts import Component, unhashed
-from resnests.errors import require, require_one_of
+from resnests.errors import expanded, require, require_one_of
 
 PIPELINES = ("tensor", "torchvision")
 PRECISIONS = ("fp32", "tf32", "bf16", "official")
@@ -128,6 +127,6 @@ class Init:
     freeze: list[str] = field(default_factory=list)  # patterns of parameters that are not trained
 
     def __post_init__(self) -> None:
-        self.weights = self.weights and os.path.expanduser(self.weights)
+        self.weights = self.weights and expanded("init.weights", self.weights)
         ok = self.strict or self.weights is not None
         require(ok, "init.strict", self.strict, "true without init.weights")

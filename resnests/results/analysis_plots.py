@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from resnests.paper import variant_label
 from resnests.results.analyses import Analyses, informative
@@ -139,6 +140,13 @@ def _line(axes: Axes, data: pd.DataFrame, style: VariantStyle, names: list[str])
         axes.errorbar(x, data["mean"], bars, color=style.line["color"], ls="", capsize=2, lw=0.8)
 
 
+def _filled(style: VariantStyle) -> dict[str, Any]:
+    """Return how bars of a variant look, in the axes and in the legend."""
+    hatches = ("", "////", "....", "xxxx", "++", "\\\\\\\\", "oo")
+    color, hatch = style.line["color"], hatches[style.index % len(hatches)]
+    return {"facecolor": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
+
+
 def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
     """Draw by how much each block's features lower the least training risk."""
     found = drops(prefixes)
@@ -155,17 +163,14 @@ def _drops(prefixes: pd.DataFrame, key: str, title: str) -> Drawing:
         offset = (place - (len(variants) - 1) / 2) * thickness
         axes.bar(
             x + offset, mine["mean"].clip(lower=error), thickness * 0.9,
-            color=style.line["color"], yerr=mine["std"],
-            error_kw={"elinewidth": 0.9, "ecolor": "#888888"},
-            hatch=("", "////", "....", "xxxx", "++", "\\\\\\\\", "oo")[style.index % 7],
-            edgecolor="white", linewidth=0.3,
+            yerr=mine["std"], error_kw={"elinewidth": 0.9, "ecolor": "#888888"},
+            **_filled(style),
         )  # fmt: skip
     axes.set_ylim(error, 2 * max(data["mean"].max(), 5 * error))  # below it nothing is known
     axes.set(yscale="log", ylabel="Drop of training risk", xlabel="Block")
     plain_numbers(axes.yaxis)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    handles = [Line2D([], [], marker="s", linestyle="none", color=style.line["color"],
-                      label=variant_label(style.variant)) for style in variants]  # fmt: skip
+    handles = [Patch(label=variant_label(s.variant), **_filled(s)) for s in variants]
     title_and_legend(figure, title, handles)
     words = f"What each block adds, {title}: drop of the least training risk (with penalty; "
     words += f"logarithmic axis, from {at_most(error):g}, to which each is known), mean"

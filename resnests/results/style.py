@@ -10,6 +10,7 @@ import io
 import math
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ import pandas as pd
 from matplotlib.axis import Axis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from resnests.paper import dataset_label, variant_label
@@ -100,7 +102,7 @@ def plain_numbers(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def title_and_legend(figure: Figure, title: str, handles: list[Line2D]) -> None:
+def title_and_legend(figure: Figure, title: str, handles: Sequence[Line2D | Patch]) -> None:
     """Put a title and a legend above the axes, where they cover no data."""
     figure.set_layout_engine("constrained")
     for handle in handles:

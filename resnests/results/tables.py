@@ -26,6 +26,7 @@ from resnests.results.stats import (
     sizes,
     with_interval,
 )
+from resnests.text import fixed
 
 # --statistic -> what a cell shows
 STATISTICS = {
@@ -150,7 +151,7 @@ def paper_table(runs: pd.DataFrame, what: Measured = ACCURACY) -> Table:
         elif not pd.isna(c["inside"]):
             inside = "inside" if c["inside"] else "outside"
         numbers = [f"{c['n']}", f"{c['mean']:.2f}", f"{c['median']:.2f}", interval]
-        theirs = [f"{c['published']:.2f}", f"{c['difference']:+.2f}", inside]
+        theirs = [f"{c['published']:.2f}", fixed(c["difference"], 2, "+"), inside]
         equal = "=" if c["same_parameters"] else "≠"
         both = f"{millions(c['parameters'])} {equal} {c['published_parameters']}"
         rows.append([*_name(c), *numbers, *theirs, both])
@@ -248,9 +249,9 @@ def _name(cell: dict[str, Any]) -> list[str]:
 
 def _tested(difference: dict[str, Any], digits: int) -> list[str]:
     """Return number of pairs, difference, interval and both p of a row of paired_differences."""
-    n, delta, low, high = (difference[name] for name in ("n", "delta", "low", "high"))
-    interval = NONE if pd.isna(low) else f"{low:+.{digits}f} to {high:+.{digits}f}"
-    return [f"{n}", f"{delta:+.{digits}f}", interval, _p(difference["p"]), _p(difference["p_holm"])]
+    delta, low, high = (fixed(difference[name], digits, "+") for name in ("delta", "low", "high"))
+    interval = NONE if pd.isna(difference["low"]) else f"{low} to {high}"
+    return [f"{difference['n']}", delta, interval, _p(difference["p"]), _p(difference["p_holm"])]
 
 
 def _p(value: float) -> str:

@@ -262,6 +262,19 @@ def test_a_study_file_sets_what_the_command_line_may(tmp_path):
     assert make_config(*words, "seed=7").seed == 7
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["runs_dir=", "dataset.root=", "init.weights=", "task=evaluate weights=",
+     "task=predict predict.folder="],
+)  # fmt: skip
+def test_a_path_that_no_file_can_have_is_one_line(words):
+    *others, key = words.split()
+    for path in ("x" * 256, "ü" * 128, "xx/" * 1400):
+        with pytest.raises(UserError, match=f"{key}{path[:40]}.*: expected at most 255 bytes"):
+            tiny(*others, f"{key}'{path}'")
+    tiny(*others, f"{key}{'x' * 255}/y")
+
+
 def test_a_tilde_is_the_home_folder_in_every_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     config = tiny(

@@ -11,9 +11,9 @@ from resnests.results.analyses import Analyses, interval, read_analyses
 from resnests.results.analysis import analysis_tables
 from resnests.results.analysis_details import drops
 from resnests.results.analysis_lines import _spectrum
-from resnests.results.analysis_plots import drawings
+from resnests.results.analysis_plots import _filled, drawings
 from resnests.results.cells import CELL, Cell, label_rows
-from resnests.results.style import columns_of
+from resnests.results.style import VariantStyle, columns_of
 from resnests.runs.analysis import (
     LAST_BLOCK,
     LAST_MAPS,
@@ -252,6 +252,17 @@ def test_a_caption_says_where_lines_are_left_out(cells, said):
     drawing = _spectrum(frame, "cifar10")
     assert drawing.data["arch"].nunique() == 9
     assert ("Drawn are 9 of 12 cells" in drawing.title) == said
+
+
+def test_a_legend_shows_the_hatches_by_which_bars_of_one_colour_differ(analyses):
+    (drawing,) = (d for d in drawings(analyses) if d.key.startswith("drops_exact"))
+    (handle,) = drawing.figure.legends[0].legend_handles
+    bars = [
+        p for p in drawing.figure.axes[0].patches if p.get_facecolor() == handle.get_facecolor()
+    ]
+    assert {p.get_hatch() for p in bars} == {handle.get_hatch()}
+    styles = [_filled(VariantStyle(str(i), i)) for i in range(70)]
+    assert len({(style["facecolor"], style["hatch"]) for style in styles}) == 70
 
 
 def test_a_legend_keeps_to_its_figure():

@@ -48,6 +48,15 @@ def test_architectures_are_compared_seed_by_seed_within_the_same_recipe(tmp_path
     assert row[7:9] == [f"{p:.3f}", f"{p:.3f}"]
 
 
+def test_no_difference_of_zero_has_a_minus(tmp_path):
+    add(tmp_path, [90.0, 90.0])
+    add(tmp_path, [89.999, 89.998], arch="resnet8")
+    (row,) = table(tmp_path, "arch", "resnet20").rows
+    assert row[5].startswith("+0.00")
+    assert "-0.00 " not in row[6]
+    assert not row[6].endswith("-0.00")
+
+
 def test_an_axis_brings_its_keys_along(tmp_path):
     add(tmp_path, [90, 91])
     add(tmp_path, [80, 83], optimizer=ADAMW)
