@@ -277,6 +277,35 @@ def test_12_bits_in_files_of_16_are_noted_with_their_largest_value(tmp_path, cha
     assert load(images(tmp_path, size=size)).notes == ()
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_the_upper_eight_of_16_bits_are_kept_in_each_channel(tmp_path, channels):
+    levels = np.arange(120 * channels).reshape(10, 12, channels) * 65535 // (120 * channels)
+    if channels in (2, 4):
+        levels[..., -1] = 65535  # opaque
+    png_of_16_bits(tmp_path / "one.png", levels)
+    with strictly():
+        got = np.asarray(decode((tmp_path / "one.png").read_bytes(), Path("one.png")))
+    colours = levels[..., : 3 if channels > 2 else 1]
+    assert np.array_equal(got, np.broadcast_to(colours >> 8, got.shape))
+
+
+@pytest.mark.parametrize("kind", ["P5", "P6"])
+def test_a_picture_of_12_bits_that_says_so_is_scaled_to_them(kind):
+    channels = {"P5": 1, "P6": 3}[kind]
+    levels = np.repeat(np.arange(0, 4096, 65), channels)
+    data = f"{kind} {len(levels) // channels} 1 4095\n".encode() + levels.astype(">u2").tobytes()
+    with strictly():
+        got = np.asarray(decode(data, Path("one.ppm"))).astype(int)
+    assert np.abs(got.reshape(-1, 3).T - levels[::channels] * 255 / 4095).max() <= 1
+
+
+@pytest.mark.parametrize("size", ["0 4", "4 0"])
+def test_a_picture_without_pixels_is_named(size):
+    with strictly(), pytest.raises(UserError, match=r"one\.ppm") as caught:
+        decode(f"P6 {size} 255\n".encode(), Path("one.ppm"))
+    assert "\n" not in str(caught.value)
+
+
 def test_images_that_16_bits_make_black_are_refused_with_the_reason(tmp_path):
     write_parts(tmp_path)
     for path in tmp_path.rglob("*.png"):
@@ -306,14 +335,17 @@ def test_values_without_a_known_range_are_refused(tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", ["one.jpg", "one.png", "one.tif", "one.webp"])
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_orientation_that_a_camera_noted_is_applied(tmp_path, name, orientation):
     upright = np.zeros((16, 16, 3), np.uint8)
-    upright[:8] = 255  # the upper half is white
-    turns = {1: 0, 3: 2, 6: 1, 8: 3}[orientation]
+    upright[:8, :8] = 255  # one quarter is white
+    turns = {1: 0, 3: 2, 6: 1, 8: 3, 2: 0, 4: 2, 5: 3, 7: 1}[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = Image.fromarray(np.ascontiguousarray(np.rot90(upright, turns)))
+    stored = np.rot90(upright, turns)
+    if orientation in (2, 4, 5, 7):  # seen in a mirror, too
+        stored = np.fliplr(stored)
+    stored = Image.fromarray(np.ascontiguousarray(stored))
     got = one_picture(tmp_path, stored, name, exif=exif)
     assert np.abs(got.astype(int) - upright).mean() < 3
 
@@ -336,6 +368,13 @@ def test_what_is_transparent_is_white(tmp_path, mode):
     got = one_picture(tmp_path, picture, **options)
     assert (got[:, :6] == 255).all()
     assert (got[:, 6:] == 40).all()
+
+
+def test_what_is_half_transparent_is_half_white(tmp_path):
+    colours = np.full((10, 12, 4), 40, np.uint8)
+    colours[..., 3] = 128
+    got = one_picture(tmp_path, Image.fromarray(colours, "RGBA"))
+    assert np.abs(got.astype(int) - 147).max() <= 1
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK"])
