@@ -538,10 +538,15 @@ def test_a_dry_run_reads_the_images_and_writes_nothing(tmp_path, monkeypatch, ca
 
     with pytest.raises(UserError, match=r"odd.png is 9x9, but .*dataset.size=64"):
         dry_run()
+    broken = root / "train" / "cat" / "broken.png"
+    broken.write_bytes(b"\x89PNG")
+    with pytest.raises(UserError, match=r"broken.png is cut short, corrupt or no image"):
+        dry_run("dataset.size=8")
+    broken.unlink()
     assert dry_run("dataset.size=8") == 0
     out = capfd.readouterr().out
     plan, _, read = out.rpartition("1 to run, 0 to resume, 0 to skip; 1 at once")
-    assert plan.count("run     mine/resnet8/standard seed=0") == 2
+    assert plan.count("run     mine/resnet8/standard seed=0") == 3
     assert "12 train, 7 test; 8x8 pixels" in read
     assert not (tmp_path / "runs").exists()
     assert not cached()

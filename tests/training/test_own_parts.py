@@ -360,6 +360,7 @@ def test_images_of_another_size_train_through_every_pipeline(tmp_path, pipeline)
     assert run_experiment(mine) == "complete"
     record = Record.from_json(RunDirectory.of(mine).record_file.read_bytes())
     assert np.allclose(record.mean, images.mean() / 255)
+    assert np.allclose(record.std, images.std() / 255)
     assert "dataset.mean" not in record.recipe_values
     large = config(f"pipeline={pipeline}", "pipeline.crop_padding=12", dataset=dataset)
     with pytest.raises(UserError, match=r"pipeline.crop_padding=12: expected 0 to 11 pixels"):
