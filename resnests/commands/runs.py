@@ -16,6 +16,7 @@ from filelock import Timeout
 from resnests.config.recipe import distinguishing_keys, without_implied
 from resnests.errors import UserError
 from resnests.results.cells import describe
+from resnests.results.columns import TIMES
 from resnests.results.measured import measured
 from resnests.runs.directory import RunDirectory, find_runs
 from resnests.runs.files import opened
@@ -23,7 +24,6 @@ from resnests.runs.lock import flocked, is_flocked
 from resnests.runs.record import METRICS
 from resnests.text import as_typed, duration, short
 
-_TIMES = {f"provenance.{name}" for name in ("process_started", "started", "ended")}
 LOG, LOG_BYTES = 10, 20_000  # lines of it that are shown, and where in it they are looked for
 
 
@@ -72,7 +72,7 @@ def run_facts(run: pd.Series) -> dict[str, object]:
     }
     lines |= {key: as_typed(value) for key, value in sorted(without_implied(recipe).items())}
     shown = run[[name for name in run.index if name.startswith("provenance.")]].dropna().to_dict()
-    for name in _TIMES & shown.keys():
+    for name in shown.keys() & TIMES:
         shown[name] = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(shown[name]))
     return lines | {"all values": directory.config_file} | shown
 

@@ -217,16 +217,18 @@ class Status:
         # A run at work tells of a sweep that is not alive here that its jobs, or those of another
         # host, are; unless one that is alive here was asked for that run, too.
         running = {path for path, status in statuses.items() if status == "running"}
-        for file, (_, asked, _) in self.reader.sweeps.items():
+        asked_for = [
+            (file, asked, _records(asked, str(file.parent)))
+            for file, (_, asked, _) in self.reader.sweeps.items()
+        ]
+        for _, asked, records in asked_for:
             if asked.is_alive():
-                running.difference_update(_records(asked, str(file.parent)))
-        for file, (_, asked, _) in self.reader.sweeps.items():
-            home, below = str(file.parent), f"/{ANALYSIS}" if asked.task == "analyze" else ""
-            paths = [path for _, _, path in asked.directories(home)]
-            left = {path for path in paths if statuses.get(path + below) not in FINAL}
-            old = self._old(asked, home)
-            begun = asked.is_alive() or not running.isdisjoint(_records(asked, home))
-            alive = begun or not queue.isdisjoint(path + below for path in left | old)
+                running.difference_update(records.values())
+        for file, asked, records in asked_for:
+            left = {path for path, record in records.items() if statuses.get(record) not in FINAL}
+            old = self._old(asked, str(file.parent))
+            begun = asked.is_alive() or not running.isdisjoint(records.values())
+            alive = begun or not queue.isdisjoint(records[path] for path in left | old)
             if asked.overwrite and not alive:  # its command would leave them as they are
                 old = set()
             count = asked.trials - asked.ended + len(left | old)
@@ -251,10 +253,10 @@ class Status:
         return found
 
 
-def _records(asked: Asked, home: str) -> list[str]:
-    """Return the directories of the records of a sweep's runs: an analysis has its own."""
+def _records(asked: Asked, home: str) -> dict[str, str]:
+    """Return directory -> that of its record for each run of a sweep: an analysis has its own."""
     below = f"/{ANALYSIS}" if asked.task == "analyze" else ""
-    return [path + below for _, _, path in asked.directories(home)]
+    return {path: path + below for _, _, path in asked.directories(home)}
 
 
 def _statuses(frame: pd.DataFrame) -> dict[str, str]:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from resnests.paper import dataset_label, variant_label
 from resnests.results.analyses import INTERVALS, Analyses, open_notes, shown
-from resnests.results.analysis_details import cell_of, detail_tables, row_labels
+from resnests.results.analysis_details import cells_of, detail_tables, row_labels
 from resnests.results.cells import CELL, Cell, names
 from resnests.results.notes import cell_name, seed_list
 from resnests.results.tables import NONE, Table
@@ -113,10 +113,9 @@ def _table(
     """Return a table with a row per cell; `columns` gives each heading its column of `runs`, and
     `lacking` are notes on those that are in no row.
     """
-    rows: list[list[str]] = []
-    linked = {}
-    for name, cell in runs.groupby(CELL, observed=True):
-        linked[len(rows), 1] = cell_of(cell)
+    rows = []
+    groups = list(runs.groupby(CELL, observed=True))
+    for name, cell in groups:
         cells = [shown(cell, column) for column in columns.values()]
         rows.append([*row_labels(name), f"{len(cell)}", *cells])
     notes = [INTERVALS, _KINDS, *_unfinished(runs), *lacking, *_crowded(runs)]
@@ -130,7 +129,7 @@ def _table(
     if runs["coupled"].isna().any():
         notes.append(f"{NONE} for Standard: its relu before the pooling leaves no exact features.")
     header = ["Architecture", "Variant", "n", *columns]
-    return Table(key, title, caption, header, rows, notes, linked)
+    return Table(key, title, caption, header, rows, notes, cells_of(groups))
 
 
 def _lacking(analyses: Analyses, dataset: str) -> list[str]:

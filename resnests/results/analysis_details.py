@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pandas as pd
 
 from resnests.paper import dataset_label, variant_label
@@ -106,30 +109,35 @@ def row_labels(name: tuple) -> list[str]:
     return [row_name(where.arch, where.row), variant_label(where.variant)]
 
 
-def cell_of(analysed: pd.DataFrame) -> Cell:
-    """Return the cell of training whose analyses are `analysed`, which share their setting."""
-    name, setting = Cell(*analysed.iloc[0][CELL]), analysed.iloc[0]["setting"]
-    return name._replace(row=name.row.removesuffix(setting).removesuffix(", "))
+def cells_of(groups: Sequence[tuple[Any, pd.DataFrame]]) -> dict[tuple[int, int], Cell]:
+    """Return the cells of training that a table's rows lead to, one for each of the `groups` of
+    analyses by cell and setting.
+    """
+    cells = {}
+    for y, (_, analysed) in enumerate(groups):
+        name, setting = Cell(*analysed.iloc[0][CELL]), analysed.iloc[0]["setting"]
+        cells[y, 1] = name._replace(row=name.row.removesuffix(setting).removesuffix(", "))
+    return cells
 
 
 def _second_order(runs: pd.DataFrame, dataset: str) -> Table:
-    rows: list[list[str]] = []
-    linked = {}
+    rows = []
     looked = runs.reindex(columns=runs.columns.union(list(_SECOND_COLUMNS.values())))
     looked = looked[looked["gradient"].notna()]
     looked = looked.assign(negative=100 * looked["negative"].astype(float))
-    for name, cell in looked.groupby(CELL, observed=True):
+    groups = list(looked.groupby(CELL, observed=True))
+    for name, cell in groups:
         plain = {"unknowns": 0, "negative": 1}
         cells = [
             spread(cell, c, plain[c]) if c in plain else scientific(cell, c)
             for c in _SECOND_COLUMNS.values()
         ]
-        linked[len(rows), 1] = cell_of(cell)
         rows.append([*row_labels(name), f"{len(cell)}", *cells])
     title = f"{dataset_label(dataset)}: second order over the last two maps"
     header = ["Architecture", "Variant", "n", *_SECOND_COLUMNS]
     notes = [_SECOND_KINDS]
-    return Table(f"analysis_second_{dataset}", title, _SECOND, header, rows, notes, linked)
+    key = f"analysis_second_{dataset}"
+    return Table(key, title, _SECOND, header, rows, notes, cells_of(groups))
 
 
 def drops(solves: pd.DataFrame) -> pd.DataFrame:
@@ -147,10 +155,10 @@ def drops(solves: pd.DataFrame) -> pd.DataFrame:
 
 
 def _blocks(solves: pd.DataFrame, dataset: str) -> Table:
-    rows: list[list[str]] = []
-    linked = {}
+    rows = []
     found = drops(informative(solves[solves["family"] == "exact"]))
-    for (*name, group), cell in found.groupby([*CELL, "group"], observed=True, sort=False):
+    groups = list(found.groupby([*CELL, "group"], observed=True, sort=False))
+    for (*name, group), cell in groups:
         digits = digits_of(cell["drop_error"].max())
         least, most = cell["drop_at_least"].min(), cell["drop_at_most"].max()
         bounds = [
@@ -158,24 +166,23 @@ def _blocks(solves: pd.DataFrame, dataset: str) -> Table:
             for bound, outward in ((least, at_least), (most, at_most))
         ]
         cells = [interval(cell, "drop", digits), *bounds]
-        linked[len(rows), 1] = cell_of(cell)
         rows.append([*row_labels(tuple(name)), group, f"{len(cell)}", *cells])
     title = f"{dataset_label(dataset)}: what each block adds"
     header = ["Architecture", "Variant", "Block", "n", "drop", "at least", "at most"]
     notes = [INTERVALS, _BLOCKS_KINDS]
-    return Table(f"analysis_blocks_{dataset}", title, _BLOCKS, header, rows, notes, linked)
+    key = f"analysis_blocks_{dataset}"
+    return Table(key, title, _BLOCKS, header, rows, notes, cells_of(groups))
 
 
 def _over(
     frame: pd.DataFrame, key: str, title: str, caption: str, by: str, columns: dict[str, str]
 ) -> Table:
     """Return a table with a row per cell and value of `by`."""
-    rows: list[list[str]] = []
-    linked = {}
-    for (*name, value), cell in frame.groupby([*CELL, by], observed=True) if len(frame) else ():
+    rows = []
+    groups = list(frame.groupby([*CELL, by], observed=True)) if len(frame) else []
+    for (*name, value), cell in groups:
         cells = [shown(cell, column) for column in columns.values()]
-        linked[len(rows), 1] = cell_of(cell)
         rows.append([*row_labels(tuple(name)), f"{value:g}", f"{len(cell)}", *cells])
     header = ["Architecture", "Variant", {"penalty": "l2"}.get(by, by), "n", *columns]
     notes = [INTERVALS, _OVER_KINDS, *open_notes(frame, columns)]
-    return Table(key, title, caption, header, rows, notes, linked)
+    return Table(key, title, caption, header, rows, notes, cells_of(groups))

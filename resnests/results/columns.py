@@ -34,6 +34,7 @@ COLUMNS = (
     "parameters", "epochs", "epoch", *METRICS, "seconds", "images_per_second", "error",
     "recipe_values",
 )  # fmt: skip
+TIMES = ("provenance.started", "provenance.ended", "provenance.process_started")  # seconds
 PLANNED = "planned"  # the status of a run that a sweep was asked for, and that has not begun
 # Keys of the configuration that are columns already.
 _LABELS = ("dataset.name", "arch.name", "variant.name", "seed", "task", "weights")

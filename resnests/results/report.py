@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from resnests.paper import dataset_label
 from resnests.results.cells import CELL, Cell
-from resnests.results.frame import COLUMNS
+from resnests.results.columns import COLUMNS, TIMES
 from resnests.results.notes import cell_name
 from resnests.results.render import pieces
 from resnests.results.tables import Table
@@ -33,7 +33,6 @@ _RUN = {
     "Error": "error",
 }  # fmt: skip
 _LONG = ("Weights", "Directory", "Error")  # columns that are wrapped
-_TIMES = ("provenance.started", "provenance.ended", "provenance.process_started")
 
 
 def page(
@@ -115,7 +114,7 @@ def _text(value: Any, column: str) -> str:
     """Return a value as the page shows those of its column."""
     if pd.isna(value):
         return ""
-    if column in _TIMES:
+    if column in TIMES:
         return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(value))
     if column in ("seconds", "images_per_second"):
         return f"{value:,.0f}"
@@ -129,6 +128,6 @@ def _text(value: Any, column: str) -> str:
 def _values(column: pd.Series) -> str:
     """Return the value that all runs share, or all values there are."""
     known = column.dropna().unique()
-    values = [_text(v, column.name) if column.name in _TIMES else str(v) for v in known]
+    values = [_text(v, column.name) if column.name in TIMES else str(v) for v in known]
     more = f", ... ({len(values)} values)" if len(values) > 8 else ""
     return ", ".join(values[:8]) + more
